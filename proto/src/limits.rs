@@ -1,0 +1,23 @@
+//! Bounds on everything that arrives from outside, with unit and reason.
+
+/// Bytes. The largest control message between node and planet, and of the local socket.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+/// Bytes. The largest signed document of any kind.
+pub const MAX_SIGNED: usize = 16 * 1024;
+/// Candidates that one node may publish.
+pub const MAX_CANDIDATES: usize = 16;
+/// Candidates of one node that may share a destination address: a peer list can't aim more at one
+/// victim.
+pub const MAX_CANDIDATES_PER_ADDRESS: usize = 2;
+/// Records in one directory message, so that it stays below [`MAX_MESSAGE`].
+pub const MAX_RECORDS_PER_UPDATE: usize = 16;
+/// Prefixes that one node may claim.
+pub const MAX_PREFIXES: usize = 32;
+/// Groups on one certificate.
+pub const MAX_GROUPS: usize = 16;
+/// Planets of one network.
+pub const MAX_PLANETS: usize = 8;
+/// Seconds by which two machines' wall clocks may differ before a validity check bites.
+pub const CLOCK_SKEW: u64 = 300;
+/// Characters of a node, site, group or network name (one DNS label's length, RFC 1035 §2.3.4).
+pub const MAX_NAME: usize = 63;
