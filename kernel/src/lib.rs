@@ -1,1 +1,12 @@
-//! Placeholder.
+//! The one room for Linux: everything podmesh asks of the kernel.
+//!
+//! Two kinds of callers share it. The data shards of `meshd` move packets with [`tun`], [`udp`] and
+//! [`wait`]: plain calls, no allocation per packet, no async. The slow half of `meshd` and the CNI
+//! plugin keep links, addresses, routes and rules in order with the netlink modules, all async.
+//!
+//! This is also the only crate of the workspace with `unsafe` code.
+#![cfg(target_os = "linux")]
+
+pub mod tun;
+pub mod udp;
+pub mod wait;

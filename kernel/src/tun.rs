@@ -1,0 +1,243 @@
+//! The TUN device: attach its queues, read and write packets in batches.
+//!
+//! The device is persistent and multi-queue, with a virtio-net header in front of each packet from
+//! the first day on, because a persistent device can't change the first later. It keeps its index,
+//! addresses and routes while no process holds it. A queue is a descriptor: it lives and dies with
+//! the process, so no queue that nobody reads can swallow packets after a restart.
+
+mod batch;
+mod inspect;
+mod queue;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+pub use self::batch::{TunBatch, TunPacket};
+pub use self::queue::{TunIoError, TunQueue, VnetHeader, WriteCounts};
+
+use self::inspect::Existing;
+
+/// Queues that one TUN device of Linux can have.
+pub const MAX_QUEUES: usize = 256;
+
+const CLONE_DEVICE: &str = "/dev/net/tun";
+
+/// Why a TUN device could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TunError {
+    /// The name can't be one of an interface.
+    #[error("{0:?} can't name an interface; use 1 to 15 letters, digits, '-', '_' or '.'")]
+    Name(String),
+    /// Zero queues, or more than [`MAX_QUEUES`].
+    #[error("a TUN device has 1 to 256 queues, not {0}")]
+    QueueCount(usize),
+    /// The kernel has no TUN driver, or the container does not see it.
+    #[error(
+        "/dev/net/tun is missing; load it with `modprobe tun` or give the device to the container"
+    )]
+    Missing,
+    /// The process may not create or attach to TUN devices.
+    #[error(
+        "no permission for TUN devices; run as root or with CAP_NET_ADMIN and access to /dev/net/tun"
+    )]
+    Permission,
+    /// An interface has this name and can't become what is needed.
+    #[error(
+        "interface {name} exists and is {found} instead of a multi-queue TUN; remove it with `ip link del {name}`"
+    )]
+    OtherKind {
+        /// The name asked for.
+        name: String,
+        /// What it is, in words.
+        found: String,
+    },
+    /// Another process holds queues of the device and would swallow part of the packets.
+    #[error("{queues} queues of {name} are held by another process; stop it first")]
+    InUse {
+        /// The name asked for.
+        name: String,
+        /// Queues that others hold.
+        queues: u32,
+    },
+    /// The kernel refused a step.
+    #[error("can't {step} {name}: {source}")]
+    System {
+        /// What was tried, as a verb.
+        step: &'static str,
+        /// The name asked for.
+        name: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// A TUN device with all its queues attached by this process.
+#[derive(Debug)]
+pub struct TunDevice {
+    name: String,
+    index: u32,
+    queues: Vec<TunQueue>,
+}
+
+impl TunDevice {
+    /// Attaches `queues` queues to the device `name` of the calling thread's network namespace, and
+    /// creates the device, persistent, if there is none. An existing one keeps its index, addresses
+    /// and routes; it is left up or down as found.
+    ///
+    /// # Errors
+    ///
+    /// See [`TunError`]; in particular when the name belongs to another kind of interface or when
+    /// another process still holds queues.
+    pub fn open(name: &str, queues: usize) -> Result<Self, TunError> {
+        if !is_interface_name(name) {
+            return Err(TunError::Name(name.to_owned()));
+        }
+        if queues == 0 || queues > MAX_QUEUES {
+            return Err(TunError::QueueCount(queues));
+        }
+        check_existing(name)?;
+        let attached = (0..queues)
+            .map(|_| attach_queue(name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let device = Self {
+            name: name.to_owned(),
+            index: queue::index_of(name)?,
+            queues: attached,
+        };
+        // Last, so that a device that failed half-way disappears with its descriptors.
+        for queue in device.queues.iter().take(1) {
+            queue
+                .set_persistent()
+                .map_err(|source| system("keep", name, source))?;
+        }
+        Ok(device)
+    }
+
+    /// The interface's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The interface's index.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The queues, in the order of the kernel's numbering.
+    #[must_use]
+    pub fn queues(&self) -> &[TunQueue] {
+        &self.queues
+    }
+
+    /// Gives each queue away, one per shard.
+    #[must_use]
+    pub fn into_queues(self) -> Vec<TunQueue> {
+        self.queues
+    }
+}
+
+/// Refuses what can't be attached to, with the reason, since the kernel says only EINVAL.
+fn check_existing(name: &str) -> Result<(), TunError> {
+    let found = match inspect::inspect(name).map_err(|source| system("look up", name, source))? {
+        Existing::Absent => return Ok(()),
+        Existing::Tun {
+            multi_queue: true,
+            queues: 0,
+        } => return Ok(()),
+        Existing::Tun {
+            multi_queue: true,
+            queues,
+        } => {
+            return Err(TunError::InUse {
+                name: name.to_owned(),
+                queues,
+            });
+        }
+        Existing::Tun {
+            multi_queue: false, ..
+        } => "a TUN with a single queue".to_owned(),
+        Existing::Tap => "a TAP".to_owned(),
+        Existing::Other(kind) => kind,
+    };
+    Err(TunError::OtherKind {
+        name: name.to_owned(),
+        found,
+    })
+}
+
+fn attach_queue(name: &str) -> Result<TunQueue, TunError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(CLONE_DEVICE)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => TunError::Missing,
+            Some(libc::EACCES | libc::EPERM) => TunError::Permission,
+            _ => system("open /dev/net/tun for", name, source),
+        })?;
+    TunQueue::attach(OwnedFd::from(file), name).map_err(|source| match source.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => TunError::Permission,
+        _ => system("attach a queue to", name, source),
+    })
+}
+
+fn system(step: &'static str, name: &str, source: io::Error) -> TunError {
+    TunError::System {
+        step,
+        name: name.to_owned(),
+        source,
+    }
+}
+
+/// Whether `name` may be an interface's name. Stricter than the kernel, which takes nearly all bytes
+/// and expands a `%d`.
+#[must_use]
+pub fn is_interface_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..libc::IFNAMSIZ).contains(&name.len())
+        && name.bytes().all(allowed)
+        && name != "."
+        && name != ".."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_would_expand_or_cut_are_refused() {
+        for good in ["mesh0", "a", "pm0123456789abc", "eth0.5"] {
+            assert!(is_interface_name(good), "{good}");
+        }
+        for bad in [
+            "",
+            "mesh%d",
+            "a/b",
+            "a b",
+            "..",
+            "sixteen-letters-",
+            "mesh\0",
+        ] {
+            assert!(!is_interface_name(bad), "{bad:?}");
+            assert!(matches!(TunDevice::open(bad, 1), Err(TunError::Name(_))));
+        }
+    }
+
+    #[test]
+    fn a_queue_count_out_of_range_is_refused() {
+        assert!(matches!(
+            TunDevice::open("pmtest", 0),
+            Err(TunError::QueueCount(0))
+        ));
+        assert!(matches!(
+            TunDevice::open("pmtest", 257),
+            Err(TunError::QueueCount(257))
+        ));
+    }
+}

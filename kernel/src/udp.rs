@@ -1,0 +1,141 @@
+//! The underlay's UDP sockets: batches in, batches out, and steering between the shards.
+//!
+//! Each shard has a socket per address family on the node's one port. The kernel spreads datagrams
+//! over the sockets of a port; [`steer_by_receiver`] makes it follow the receiver index instead, so
+//! that one WireGuard session stays on one shard and in order.
+
+mod receive;
+mod send;
+mod socket_options;
+mod steering;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+pub use self::receive::{Datagram, ReceiveBatch};
+pub use self::send::{BatchFull, SendBatch, SendCounts};
+pub use self::steering::steer_by_receiver;
+
+/// The mark on every underlay socket of podmesh. A routing rule sends marked packets past our own
+/// routes, so that our datagrams can't enter the tunnel again.
+pub const UNDERLAY_MARK: u32 = 0x6d65;
+
+/// Datagrams that one call receives or sends at most.
+pub const BATCH_SLOTS: usize = 64;
+
+/// What the kernel may do with a datagram that is longer than the path carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathMtu {
+    /// Fragment it, at the source or (IPv4) on the way: "don't fragment" is never set.
+    Fragment,
+    /// Drop it: "don't fragment" is set and a size over that of the device is refused, whatever
+    /// the kernel has heard about the path. For probing the path's size by ourselves.
+    Probe,
+}
+
+/// How a socket is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// The firewall mark of what it sends, `None` for none. Needs CAP_NET_ADMIN.
+    pub mark: Option<u32>,
+    /// Whether several sockets share the port.
+    pub reuse_port: bool,
+    /// Bytes that may wait to be received. Above the system's limit only with CAP_NET_ADMIN;
+    /// without it the limit is taken.
+    pub receive_buffer: usize,
+    /// Bytes that may wait to be sent, with the same limit.
+    pub send_buffer: usize,
+    /// What happens to long datagrams.
+    pub path_mtu: PathMtu,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mark: Some(UNDERLAY_MARK),
+            reuse_port: false,
+            receive_buffer: 7 << 20,
+            send_buffer: 7 << 20,
+            path_mtu: PathMtu::Fragment,
+        }
+    }
+}
+
+/// The step at which a socket could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("can't {step} the UDP socket {address}: {source}")]
+pub struct BindError {
+    /// What was tried, as a verb.
+    pub step: &'static str,
+    /// The address asked for.
+    pub address: SocketAddr,
+    /// The kernel's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A nonblocking UDP socket of one address family.
+#[derive(Debug)]
+pub struct UdpSocket {
+    inner: std::net::UdpSocket,
+}
+
+impl UdpSocket {
+    /// Binds to `address`; port 0 takes any free one. An IPv6 socket does not take IPv4, so both
+    /// families can use the same port.
+    ///
+    /// # Errors
+    ///
+    /// When the port is taken, the family is off, or the process may not set the mark.
+    pub fn bind(address: SocketAddr, options: &Options) -> Result<Self, BindError> {
+        let failed = |step| {
+            move |source| BindError {
+                step,
+                address,
+                source,
+            }
+        };
+        let inner = socket_options::create(address).map_err(failed("create"))?;
+        socket_options::apply(&inner, address, options)
+            .map_err(|(step, source)| failed(step)(source))?;
+        socket_options::bind(&inner, address).map_err(failed("bind"))?;
+        Ok(Self {
+            inner: std::net::UdpSocket::from(inner),
+        })
+    }
+
+    /// Binds to all addresses of the family of `like`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::bind`].
+    pub fn bind_any(like: IpAddr, port: u16, options: &Options) -> Result<Self, BindError> {
+        let any: IpAddr = match like {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self::bind(SocketAddr::new(any, port), options)
+    }
+
+    /// The address and port it is bound to.
+    ///
+    /// # Errors
+    ///
+    /// Only if the descriptor is no socket any more.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+impl AsRawFd for UdpSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inner.as_raw_fd()
+    }
+}

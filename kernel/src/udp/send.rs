@@ -1,0 +1,269 @@
+//! Sending datagrams in batches.
+#![allow(unsafe_code, reason = "sendmmsg has no safe form")]
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::{AddAssign, Range};
+use std::os::fd::AsRawFd;
+use std::{mem, ptr};
+
+use super::socket_options::RawAddress;
+use super::{BATCH_SLOTS, UdpSocket};
+
+/// The batch has no free slot, or too few bytes for the datagram. Send it and go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the send batch is full")]
+pub struct BatchFull;
+
+/// What became of the datagrams of one batch. Each that was not sent is lost, as if the network
+/// had lost it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SendCounts {
+    /// Datagrams that the kernel took.
+    pub sent: usize,
+    /// No route to the destination, or an "unreachable" one.
+    pub unreachable: usize,
+    /// Refused by a firewall of this machine.
+    pub refused: usize,
+    /// No memory, or the device's queue was full.
+    pub no_buffers: usize,
+    /// The socket's own buffer was full.
+    pub would_block: usize,
+    /// Longer than the device or a datagram can carry.
+    pub too_long: usize,
+    /// Anything else, for instance the wrong address family.
+    pub other: usize,
+    /// The last error number behind `other`.
+    pub other_errno: Option<i32>,
+}
+
+impl SendCounts {
+    /// Datagrams that were not sent.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        self.unreachable
+            + self.refused
+            + self.no_buffers
+            + self.would_block
+            + self.too_long
+            + self.other
+    }
+
+    fn count_loss(&mut self, errno: i32) {
+        match errno {
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::EHOSTDOWN
+            | libc::EADDRNOTAVAIL => self.unreachable += 1,
+            libc::EPERM | libc::EACCES => self.refused += 1,
+            libc::ENOBUFS | libc::ENOMEM => self.no_buffers += 1,
+            libc::EAGAIN => self.would_block += 1,
+            libc::EMSGSIZE => self.too_long += 1,
+            _ => {
+                self.other += 1;
+                self.other_errno = Some(errno);
+            }
+        }
+    }
+}
+
+impl AddAssign for SendCounts {
+    fn add_assign(&mut self, more: Self) {
+        self.sent += more.sent;
+        self.unreachable += more.unreachable;
+        self.refused += more.refused;
+        self.no_buffers += more.no_buffers;
+        self.would_block += more.would_block;
+        self.too_long += more.too_long;
+        self.other += more.other;
+        self.other_errno = more.other_errno.or(self.other_errno);
+    }
+}
+
+/// Up to 64 datagrams in one allocation, each with its destination.
+pub struct SendBatch {
+    arena: Box<[u8]>,
+    used: usize,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    to: SocketAddr,
+    hop_limit: Option<u8>,
+    bytes: Range<usize>,
+}
+
+impl SendBatch {
+    /// Makes room for 64 datagrams of together `capacity` bytes.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            arena: vec![0; capacity].into_boxed_slice(),
+            used: 0,
+            entries: Vec::with_capacity(BATCH_SLOTS),
+        }
+    }
+
+    /// Copies a datagram in.
+    ///
+    /// # Errors
+    ///
+    /// [`BatchFull`].
+    pub fn push(&mut self, to: SocketAddr, bytes: &[u8]) -> Result<(), BatchFull> {
+        self.push_with(to, None, bytes.len(), |space| {
+            space.copy_from_slice(bytes);
+            Some(bytes.len())
+        })
+    }
+
+    /// Lets `write` put a datagram of at most `most` bytes into the batch and say how long it has
+    /// become; with `None` there is none. `hop_limit` replaces the system's TTL for this datagram.
+    ///
+    /// # Errors
+    ///
+    /// [`BatchFull`], without having called `write`.
+    pub fn push_with(
+        &mut self,
+        to: SocketAddr,
+        hop_limit: Option<u8>,
+        most: usize,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Result<(), BatchFull> {
+        if self.entries.len() == BATCH_SLOTS {
+            return Err(BatchFull);
+        }
+        let end = self.used.checked_add(most).ok_or(BatchFull)?;
+        let space = self.arena.get_mut(self.used..end).ok_or(BatchFull)?;
+        if let Some(length) = write(space) {
+            let bytes = self.used..self.used + length.min(most);
+            self.used = bytes.end;
+            self.entries.push(Entry {
+                to,
+                hop_limit,
+                bytes,
+            });
+        }
+        Ok(())
+    }
+
+    /// Datagrams in the batch.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Throws all datagrams away.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.used = 0;
+    }
+}
+
+impl UdpSocket {
+    /// Sends all datagrams of `batch`, which is empty afterwards. One that can't be sent is counted
+    /// and does not stop the others.
+    pub fn send_batch(&self, batch: &mut SendBatch) -> SendCounts {
+        let mut counts = SendCounts::default();
+        if batch.is_empty() {
+            return counts;
+        }
+        let mut addresses = [RawAddress::EMPTY; BATCH_SLOTS];
+        let mut vectors = [libc::iovec {
+            iov_base: ptr::null_mut(),
+            iov_len: 0,
+        }; BATCH_SLOTS];
+        let mut controls = [HopLimit::EMPTY; BATCH_SLOTS];
+        // SAFETY: `mmsghdr` is plain memory for which zeroes are valid.
+        let mut messages: [libc::mmsghdr; BATCH_SLOTS] = unsafe { mem::zeroed() };
+        let parts = messages
+            .iter_mut()
+            .zip(&mut vectors)
+            .zip(&mut addresses)
+            .zip(&mut controls);
+        for (entry, (((message, vector), address), control)) in batch.entries.iter().zip(parts) {
+            let bytes = batch.arena.get(entry.bytes.clone()).unwrap_or_default();
+            vector.iov_base = bytes.as_ptr().cast_mut().cast();
+            vector.iov_len = bytes.len();
+            let header = &mut message.msg_hdr;
+            header.msg_namelen = address.set(entry.to);
+            header.msg_name = ptr::from_mut(address).cast();
+            header.msg_iov = vector;
+            header.msg_iovlen = 1;
+            if let Some(hop_limit) = entry.hop_limit {
+                control.set(entry.to, hop_limit);
+                header.msg_control = ptr::from_mut(control).cast();
+                header.msg_controllen = size_of::<HopLimit>() as _;
+            }
+        }
+        if let Some(messages) = messages.get_mut(..batch.entries.len()) {
+            self.send_messages(messages, &mut counts);
+        }
+        batch.clear();
+        counts
+    }
+
+    /// Sends what `messages` point to, which must be live.
+    fn send_messages(&self, mut messages: &mut [libc::mmsghdr], counts: &mut SendCounts) {
+        while !messages.is_empty() {
+            // SAFETY: the callers' messages point to addresses, vectors, datagrams and control
+            // messages on their stack or in the batch they hold; at most 64 fit the count.
+            let sent = unsafe {
+                libc::sendmmsg(
+                    self.as_raw_fd(),
+                    messages.as_mut_ptr(),
+                    messages.len() as libc::c_uint,
+                    0,
+                )
+            };
+            // The call stops at a datagram that fails; its error comes with the next call.
+            let done = match usize::try_from(sent) {
+                Ok(sent) if sent > 0 => {
+                    counts.sent += sent;
+                    sent
+                }
+                _ => match io::Error::last_os_error()
+                    .raw_os_error()
+                    .unwrap_or(libc::EIO)
+                {
+                    libc::EINTR => 0,
+                    errno => {
+                        counts.count_loss(errno);
+                        1
+                    }
+                },
+            };
+            messages = messages.get_mut(done..).unwrap_or_default();
+        }
+    }
+}
+
+/// A control message with one int, laid out as CMSG_SPACE(4) is.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct HopLimit {
+    header: libc::cmsghdr,
+    value: libc::c_int,
+}
+
+impl HopLimit {
+    // SAFETY: only integers, for which zeroes are valid.
+    const EMPTY: Self = unsafe { mem::zeroed() };
+
+    fn set(&mut self, to: SocketAddr, hop_limit: u8) {
+        // The value's own bytes, without the padding behind it, as CMSG_LEN(4).
+        self.header.cmsg_len = (mem::offset_of!(Self, value) + size_of::<libc::c_int>()) as _;
+        (self.header.cmsg_level, self.header.cmsg_type) = if to.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_TTL)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT)
+        };
+        self.value = libc::c_int::from(hop_limit);
+    }
+}

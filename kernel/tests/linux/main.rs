@@ -1,0 +1,7 @@
+//! What the crate asks of Linux, checked against Linux: each test runs in a network namespace that
+//! it makes for itself and that disappears with its thread. They need root.
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
+
+mod sandbox;
+mod tun;
+mod udp;

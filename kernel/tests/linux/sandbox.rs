@@ -1,0 +1,57 @@
+//! A throw-away network namespace per test.
+#![allow(unsafe_code, reason = "unshare has no safe form")]
+
+use std::io;
+use std::panic;
+use std::process::Command;
+use std::thread;
+
+/// Runs `test` on a thread of its own in a new network namespace with only `lo`, which is up.
+/// Says so and does nothing when not root.
+pub(crate) fn isolated(test: impl FnOnce() + Send + 'static) {
+    // SAFETY: no memory is involved.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("SKIPPED: needs root for its own network namespace");
+        return;
+    }
+    let thread = thread::spawn(move || {
+        // SAFETY: changes only the namespace of this thread.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(result, 0, "unshare: {}", io::Error::last_os_error());
+        ip("link set lo up");
+        test();
+    });
+    if let Err(failure) = thread.join() {
+        panic::resume_unwind(failure);
+    }
+}
+
+/// As [`isolated`], with an async test on a runtime that does not leave the thread.
+pub(crate) fn isolated_async<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    isolated(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(test());
+    });
+}
+
+/// Runs `ip` in the test's namespace and returns what it printed.
+pub(crate) fn ip(arguments: &str) -> String {
+    try_ip(arguments).unwrap_or_else(|error| panic!("ip {arguments}: {error}"))
+}
+
+/// As [`ip`], with its complaint as an error.
+pub(crate) fn try_ip(arguments: &str) -> Result<String, String> {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("ip");
+    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
+}
