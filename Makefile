@@ -1,0 +1,76 @@
+# The entrance. `make demo` shows podmesh at work, `make test` checks everything; both run as root on
+# a Debian 12 machine with Rust, and say what they install.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+DESTDIR ?=
+PREFIX ?= /usr
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+CNIBINDIR ?= /opt/cni/bin
+BIN := target/release
+PROGRAMS := meshd meshctl planet podmesh
+
+# What the lab uses; the programs themselves use none of it.
+DEPS := iproute2 nftables iputils-ping conntrack ethtool iperf3 tcpdump procps
+DEP_COMMANDS := ip nft ping conntrack ethtool iperf3 tcpdump ps
+
+.PHONY: help build deps root check test sim lab-test demo soak bench install uninstall clean-lab man
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+build: ## the four programs, optimised, and the lab
+	$(CARGO) build --locked --release --bins
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "error: this builds network namespaces and needs root; run it as root" >&2; exit 5; }
+	@[ -c /dev/net/tun ] || { echo "error: /dev/net/tun is missing; load the tun module (modprobe tun)" >&2; exit 1; }
+
+deps: root
+	@missing=""; for c in $(DEP_COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "== installing Debian packages (missing:$$missing): $(DEPS)"; \
+	  apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(DEPS) >/dev/null; \
+	else echo "== all needed packages are installed: $(DEPS)"; fi
+
+check: ## format, lints, documentation, house rules (no root)
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p podmesh-engine --features virtual-time --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	$(CARGO) test --locked -p podmesh-tests --test house
+
+sim: ## the simulator: random lives of small meshes in virtual time
+	$(CARGO) test --locked --profile sim -p podmesh-engine --features virtual-time -- --nocapture
+
+lab-test: deps build ## the end-to-end scenarios on real NATs
+	$(CARGO) test --locked --release -p podmesh-tests --lib --bins --test scenarios -- --test-threads=1
+
+test: deps ## everything that CI runs
+	./tests/run.sh
+
+demo: deps ## three sites, real NATs, pods; a planet dies, a node loses power
+	@echo "== building the programs (a few minutes the first time)"
+	$(CARGO) build --locked --release --bins
+	$(BIN)/lab demo $(if $(KEEP),--keep)
+
+soak: deps build ## the long bars, resumable, one JSON line each in target/soak.jsonl
+	./tests/soak.sh
+
+clean-lab: root ## remove what a killed lab left behind
+	$(BIN)/lab clean
+
+man: build ## man pages and completions from the command line definitions
+	rm -rf target/man target/completions && mkdir -p target/man target/completions
+	for p in meshd meshctl planet; do $(BIN)/$$p man target/man; done
+	for s in bash zsh fish; do $(BIN)/meshctl completions $$s > target/completions/meshctl.$$s; done
+
+install: man ## programs, units, examples, man pages (DESTDIR and PREFIX are respected)
+	./packaging/install.sh install "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)" "$(UNITDIR)" "$(CNIBINDIR)"
+
+uninstall: ## removes what install put there; configuration and state stay
+	./packaging/install.sh uninstall "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)" "$(UNITDIR)" "$(CNIBINDIR)"
