@@ -7,6 +7,11 @@
 //! This is also the only crate of the workspace with `unsafe` code.
 #![cfg(target_os = "linux")]
 
+mod blocking_netlink;
+pub mod netns;
+pub mod nft;
+pub mod sysctl;
 pub mod tun;
 pub mod udp;
+pub mod veth;
 pub mod wait;
