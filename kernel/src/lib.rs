@@ -10,6 +10,7 @@
 mod blocking_netlink;
 pub mod netns;
 pub mod nft;
+pub mod process;
 pub mod sysctl;
 pub mod tun;
 pub mod udp;

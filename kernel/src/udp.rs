@@ -126,6 +126,12 @@ impl UdpSocket {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.local_addr()
     }
+
+    /// Gives the socket away, with all its options, to a library that brings its own batches.
+    #[must_use]
+    pub fn into_std(self) -> std::net::UdpSocket {
+        self.inner
+    }
 }
 
 impl AsFd for UdpSocket {
