@@ -10,6 +10,7 @@
 //! admission, and the node itself signs what it claims; every peer verifies all of it
 //! ([`certificate::Membership::verify`]) before a tunnel exists.
 
+pub mod armor;
 pub mod candidate;
 pub mod certificate;
 pub mod datagram;
@@ -26,5 +27,6 @@ pub mod probe;
 pub mod relayed;
 pub mod replay;
 pub mod signed;
+pub mod spki;
 pub mod time;
 pub mod token;
