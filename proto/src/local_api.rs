@@ -64,7 +64,7 @@ pub enum Request {
     Leave,
     /// Take a root-signed statement and pass it on. Root only.
     Statement {
-        /// Base64 of the encoded signed statement.
+        /// As [`crate::signed::Signed::to_base64`] makes it.
         statement: String,
     },
     /// The network as this node knows it, as its root signed it. Anybody in the socket's group.
@@ -95,7 +95,7 @@ pub enum Response {
     Ping(PingView),
     /// Answers [`Request::Network`].
     Network {
-        /// Base64 of the encoded signed statement.
+        /// As [`crate::signed::Signed::to_base64`] makes it.
         statement: String,
         /// Its hash, short.
         id: NetworkId,

@@ -5,6 +5,8 @@
 
 use std::marker::PhantomData;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +98,38 @@ impl<T: Document> Signed<T> {
         digest(T::CONTEXT, &self.bytes)
     }
 
+    /// The document with its signature as base64, as the local sockets carry it.
+    ///
+    /// # Errors
+    /// The document can't be encoded.
+    pub fn to_base64(&self) -> Result<String, DecodeError> {
+        let bytes =
+            postcard::to_allocvec(self).map_err(|_| DecodeError::Malformed { kind: T::KIND })?;
+        Ok(STANDARD.encode(bytes))
+    }
+
+    /// The reverse of [`Self::to_base64`]; the signature is not yet verified.
+    ///
+    /// # Errors
+    /// Too long, or not what `to_base64` makes.
+    pub fn from_base64(text: &str) -> Result<Self, DecodeError> {
+        let (length, limit) = (text.len(), limits::MAX_MESSAGE);
+        if length > limit {
+            let kind = T::KIND;
+            return Err(DecodeError::TooLong {
+                kind,
+                length,
+                limit,
+            });
+        }
+        let malformed = DecodeError::Malformed { kind: T::KIND };
+        let bytes = STANDARD.decode(text).map_err(|_| malformed.clone())?;
+        match postcard::take_from_bytes(&bytes) {
+            Ok((signed, [])) => Ok(signed),
+            _ => Err(malformed),
+        }
+    }
+
     fn too_long(&self) -> DecodeError {
         let (length, limit) = (self.bytes.len(), limits::MAX_SIGNED);
         DecodeError::TooLong {
@@ -118,4 +152,26 @@ fn encode<T: Document>(document: &T) -> Result<Vec<u8>, DecodeError> {
         });
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{NetworkId, TokenId};
+    use crate::network::RootStatement;
+    use crate::time::UnixSeconds;
+
+    #[test]
+    fn a_signed_document_survives_base64_and_nothing_is_left_over() {
+        let said = RootStatement::RevokeToken {
+            network: NetworkId([1; 16]),
+            token: TokenId([2; 16]),
+            issued: UnixSeconds(3),
+        };
+        let signed = Signed::seal(&said, &SigningKey::from_seed([4; 32])).unwrap();
+        let text = signed.to_base64().unwrap();
+        assert_eq!(Signed::from_base64(&text), Ok(signed));
+        assert!(Signed::<RootStatement>::from_base64(&format!("{text}AAAA")).is_err());
+        assert!(Signed::<RootStatement>::from_base64("").is_err());
+    }
 }
