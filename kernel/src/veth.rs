@@ -1,1 +1,363 @@
-//! Placeholder.
+//! The pair of interfaces between a pod and its node.
+//!
+//! Pods are routed, not bridged. A pod holds its addresses as /32 and /128 and sends everything to
+//! a gateway that exists on its own link alone: `169.254.1.1` and `fe80::1`. Both ends know each
+//! other's hardware address from the start (permanent neighbours, fixed addresses), so that
+//! nothing a pod says by ARP or neighbour discovery changes where packets go, and the first
+//! packet waits for nobody. The node finds the pod by a host route in podmesh's own table.
+//!
+//! Everything hangs on the node's end: with it go the pod's end, the routes and the neighbours.
+
+mod request;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd,
+};
+
+use crate::{
+    blocking_netlink::Conversation,
+    netns::{NetNamespace, NetNamespaceError},
+    sysctl::{self, IpFamily, SysctlError},
+};
+
+use request::Found;
+
+/// The IPv4 gateway of every pod; it answers nothing and is never seen outside the pod's link.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The IPv6 gateway of every pod.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The routing table that holds the routes to pods.
+pub const POD_ROUTE_TABLE: u32 = 7077;
+/// The protocol number on routes to this node's own pods; meshd's routes to peers have another.
+pub const POD_ROUTE_PROTOCOL: u8 = 178;
+
+/// A pod's interface pair as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodLink {
+    /// Name of the node's end.
+    pub host_name: String,
+    /// Name of the pod's end.
+    pub pod_name: String,
+    /// Hardware address of the node's end.
+    pub host_mac: [u8; 6],
+    /// Hardware address of the pod's end.
+    pub pod_mac: [u8; 6],
+    /// MTU of both ends, in bytes.
+    pub mtu: u32,
+    /// The pod's addresses: at most one per family.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Why an interface pair is not as wanted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VethError {
+    /// The kernel refused one step.
+    #[error("{step} failed: {cause}")]
+    Refused {
+        /// What was being done, as "doing something".
+        step: String,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The pod's namespace cannot be entered.
+    #[error(transparent)]
+    Namespace(#[from] NetNamespaceError),
+    /// A setting of one of the ends.
+    #[error(transparent)]
+    Setting(#[from] SysctlError),
+    /// Something that should be there is not, or is different.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// Makes the pair and everything that hangs on it. A leftover of that name is replaced.
+///
+/// # Errors
+///
+/// When any step fails; nothing is left behind then.
+pub fn create(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
+    remove(&link.host_name)?;
+    let made = create_pair(link, pod)
+        .and_then(|()| raise_host_end(link))
+        .and_then(|index| {
+            pod.run(|| set_up_pod_end(link))??;
+            Ok(index)
+        })
+        .and_then(|index| route_to_pod(link, index));
+    if made.is_err() {
+        // The first error says more than what may come of cleaning up after it.
+        let _ = remove(&link.host_name);
+    }
+    made
+}
+
+/// Removes the pair by the name of the node's end. True if there was one.
+///
+/// # Errors
+///
+/// When there is an interface of that name and the kernel does not remove it, or it is no veth.
+pub fn remove(host_name: &str) -> Result<bool, VethError> {
+    let step = || format!("removing the interface {host_name}");
+    let mut kernel = open()?;
+    let found = match request::find_link(&mut kernel, host_name) {
+        Ok(found) => found,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(cause) => return Err(refused(step)(cause)),
+    };
+    if !found.is_veth {
+        return Err(VethError::Damaged(format!(
+            "{host_name} is not a veth, so it is not podmesh's to remove"
+        )));
+    }
+    match kernel.request(request::delete_link(found.index)) {
+        Ok(()) => Ok(true),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(cause) => Err(refused(step)(cause)),
+    }
+}
+
+/// Names of the veth interfaces in this namespace that begin with `prefix`.
+///
+/// # Errors
+///
+/// When the kernel does not list its interfaces.
+pub fn list(prefix: &str) -> Result<Vec<String>, VethError> {
+    let links =
+        request::links(&mut open()?).map_err(refused(|| "listing interfaces".to_owned()))?;
+    let pods = links.into_iter().filter(|link| link.is_veth);
+    Ok(pods
+        .map(|link| link.name)
+        .filter(|name| name.starts_with(prefix))
+        .collect())
+}
+
+/// Addresses of the pods that this node routes to, whatever any ledger says.
+///
+/// # Errors
+///
+/// When the kernel does not list its routes.
+pub fn routed_pods() -> Result<Vec<IpAddr>, VethError> {
+    let routes = request::routes(&mut open()?).map_err(refused(|| "listing routes".to_owned()))?;
+    Ok(routes
+        .into_iter()
+        .filter(|route| route.table == POD_ROUTE_TABLE && route.protocol == POD_ROUTE_PROTOCOL)
+        .filter_map(|route| route.destination)
+        .collect())
+}
+
+/// The first own address of this namespace, with its interface, for which `matches` holds.
+///
+/// # Errors
+///
+/// When the kernel does not list its addresses.
+pub fn find_address(
+    matches: impl Fn(&str, &IpAddr) -> bool,
+) -> Result<Option<(String, IpAddr)>, VethError> {
+    let listing = || "listing addresses".to_owned();
+    let mut kernel = open()?;
+    let links = request::links(&mut kernel).map_err(refused(listing))?;
+    let addresses = request::addresses(&mut kernel).map_err(refused(listing))?;
+    Ok(addresses.into_iter().find_map(|(index, address)| {
+        let link = links.iter().find(|link| link.index == index)?;
+        matches(&link.name, &address).then(|| (link.name.clone(), address))
+    }))
+}
+
+/// Compares the pair, its addresses and its routes with what they should be.
+///
+/// # Errors
+///
+/// [`VethError::Damaged`] with the first difference, in words.
+pub fn check(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
+    let mut kernel = open()?;
+    let host = existing(&mut kernel, &link.host_name, "on the node")?;
+    let routes = request::routes(&mut kernel).map_err(refused(|| "listing routes".to_owned()))?;
+    for address in &link.addresses {
+        let leads_there = routes.iter().any(|route| {
+            route.destination == Some(*address)
+                && route.table == POD_ROUTE_TABLE
+                && route.oif == Some(host.index)
+        });
+        if !leads_there {
+            return Err(VethError::Damaged(format!(
+                "the node has no route to {address} by {}",
+                link.host_name
+            )));
+        }
+    }
+    pod.run(|| check_pod_end(link))?
+}
+
+fn check_pod_end(link: &PodLink) -> Result<(), VethError> {
+    let mut kernel = open()?;
+    let end = existing(&mut kernel, &link.pod_name, "in the pod")?;
+    if end.mac.as_deref() != Some(&link.pod_mac[..]) {
+        return Err(VethError::Damaged(format!(
+            "{} in the pod is another interface than the one that was made",
+            link.pod_name
+        )));
+    }
+    let listed = request::addresses(&mut kernel);
+    let listed = listed.map_err(refused(|| "listing addresses".to_owned()))?;
+    let routes = request::routes(&mut kernel).map_err(refused(|| "listing routes".to_owned()))?;
+    for address in &link.addresses {
+        if !listed.contains(&(end.index, *address)) {
+            return Err(VethError::Damaged(format!(
+                "{address} is not on {} in the pod",
+                link.pod_name
+            )));
+        }
+        let gateway = gateway_of(address);
+        let leads_out = |route: &request::Route| {
+            route.gateway == Some(gateway)
+                && route.oif == Some(end.index)
+                && route.prefix_length == 0
+        };
+        if !routes.iter().any(leads_out) {
+            return Err(VethError::Damaged(format!(
+                "the pod has no default route via {gateway}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn existing(kernel: &mut Conversation, name: &str, place: &str) -> Result<Found, VethError> {
+    match request::find_link(kernel, name) {
+        Ok(found) if found.is_up => Ok(found),
+        Ok(_) => Err(VethError::Damaged(format!(
+            "the interface {name} {place} is down"
+        ))),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Err(VethError::Damaged(format!(
+            "there is no interface {name} {place}"
+        ))),
+        Err(cause) => Err(refused(|| format!("looking for {name} {place}"))(cause)),
+    }
+}
+
+fn create_pair(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
+    let message = request::create_pair(link, pod.as_fd());
+    open()?.request(message).map_err(refused(|| {
+        format!(
+            "creating {} and {} in the pod",
+            link.host_name, link.pod_name
+        )
+    }))
+}
+
+/// Readies the node's end before it carries anything, and returns its index.
+fn raise_host_end(link: &PodLink) -> Result<u32, VethError> {
+    let name = link.host_name.as_str();
+    let set = |family, key, value| sysctl::ensure_of_interface(family, name, key, value);
+    set(IpFamily::V4, "forwarding", "1")?;
+    set(IpFamily::V4, "rp_filter", "1")?;
+    set(IpFamily::V4, "accept_redirects", "0")?;
+    set(IpFamily::V4, "send_redirects", "0")?;
+    // The neighbours are known, so no pod needs an answer, and none can fill the table by asking.
+    set(IpFamily::V4, "arp_ignore", "8")?;
+    let v6 = link.addresses.iter().any(IpAddr::is_ipv6);
+    if v6 || sysctl::has_family(IpFamily::V6) {
+        set(IpFamily::V6, "accept_ra", "0")?;
+        set(IpFamily::V6, "accept_redirects", "0")?;
+        set(IpFamily::V6, "addr_gen_mode", "1")?;
+        set(IpFamily::V6, "forwarding", "1")?;
+    }
+    if v6 {
+        set(IpFamily::V6, "disable_ipv6", "0")?;
+    }
+    let mut kernel = open()?;
+    let raising = || format!("bringing up {name}");
+    let index = request::find_link(&mut kernel, name)
+        .map_err(refused(raising))?
+        .index;
+    kernel
+        .request(request::set_up(index))
+        .map_err(refused(raising))?;
+    if v6 {
+        kernel
+            .request(request::add_address(index, GATEWAY_V6.into(), 64))
+            .map_err(refused(|| format!("giving {GATEWAY_V6} to {name}")))?;
+    }
+    Ok(index)
+}
+
+fn set_up_pod_end(link: &PodLink) -> Result<(), VethError> {
+    let name = link.pod_name.as_str();
+    if link.addresses.iter().any(IpAddr::is_ipv6) {
+        sysctl::ensure_of_interface(IpFamily::V6, name, "disable_ipv6", "0")?;
+        sysctl::ensure_of_interface(IpFamily::V6, name, "accept_ra", "0")?;
+    }
+    let mut kernel = open()?;
+    let raising = || format!("bringing up {name} in the pod");
+    let index = request::find_link(&mut kernel, name)
+        .map_err(refused(raising))?
+        .index;
+    kernel
+        .request(request::set_up(index))
+        .map_err(refused(raising))?;
+    for address in &link.addresses {
+        let gateway = gateway_of(address);
+        kernel
+            .request(request::add_address(
+                index,
+                *address,
+                request::host_prefix(address),
+            ))
+            .map_err(refused(|| format!("giving {address} to {name} in the pod")))?;
+        kernel
+            .request(request::add_neighbour(index, gateway, link.host_mac))
+            .map_err(refused(|| {
+                format!("naming the gateway {gateway} in the pod")
+            }))?;
+        let routing = || format!("routing by {gateway} in the pod");
+        if gateway.is_ipv4() {
+            let route = request::add_host_route(index, gateway, request::Place::MAIN);
+            kernel.request(route).map_err(refused(routing))?;
+        }
+        kernel
+            .request(request::add_default_route(index, gateway))
+            .map_err(refused(routing))?;
+    }
+    Ok(())
+}
+
+fn route_to_pod(link: &PodLink, index: u32) -> Result<(), VethError> {
+    let place = request::Place {
+        table: POD_ROUTE_TABLE,
+        protocol: POD_ROUTE_PROTOCOL,
+    };
+    let mut kernel = open()?;
+    for address in &link.addresses {
+        let routing = || format!("routing {address} to {}", link.host_name);
+        kernel
+            .request(request::add_neighbour(index, *address, link.pod_mac))
+            .map_err(refused(routing))?;
+        kernel
+            .request(request::add_host_route(index, *address, place))
+            .map_err(refused(routing))?;
+    }
+    Ok(())
+}
+
+/// The gateway of a pod that has this address.
+pub fn gateway_of(address: &IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => GATEWAY_V4.into(),
+        IpAddr::V6(_) => GATEWAY_V6.into(),
+    }
+}
+
+fn open() -> Result<Conversation, VethError> {
+    Conversation::route().map_err(refused(|| "opening a netlink socket".to_owned()))
+}
+
+fn refused(step: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> VethError {
+    move |cause| VethError::Refused {
+        step: step(),
+        cause,
+    }
+}

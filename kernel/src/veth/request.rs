@@ -1,0 +1,285 @@
+//! The messages of routing netlink that a pod's interface needs, and the answers in short.
+//!
+//! Numbers are those of the kernel's `linux/rtnetlink.h`, `if_link.h`, `if_addr.h`, `neighbour.h`.
+
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use crate::blocking_netlink::{Conversation, Message, Reply};
+
+use super::PodLink;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
+
+const LINK_HEADER_BYTES: usize = 16;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const IFF_UP: u32 = 1;
+
+const ADDRESS_HEADER_BYTES: usize = 8;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
+const IFA_F_NODAD: u32 = 2;
+
+const ROUTE_HEADER_BYTES: usize = 12;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_TABLE: u16 = 15;
+const RTN_UNICAST: u8 = 1;
+const SCOPE_UNIVERSE: u8 = 0;
+const SCOPE_LINK: u8 = 253;
+const MAIN_TABLE: u32 = 254;
+const PROTOCOL_BOOT: u8 = 3;
+
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
+
+/// What matters of an interface.
+pub(super) struct Found {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) is_up: bool,
+    pub(super) is_veth: bool,
+    pub(super) mac: Option<Vec<u8>>,
+}
+
+/// What matters of a route.
+pub(super) struct Route {
+    pub(super) table: u32,
+    pub(super) protocol: u8,
+    pub(super) prefix_length: u8,
+    pub(super) destination: Option<IpAddr>,
+    pub(super) gateway: Option<IpAddr>,
+    pub(super) oif: Option<u32>,
+}
+
+/// In which table, and as whose, a route is made.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) table: u32,
+    pub(super) protocol: u8,
+}
+
+impl Place {
+    pub(super) const MAIN: Self = Self {
+        table: MAIN_TABLE,
+        protocol: PROTOCOL_BOOT,
+    };
+}
+
+pub(super) fn create_pair(link: &PodLink, pod: BorrowedFd<'_>) -> Message {
+    let mut message = Message::new(
+        RTM_NEWLINK,
+        Message::CREATE | Message::EXCLUSIVE,
+        &[0; LINK_HEADER_BYTES],
+    );
+    message
+        .text(IFLA_IFNAME, &link.host_name)
+        .number(IFLA_MTU, link.mtu)
+        .bytes(IFLA_ADDRESS, &link.host_mac)
+        .nested(IFLA_LINKINFO, |kind| {
+            kind.bytes(IFLA_INFO_KIND, b"veth");
+            kind.nested(IFLA_INFO_DATA, |pair| {
+                pair.nested(VETH_INFO_PEER, |peer| {
+                    peer.raw(&[0; LINK_HEADER_BYTES])
+                        .text(IFLA_IFNAME, &link.pod_name)
+                        .number(IFLA_MTU, link.mtu)
+                        .bytes(IFLA_ADDRESS, &link.pod_mac)
+                        .bytes(IFLA_NET_NS_FD, &pod.as_raw_fd().to_ne_bytes());
+                });
+            });
+        });
+    message
+}
+
+pub(super) fn delete_link(index: u32) -> Message {
+    Message::new(RTM_DELLINK, 0, &link_header(index, 0))
+}
+
+pub(super) fn set_up(index: u32) -> Message {
+    Message::new(RTM_NEWLINK, 0, &link_header(index, IFF_UP))
+}
+
+pub(super) fn add_address(index: u32, address: IpAddr, prefix_length: u8) -> Message {
+    let mut header = vec![family(&address), prefix_length, 0, SCOPE_UNIVERSE];
+    if matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()) {
+        header = vec![family(&address), prefix_length, 0, SCOPE_LINK];
+    }
+    header.extend_from_slice(&index.to_ne_bytes());
+    let mut message = Message::new(RTM_NEWADDR, Message::CREATE | Message::REPLACE, &header);
+    message
+        .bytes(IFA_LOCAL, &octets(&address))
+        .bytes(IFA_ADDRESS, &octets(&address));
+    if address.is_ipv6() {
+        message.number(IFA_FLAGS, IFA_F_NODAD);
+    }
+    message
+}
+
+pub(super) fn add_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> Message {
+    let mut header = vec![family(&address), 0, 0, 0];
+    header.extend_from_slice(&index.to_ne_bytes());
+    header.extend_from_slice(&NUD_PERMANENT.to_ne_bytes());
+    header.extend_from_slice(&[0, 0]);
+    let mut message = Message::new(RTM_NEWNEIGH, Message::CREATE | Message::REPLACE, &header);
+    message
+        .bytes(NDA_DST, &octets(&address))
+        .bytes(NDA_LLADDR, &mac);
+    message
+}
+
+pub(super) fn add_host_route(index: u32, address: IpAddr, place: Place) -> Message {
+    let scope = if address.is_ipv4() {
+        SCOPE_LINK
+    } else {
+        SCOPE_UNIVERSE
+    };
+    let mut message = route(&address, host_prefix(&address), place, scope);
+    message
+        .bytes(RTA_DST, &octets(&address))
+        .number(RTA_OIF, index);
+    message
+}
+
+pub(super) fn add_default_route(index: u32, gateway: IpAddr) -> Message {
+    let mut message = route(&gateway, 0, Place::MAIN, SCOPE_UNIVERSE);
+    message
+        .bytes(RTA_GATEWAY, &octets(&gateway))
+        .number(RTA_OIF, index);
+    message
+}
+
+pub(super) fn find_link(kernel: &mut Conversation, name: &str) -> io::Result<Found> {
+    let mut message = Message::new(RTM_GETLINK, 0, &[0; LINK_HEADER_BYTES]);
+    message.text(IFLA_IFNAME, name);
+    let replies = kernel.get(message)?;
+    let found = replies.iter().find_map(found_link);
+    found.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+pub(super) fn links(kernel: &mut Conversation) -> io::Result<Vec<Found>> {
+    let replies = kernel.dump(Message::new(RTM_GETLINK, 0, &[0; LINK_HEADER_BYTES]))?;
+    Ok(replies.iter().filter_map(found_link).collect())
+}
+
+/// Every address with the index of its interface.
+pub(super) fn addresses(kernel: &mut Conversation) -> io::Result<Vec<(u32, IpAddr)>> {
+    let replies = kernel.dump(Message::new(RTM_GETADDR, 0, &[0; ADDRESS_HEADER_BYTES]))?;
+    let addresses = replies.iter().filter_map(|reply| {
+        let attributes = reply.attributes(ADDRESS_HEADER_BYTES);
+        // On point-to-point links the plain address is the peer's.
+        let own = attributes.find(IFA_LOCAL).or(attributes.find(IFA_ADDRESS));
+        Some((reply.header_number(4)?, address_of(own?)?))
+    });
+    Ok(addresses.collect())
+}
+
+pub(super) fn routes(kernel: &mut Conversation) -> io::Result<Vec<Route>> {
+    let replies = kernel.dump(Message::new(RTM_GETROUTE, 0, &[0; ROUTE_HEADER_BYTES]))?;
+    Ok(replies.iter().filter_map(found_route).collect())
+}
+
+/// The prefix length that stands for one address alone.
+pub(super) fn host_prefix(address: &IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+fn found_link(reply: &Reply) -> Option<Found> {
+    let attributes = reply.attributes(LINK_HEADER_BYTES);
+    let kind = attributes.nested(IFLA_LINKINFO).text(IFLA_INFO_KIND);
+    Some(Found {
+        index: reply.header_number(4)?,
+        name: attributes.text(IFLA_IFNAME)?,
+        is_up: reply.header_number(8)? & IFF_UP != 0,
+        is_veth: kind.as_deref() == Some("veth"),
+        mac: attributes.find(IFLA_ADDRESS).map(<[u8]>::to_vec),
+    })
+}
+
+fn found_route(reply: &Reply) -> Option<Route> {
+    let [_, prefix_length, _, _, table, protocol] = *reply.payload.first_chunk::<6>()?;
+    let attributes = reply.attributes(ROUTE_HEADER_BYTES);
+    Some(Route {
+        table: attributes.number(RTA_TABLE).unwrap_or(u32::from(table)),
+        protocol,
+        prefix_length,
+        destination: attributes.find(RTA_DST).and_then(address_of),
+        gateway: attributes.find(RTA_GATEWAY).and_then(address_of),
+        oif: attributes.number(RTA_OIF),
+    })
+}
+
+fn link_header(index: u32, flags: u32) -> Vec<u8> {
+    let mut header = vec![0; 4];
+    header.extend_from_slice(&index.to_ne_bytes());
+    // The second time as the mask of the flags to change.
+    header.extend_from_slice(&flags.to_ne_bytes());
+    header.extend_from_slice(&flags.to_ne_bytes());
+    header
+}
+
+fn route(address: &IpAddr, prefix_length: u8, place: Place, scope: u8) -> Message {
+    // Tables beyond 255 are named by the attribute alone.
+    let table = u8::try_from(place.table).unwrap_or(0);
+    let header = [
+        family(address),
+        prefix_length,
+        0,
+        0,
+        table,
+        place.protocol,
+        scope,
+        RTN_UNICAST,
+        0,
+        0,
+        0,
+        0,
+    ];
+    let mut message = Message::new(RTM_NEWROUTE, Message::CREATE | Message::REPLACE, &header);
+    message.number(RTA_TABLE, place.table);
+    message
+}
+
+fn family(address: &IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 2,
+        IpAddr::V6(_) => 10,
+    }
+}
+
+fn octets(address: &IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn address_of(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(IpAddr::from(*bytes.first_chunk::<4>()?)),
+        16 => Some(IpAddr::from(*bytes.first_chunk::<16>()?)),
+        _ => None,
+    }
+}
