@@ -156,6 +156,9 @@ pub struct ClaimReceipt {
     pub claim: [u8; 32],
     /// Number of this receipt in the planet's books, counted together with admissions.
     pub sequence: u64,
+    /// Former numbers, as inclusive ranges, that no membership bears any more: replaced claims and
+    /// members who left. A planet that has forgotten can tell by them that nothing else is missing.
+    pub settles: Vec<(u64, u64)>,
     /// When.
     pub time: UnixSeconds,
 }

@@ -112,11 +112,9 @@ impl RelayHeader {
 
     fn nonce(&self) -> Nonce {
         let mut nonce = Nonce::default();
-        let bytes = [
-            &[self.first_byte(), 0, 0, 0],
-            self.counter.to_le_bytes().as_slice(),
-        ]
-        .concat();
+        let bytes = [self.first_byte(), 0, 0, 0]
+            .into_iter()
+            .chain(self.counter.to_le_bytes());
         nonce
             .iter_mut()
             .zip(bytes)

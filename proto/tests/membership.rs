@@ -99,6 +99,7 @@ fn story() -> Story {
         node: certificate.node,
         claim: [0; 32],
         sequence: 2,
+        settles: Vec::new(),
         time: NOW,
     };
     Story {
