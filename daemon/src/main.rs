@@ -1,2 +1,5 @@
-//! Placeholder.
+//! meshd, the node of a podmesh network.
+
+mod cli;
+mod config;
 fn main() {}
