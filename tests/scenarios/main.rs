@@ -1,2 +1,10 @@
-//! Placeholder.
-fn main() {}
+//! Scenarios: real namespaces, real binaries, one story per test.
+//!
+//! They need root, `/dev/net/tun` and the release binaries; the scenarios in [`the_lab`] judge
+//! the laboratory itself and need no binaries.
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a scenario every surprise is a failure, wherever it is"
+)]
+
+mod the_lab;

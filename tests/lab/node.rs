@@ -1,0 +1,369 @@
+//! A machine of the mesh: a namespace at a site, a disk, and the real `meshd` on it.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::namespace::Namespace;
+use crate::pod::{CniPlace, Pod};
+use crate::process::{self, Process};
+use crate::site::{Plug, Seat, Site};
+use crate::wait;
+use crate::wire::Wire;
+
+/// A node; its disk survives whatever happens to it.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    lab: u32,
+    site: Arc<Site>,
+    seat: Seat,
+    wire: Arc<Wire>,
+    folder: PathBuf,
+    life: Mutex<Life>,
+}
+
+/// What a power cut takes away.
+#[derive(Debug, Default)]
+struct Life {
+    meshd: Option<Arc<Process>>,
+    pods: Vec<Arc<Pod>>,
+    plug: Option<Plug>,
+    namespace: Option<Arc<Namespace>>,
+    extra: Vec<String>,
+}
+
+impl Node {
+    pub(crate) fn build(
+        lab: u32,
+        name: &str,
+        place: (Arc<Site>, Seat, Arc<Wire>),
+        folder: &Path,
+    ) -> Result<Self> {
+        let (site, seat, wire) = place;
+        let node = Self {
+            name: name.to_owned(),
+            lab,
+            site,
+            seat,
+            wire,
+            folder: folder.join(name),
+            life: Mutex::default(),
+        };
+        fs::create_dir_all(&node.folder)?;
+        node.power_on()
+            .with_context(|| format!("cannot build node {name}"))?;
+        Ok(node)
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it sits.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Its addresses on the underlay.
+    pub fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    /// The address that the world sees packets of this node come from.
+    pub fn public_address(&self) -> Ipv4Addr {
+        self.seat
+            .public
+            .or(self.site.public_address())
+            .unwrap_or(self.seat.v4)
+    }
+
+    /// The namespace of the machine while it has power.
+    ///
+    /// # Panics
+    ///
+    /// If its power is cut, which is a mistake of the scenario.
+    pub fn namespace(&self) -> Arc<Namespace> {
+        let namespace = self.life().namespace.clone();
+        namespace.unwrap_or_else(|| panic!("node {} has no power", self.name))
+    }
+
+    /// The folder that stands for the disk, logs included.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where meshd keeps what must survive a reboot.
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Where meshd keeps what a reboot wipes.
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
+    /// Where the CNI plugin keeps its ledger.
+    pub fn ledger_dir(&self) -> PathBuf {
+        self.folder.join("cni")
+    }
+
+    /// The log of every meshd that ran here.
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("meshd.log")
+    }
+
+    /// The configuration file of meshd; used from the next start on if it exists.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("meshd.toml")
+    }
+
+    /// Adds words to meshd's command line from the next start on.
+    pub fn add_arguments(&self, words: &[&str]) {
+        self.life()
+            .extra
+            .extend(words.iter().map(|word| (*word).to_owned()));
+    }
+
+    /// Starts meshd and waits until its local socket is there.
+    ///
+    /// # Errors
+    ///
+    /// If it ends, or does not open its socket within ten seconds.
+    pub fn start(&self) -> Result<()> {
+        fs::create_dir_all(self.runtime_dir())?;
+        let socket = self.socket();
+        // A socket that a killed meshd has left must not look like the new one's.
+        let _ = fs::remove_file(&socket);
+        let mut command = self.namespace().command(program("meshd")?);
+        command.arg("--state-dir").arg(self.state_dir());
+        command.arg("--runtime-dir").arg(self.runtime_dir());
+        command
+            .args(["--name", &self.name])
+            .args(&self.life().extra);
+        if self.config().exists() {
+            command.arg("--config").arg(self.config());
+        }
+        let name = format!("meshd on {}", self.name);
+        let meshd = Arc::new(Process::start(&name, command, &self.log())?);
+        self.life().meshd = Some(Arc::clone(&meshd));
+        wait::until(
+            &format!("{name} to open its socket"),
+            Duration::from_secs(10),
+            || {
+                if let Some(status) = meshd.ended() {
+                    return Ok(wait::Now(Err(status)));
+                }
+                Ok(if socket.exists() {
+                    wait::Now(Ok(()))
+                } else {
+                    wait::NotYet("no socket".into())
+                })
+            },
+        )?
+        .map_err(|status| anyhow::anyhow!("{name} ended ({status}): {}", meshd.last_words(5)))
+    }
+
+    /// Kills meshd with SIGKILL. Interfaces and rules stay as they are.
+    pub fn kill(&self) {
+        // Dropped outside of the lock: the kill waits until the process is gone.
+        let meshd = self.life().meshd.take();
+        drop(meshd);
+    }
+
+    /// Stops meshd with SIGTERM.
+    ///
+    /// # Errors
+    ///
+    /// If none runs, or it takes longer than ten seconds.
+    pub fn stop(&self) -> Result<()> {
+        let meshd = self.life().meshd.take();
+        let meshd = meshd.with_context(|| format!("no meshd runs on {}", self.name))?;
+        meshd.stop(Duration::from_secs(10)).map(drop)
+    }
+
+    /// The running meshd.
+    ///
+    /// # Errors
+    ///
+    /// If none was started.
+    pub fn meshd(&self) -> Result<Arc<Process>> {
+        self.life()
+            .meshd
+            .clone()
+            .with_context(|| format!("no meshd runs on {}", self.name))
+    }
+
+    /// Cuts the power: processes, pods, interfaces and everything on tmpfs are gone at once.
+    ///
+    /// # Errors
+    ///
+    /// If something can't be removed.
+    pub fn power_cut(&self) -> Result<()> {
+        let life = std::mem::take(&mut *self.life());
+        if let Some(plug) = &life.plug {
+            self.site.unplug(&self.wire, plug)?;
+        }
+        drop(life.meshd);
+        for pod in &life.pods {
+            pod.power_cut();
+        }
+        drop(life.pods);
+        drop(life.namespace);
+        self.life().extra = life.extra;
+        match fs::remove_dir_all(self.runtime_dir()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Switches the machine on: the same cable, the same addresses, the same disk. Starts no meshd.
+    ///
+    /// # Errors
+    ///
+    /// If it is on already, or the machine refuses something.
+    pub fn power_on(&self) -> Result<()> {
+        if self.life().namespace.is_some() {
+            bail!("node {} has power already", self.name);
+        }
+        let namespace = Namespace::create(self.lab, &self.name)?;
+        let plug = self.site.plug(&self.wire, &self.seat, &namespace)?;
+        let mut life = self.life();
+        life.namespace = Some(Arc::new(namespace));
+        life.plug = Some(plug);
+        Ok(())
+    }
+
+    /// Runs `meshctl` against this node and returns its output and exit code.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be started or hangs; a bad exit code is not an error here.
+    pub fn meshctl_output(&self, words: &[&str], patience: Duration) -> Result<Output> {
+        let mut command = self.namespace().command(program("meshctl")?);
+        command.arg("--socket").arg(self.socket()).args(words);
+        process::output(&mut command, b"", patience)
+    }
+
+    /// Runs `meshctl` against this node and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// If it fails or takes longer than [`process::SHORT`].
+    pub fn meshctl(&self, words: &[&str]) -> Result<String> {
+        let output = self.meshctl_output(words, process::SHORT)?;
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let words = words.join(" ");
+            bail!(
+                "meshctl {words} on {}: {}: {}",
+                self.name,
+                output.status,
+                stderr.trim()
+            );
+        }
+        Ok(stdout)
+    }
+
+    /// Runs a reading `meshctl` command with `--json` and returns the document.
+    ///
+    /// # Errors
+    ///
+    /// If it fails or prints no JSON.
+    pub fn meshctl_json(&self, words: &[&str]) -> Result<Value> {
+        let printed = self.meshctl(&[words, &["--json"]].concat())?;
+        serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))
+    }
+
+    /// Makes a pod here through the CNI plugin.
+    ///
+    /// # Errors
+    ///
+    /// If the plugin refuses.
+    pub fn add_pod(&self, name: &str) -> Result<Arc<Pod>> {
+        let pod = Arc::new(Pod::add(self.lab, name, self.cni_place()?)?);
+        self.life().pods.push(Arc::clone(&pod));
+        Ok(pod)
+    }
+
+    /// Removes a pod through the CNI plugin.
+    ///
+    /// # Errors
+    ///
+    /// If the plugin refuses.
+    pub fn delete_pod(&self, pod: &Arc<Pod>) -> Result<()> {
+        pod.delete()?;
+        self.life().pods.retain(|other| !Arc::ptr_eq(other, pod));
+        Ok(())
+    }
+
+    /// The pods that run here.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.life().pods.clone()
+    }
+
+    /// Where and with which configuration the CNI plugin is called on this node.
+    ///
+    /// # Errors
+    ///
+    /// If the plugin is not built.
+    pub fn cni_place(&self) -> Result<CniPlace> {
+        Ok(CniPlace {
+            node: self.namespace(),
+            program: program("podmesh")?,
+            config: serde_json::json!({
+                "cniVersion": "1.0.0",
+                "name": "podmesh",
+                "type": "podmesh",
+                "runtimeDir": self.runtime_dir(),
+                "stateDir": self.state_dir(),
+                "dataDir": self.ledger_dir(),
+            }),
+        })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.runtime_dir().join("meshd.sock")
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The path of a release binary: in `PODMESH_BIN_DIR`, or where cargo puts it.
+///
+/// # Errors
+///
+/// If it is not there.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let folder = std::env::var_os("PODMESH_BIN_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"),
+        PathBuf::from,
+    );
+    let path = folder.join(name);
+    let path = path.canonicalize().with_context(|| {
+        format!(
+            "{} is missing; build it with: cargo build --release",
+            path.display()
+        )
+    })?;
+    Ok(path)
+}
+
+/// A command for a release binary outside of any node.
+///
+/// # Errors
+///
+/// If it is not there.
+pub fn program_command(name: &str) -> Result<Command> {
+    Ok(Command::new(program(name)?))
+}

@@ -1,0 +1,253 @@
+//! What exists outside of this process and must be gone when it ends.
+//!
+//! Namespaces, processes and folders are entered when they are made and struck out when their
+//! owner is dropped. A signal tears down what is left; what a killed run left behind is found by
+//! the process id in its name and removed by the next run.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::sys;
+use crate::wait;
+
+/// Every namespace of every lab starts with this; process id, lab number and name follow.
+pub const NAMESPACE_PREFIX: &str = "pmlab-";
+
+/// Every folder of every running lab starts with this inside the temporary folder.
+pub const FOLDER_PREFIX: &str = "podmesh-lab-";
+
+/// Where `ip netns` keeps the names.
+pub const NAMESPACE_FOLDER: &str = "/run/netns";
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    namespaces: BTreeSet::new(),
+    processes: BTreeSet::new(),
+    folders: BTreeSet::new(),
+});
+
+/// Set while the teardown runs, so that nothing new is started behind its back.
+static CLOSING: AtomicBool = AtomicBool::new(false);
+
+#[derive(Debug)]
+struct Registry {
+    namespaces: BTreeSet<String>,
+    processes: BTreeSet<u32>,
+    folders: BTreeSet<PathBuf>,
+}
+
+/// Something that must not outlive this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Entry {
+    Namespace(String),
+    Process(u32),
+    Folder(PathBuf),
+}
+
+/// Notes down an entry before or right after the thing is made.
+pub(crate) fn enter(entry: Entry) {
+    if CLOSING.load(Ordering::SeqCst) {
+        // The signal thread is removing everything and ends the process in a moment.
+        loop {
+            thread::park();
+        }
+    }
+    let mut registry = lock();
+    match entry {
+        Entry::Namespace(name) => registry.namespaces.insert(name),
+        Entry::Process(pid) => registry.processes.insert(pid),
+        Entry::Folder(path) => registry.folders.insert(path),
+    };
+}
+
+/// Strikes an entry out after its owner removed the thing.
+pub(crate) fn strike_out(entry: &Entry) {
+    let mut registry = lock();
+    match entry {
+        Entry::Namespace(name) => registry.namespaces.remove(name),
+        Entry::Process(pid) => registry.processes.remove(pid),
+        Entry::Folder(path) => registry.folders.remove(path),
+    };
+}
+
+/// A number for the next lab of this process.
+pub(crate) fn next_lab_number() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Prepares the process for labs: signals tear down, leftovers of dead runs are removed.
+pub(crate) fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        remove_leftovers();
+        watch_signals();
+    });
+}
+
+/// Removes everything that this process has entered: processes first, then namespaces, folders.
+pub fn tear_down() {
+    CLOSING.store(true, Ordering::SeqCst);
+    let registry = lock();
+    for pid in &registry.processes {
+        // A process that is gone already is as good.
+        let _ = sys::kill(*pid, libc::SIGKILL);
+    }
+    for name in &registry.namespaces {
+        delete_namespace(name);
+    }
+    for folder in &registry.folders {
+        let _ = fs::remove_dir_all(folder);
+    }
+}
+
+/// Removes what runs that no longer live have left behind, and returns the names.
+///
+/// Processes are ended only if they live inside such a namespace.
+pub fn remove_leftovers() -> Vec<String> {
+    let namespaces = names_of_dead_runs(Path::new(NAMESPACE_FOLDER), NAMESPACE_PREFIX);
+    let inodes: BTreeSet<u64> = namespaces
+        .iter()
+        .filter_map(|name| namespace_inode(name))
+        .collect();
+    if !inodes.is_empty() {
+        for pid in processes_inside(&inodes) {
+            let _ = sys::kill(pid, libc::SIGKILL);
+        }
+    }
+    for name in &namespaces {
+        delete_namespace(name);
+    }
+    let folders = names_of_dead_runs(&std::env::temp_dir(), FOLDER_PREFIX);
+    for folder in &folders {
+        let _ = fs::remove_dir_all(std::env::temp_dir().join(folder));
+    }
+    namespaces.into_iter().chain(folders).collect()
+}
+
+/// Process ids of living runs that hold namespaces.
+pub fn living_runs() -> BTreeSet<u32> {
+    names(Path::new(NAMESPACE_FOLDER))
+        .filter_map(|name| run_of(&name, NAMESPACE_PREFIX))
+        .filter(|pid| is_alive(*pid))
+        .collect()
+}
+
+/// Names of the namespaces that the run with this process id holds.
+pub fn namespaces_of(run: u32) -> Vec<String> {
+    let mut found: Vec<String> = names(Path::new(NAMESPACE_FOLDER))
+        .filter(|name| run_of(name, NAMESPACE_PREFIX) == Some(run))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Asks a living run to end with SIGTERM and waits until its namespaces are gone.
+///
+/// # Errors
+///
+/// If it does not end within ten seconds.
+pub fn end_run(run: u32) -> anyhow::Result<()> {
+    sys::kill(run, libc::SIGTERM)?;
+    wait::until(
+        &format!("run {run} to end"),
+        Duration::from_secs(10),
+        || {
+            let left = namespaces_of(run).len();
+            let gone = left == 0 || !is_alive(run);
+            Ok(if gone {
+                wait::Now(())
+            } else {
+                wait::NotYet(format!("{left} namespaces are left"))
+            })
+        },
+    )
+}
+
+/// Deletes the name of a namespace; the namespace goes with its last user.
+pub(crate) fn delete_namespace(name: &str) {
+    let quiet = Command::new("ip")
+        .args(["netns", "delete", name])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    // Whoever else removed it has done our work.
+    drop(quiet);
+}
+
+fn lock() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the thread that ends this process cleanly on SIGINT, SIGTERM and SIGHUP.
+fn watch_signals() {
+    let Ok(mut signals) = sys::termination_signals() else {
+        return;
+    };
+    thread::spawn(move || {
+        let mut signal = [0];
+        if signals.read_exact(&mut signal).is_ok() {
+            tear_down();
+            sys::die_of(signal[0].into());
+        }
+    });
+}
+
+fn names_of_dead_runs(folder: &Path, prefix: &str) -> Vec<String> {
+    names(folder)
+        .filter(|name| run_of(name, prefix).is_some_and(|pid| !is_alive(pid)))
+        .collect()
+}
+
+fn names(folder: &Path) -> impl Iterator<Item = String> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+}
+
+/// The process id in a name such as `pmlab-4711-1-home`.
+fn run_of(name: &str, prefix: &str) -> Option<u32> {
+    name.strip_prefix(prefix)?.split('-').next()?.parse().ok()
+}
+
+fn is_alive(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
+fn namespace_inode(name: &str) -> Option<u64> {
+    Some(
+        fs::metadata(Path::new(NAMESPACE_FOLDER).join(name))
+            .ok()?
+            .ino(),
+    )
+}
+
+fn processes_inside(inodes: &BTreeSet<u64>) -> Vec<u32> {
+    names(Path::new("/proc"))
+        .filter_map(|name| name.parse().ok())
+        .filter(|pid: &u32| {
+            fs::metadata(format!("/proc/{pid}/ns/net"))
+                .is_ok_and(|metadata| inodes.contains(&metadata.ino()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_run_is_read_from_a_name() {
+        assert_eq!(run_of("pmlab-4711-1-home-1", NAMESPACE_PREFIX), Some(4711));
+        assert_eq!(run_of("pmlab-home", NAMESPACE_PREFIX), None);
+        assert_eq!(run_of("other-4711-1", NAMESPACE_PREFIX), None);
+    }
+}
