@@ -8,11 +8,19 @@
 #![cfg(target_os = "linux")]
 
 mod blocking_netlink;
+
+pub mod address;
+pub mod host;
+pub mod link;
+pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod process;
+pub mod route;
+pub mod rule;
 pub mod sysctl;
 pub mod tun;
 pub mod udp;
+pub mod underlay;
 pub mod veth;
 pub mod wait;

@@ -1,0 +1,147 @@
+//! Network interfaces: find, configure, delete.
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+use crate::netlink::{Mode, Netlink, NetlinkError};
+
+/// One network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index, which stays when it is renamed.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What it is ("veth", "tun", "bridge"); `None` for hardware.
+    pub kind: Option<String>,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// Packets that may wait per queue.
+    pub tx_queue_length: u32,
+    /// Whether it was set up by the administrator.
+    pub up: bool,
+    /// Whether it has a carrier: a cable, a peer, a process that holds a queue.
+    pub carrier: bool,
+    /// Whether it is the loopback.
+    pub loopback: bool,
+}
+
+/// What to change of an interface; `None` leaves as is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkChange {
+    /// Set it up, or down.
+    pub up: Option<bool>,
+    /// Its MTU, in bytes.
+    pub mtu: Option<u32>,
+    /// Packets that may wait per queue.
+    pub tx_queue_length: Option<u32>,
+}
+
+impl Netlink {
+    /// The interface `name`, `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel can't be asked.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let mut question = LinkMessage::default();
+        question
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        match self.get(RouteNetlinkMessage::GetLink(question)).await {
+            Ok(answers) => Ok(answers.into_iter().find_map(read_answer)),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(NetlinkError::new(
+                format_args!("look up interface {name}"),
+                error,
+            )),
+        }
+    }
+
+    /// All interfaces.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel can't be asked.
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let answers = self.dump(question, "list the interfaces").await?;
+        Ok(answers.into_iter().filter_map(read_answer).collect())
+    }
+
+    /// Changes the interface with this index.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn change_link(&self, index: u32, change: LinkChange) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        if let Some(up) = change.up {
+            message.header.change_mask = LinkFlags::Up;
+            message.header.flags = if up {
+                LinkFlags::Up
+            } else {
+                LinkFlags::empty()
+            };
+        }
+        message
+            .attributes
+            .extend(change.mtu.map(LinkAttribute::Mtu));
+        message
+            .attributes
+            .extend(change.tx_queue_length.map(LinkAttribute::TxQueueLen));
+        let step = format_args!("configure the interface with index {index}");
+        self.change(RouteNetlinkMessage::SetLink(message), Mode::Existing, step)
+            .await
+    }
+
+    /// Deletes the interface with this index.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, also when there is none.
+    pub async fn delete_link(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let step = format_args!("delete the interface with index {index}");
+        self.change(RouteNetlinkMessage::DelLink(message), Mode::Existing, step)
+            .await
+    }
+}
+
+fn read_answer(answer: RouteNetlinkMessage) -> Option<Link> {
+    match answer {
+        RouteNetlinkMessage::NewLink(message) => Some(read(&message)),
+        _ => None,
+    }
+}
+
+fn read(message: &LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: None,
+        mtu: 0,
+        tx_queue_length: 0,
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        loopback: flags.contains(LinkFlags::Loopback),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::TxQueueLen(length) => link.tx_queue_length = *length,
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    link
+}
