@@ -24,3 +24,4 @@ pub mod udp;
 pub mod underlay;
 pub mod veth;
 pub mod wait;
+pub mod watch;

@@ -7,3 +7,4 @@ mod sandbox;
 mod tables;
 mod tun;
 mod udp;
+mod watch;

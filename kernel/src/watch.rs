@@ -1,0 +1,214 @@
+//! Notices when somebody changes links, addresses, routes or rules.
+#![allow(
+    unsafe_code,
+    reason = "forcing a buffer size and registering a foreign socket have no safe form"
+)]
+
+use std::io;
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+const MESSAGE_HEADER: usize = 16;
+/// Room for the notices of a few ten thousand changes.
+const RECEIVE_BUFFER: libc::c_int = 8 << 20;
+
+const LINK: u32 = 1;
+const IPV4_ADDRESS: u32 = 5;
+const IPV4_ROUTE: u32 = 7;
+const IPV4_RULE: u32 = 8;
+const IPV6_ADDRESS: u32 = 9;
+const IPV6_ROUTE: u32 = 11;
+const IPV6_RULE: u32 = 19;
+
+/// What was changed since the last notice, whoever did it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Interfaces.
+    pub links: bool,
+    /// Addresses.
+    pub addresses: bool,
+    /// Routes.
+    pub routes: bool,
+    /// Rules.
+    pub rules: bool,
+    /// Notices were lost, so anything may have changed.
+    pub overrun: bool,
+}
+
+impl Change {
+    /// Whether nothing has changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn add(&mut self, message_type: u16) {
+        match message_type {
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => self.links = true,
+            libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.routes = true,
+            libc::RTM_NEWRULE | libc::RTM_DELRULE => self.rules = true,
+            _ => {}
+        }
+    }
+}
+
+/// Listens to the kernel's notices in one network namespace.
+#[derive(Debug)]
+pub struct Watcher {
+    socket: AsyncFd<Socket>,
+    settle: Duration,
+    buffer: Vec<u8>,
+    pending: Change,
+}
+
+impl Watcher {
+    /// Listens in the calling thread's network namespace, from now on. Changes that follow each
+    /// other within `settle` are reported together. Needs a tokio runtime with I/O and time.
+    ///
+    /// # Errors
+    ///
+    /// When the socket can't be made.
+    pub fn start(settle: Duration) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        enlarge(&socket);
+        let groups = [
+            LINK,
+            IPV4_ADDRESS,
+            IPV4_ROUTE,
+            IPV4_RULE,
+            IPV6_ADDRESS,
+            IPV6_ROUTE,
+            IPV6_RULE,
+        ];
+        socket.bind(&SocketAddr::new(
+            0,
+            groups.iter().fold(0, |all, group| all | 1 << (group - 1)),
+        ))?;
+        socket.set_non_blocking(true)?;
+        // SAFETY: the socket keeps its one descriptor open until it is dropped, which happens only
+        // together with its registration.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
+        Ok(Self {
+            socket,
+            settle,
+            buffer: Vec::with_capacity(1 << 16),
+            pending: Change::default(),
+        })
+    }
+
+    /// Waits for the next change. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the socket fails. An overrun is no error.
+    pub async fn next(&mut self) -> io::Result<Change> {
+        while self.pending.is_empty() {
+            self.socket.readable().await?.clear_ready();
+            self.take()?;
+        }
+        tokio::time::sleep(self.settle).await;
+        self.take()?;
+        Ok(mem::take(&mut self.pending))
+    }
+
+    /// Takes all notices that wait.
+    fn take(&mut self) -> io::Result<()> {
+        loop {
+            self.buffer.clear();
+            match self
+                .socket
+                .get_ref()
+                .recv(&mut self.buffer, libc::MSG_DONTWAIT)
+            {
+                Ok(_) => note_all(&self.buffer, &mut self.pending),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => return Ok(()),
+                    Some(libc::EINTR) => {}
+                    Some(libc::ENOBUFS) => self.pending.overrun = true,
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+/// Adds the messages of one datagram.
+fn note_all(mut datagram: &[u8], change: &mut Change) {
+    while let Some((header, _)) = datagram.split_first_chunk::<MESSAGE_HEADER>() {
+        let [l0, l1, l2, l3, t0, t1, ..] = *header;
+        change.add(u16::from_ne_bytes([t0, t1]));
+        let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        let Some(rest) = length
+            .max(MESSAGE_HEADER)
+            .checked_next_multiple_of(4)
+            .and_then(|length| datagram.get(length..))
+        else {
+            return;
+        };
+        datagram = rest;
+    }
+}
+
+/// As large as permitted; a smaller buffer only makes overruns more likely.
+fn enlarge(socket: &Socket) {
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+        let value = RECEIVE_BUFFER;
+        // SAFETY: the option value is one int that outlives the call.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if result == 0 {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cut_and_odd_datagrams_are_read_as_far_as_they_go() {
+        let message = |kind: u16, length: u32, bytes: usize| {
+            let mut message = length.to_ne_bytes().to_vec();
+            message.extend(kind.to_ne_bytes());
+            message.resize(bytes, 0);
+            message
+        };
+        let mut change = Change::default();
+        note_all(&[], &mut change);
+        note_all(&[1; 15], &mut change);
+        assert!(change.is_empty());
+        let two = [
+            message(libc::RTM_NEWADDR, 22, 24),
+            message(libc::RTM_DELRULE, 16, 16),
+        ]
+        .concat();
+        note_all(&two, &mut change);
+        assert_eq!(
+            change,
+            Change {
+                addresses: true,
+                rules: true,
+                ..Change::default()
+            }
+        );
+        for length in [0, 1, u32::MAX] {
+            note_all(&message(libc::RTM_NEWLINK, length, 40), &mut change);
+        }
+        assert!(change.links && !change.routes && !change.overrun);
+    }
+}

@@ -1,0 +1,113 @@
+use std::time::{Duration, Instant};
+
+use podmesh_kernel::link::LinkChange;
+use podmesh_kernel::netlink::Netlink;
+use podmesh_kernel::watch::{Change, Watcher};
+use tokio::time::timeout;
+
+use crate::sandbox::{ip, isolated_async};
+
+async fn next(watcher: &mut Watcher) -> Change {
+    timeout(Duration::from_secs(5), watcher.next())
+        .await
+        .expect("a notice")
+        .expect("a socket")
+}
+
+#[test]
+fn each_kind_of_change_is_noticed_and_a_burst_is_one_notice() {
+    isolated_async(|| async {
+        ip("link add up0 type veth peer name gw0");
+        ip("link set up0 up");
+        ip("link set gw0 up");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut watcher = Watcher::start(Duration::from_millis(30)).expect("a watcher");
+        let none = Change::default();
+        ip("rule add pref 9 to 192.0.2.0/24 lookup 9");
+        assert_eq!(
+            next(&mut watcher).await,
+            Change {
+                rules: true,
+                ..none
+            }
+        );
+        ip("-6 rule add pref 9 to 2001:db8::/32 lookup 9");
+        assert_eq!(
+            next(&mut watcher).await,
+            Change {
+                rules: true,
+                ..none
+            }
+        );
+        ip("route add 192.0.2.0/24 dev up0 table 9");
+        assert_eq!(
+            next(&mut watcher).await,
+            Change {
+                routes: true,
+                ..none
+            }
+        );
+        ip("link set up0 mtu 1400");
+        assert!(next(&mut watcher).await.links);
+        ip("addr add 192.0.2.7/24 dev up0");
+        assert!(next(&mut watcher).await.addresses);
+        while timeout(Duration::from_millis(300), watcher.next())
+            .await
+            .is_ok()
+        {}
+
+        for number in 1..50 {
+            ip(&format!("route add 198.51.100.{number} dev up0"));
+            if number == 1 {
+                // A caller that gives up in the middle of settling loses nothing.
+                assert!(
+                    timeout(Duration::from_millis(10), watcher.next())
+                        .await
+                        .is_err()
+                );
+            }
+        }
+        assert_eq!(
+            next(&mut watcher).await,
+            Change {
+                routes: true,
+                ..none
+            }
+        );
+        let more = timeout(Duration::from_millis(300), watcher.next()).await;
+        assert!(more.is_err(), "{more:?}");
+    });
+}
+
+#[test]
+fn a_flood_beyond_the_buffer_is_an_overrun_and_the_watcher_lives_on() {
+    isolated_async(|| async {
+        let netlink = Netlink::connect().expect("a connection");
+        let lo = netlink
+            .link("lo")
+            .await
+            .expect("an answer")
+            .expect("the loopback");
+        let mut watcher = Watcher::start(Duration::from_millis(10)).expect("a watcher");
+        let start = Instant::now();
+        let mut mtu = 2000;
+        // Nobody reads meanwhile; each notice of a link takes more than a kilobyte.
+        for _ in 0..20_000 {
+            mtu = if mtu == 2000 { 2001 } else { 2000 };
+            let change = LinkChange {
+                mtu: Some(mtu),
+                ..LinkChange::default()
+            };
+            netlink
+                .change_link(lo.index, change)
+                .await
+                .expect("a change");
+        }
+        println!("20000 changes in {:?}", start.elapsed());
+        let change = next(&mut watcher).await;
+        assert!(change.overrun && change.links, "{change:?}");
+        ip("addr add 192.0.2.7/24 dev lo");
+        let change = next(&mut watcher).await;
+        assert!(change.addresses && !change.overrun, "{change:?}");
+    });
+}
