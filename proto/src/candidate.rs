@@ -19,6 +19,9 @@ pub enum CandidateKind {
     Reflexive,
     /// Named by the operator, a forwarded port for example.
     Configured,
+    /// What a planet saw of the node's spare port: only for later rounds of hole punching, when the
+    /// mapping of the main port may be spoilt.
+    Spare,
 }
 
 /// An endpoint that is not proven yet.
@@ -134,6 +137,14 @@ pub fn may_be_probed(endpoint: &SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kinds_of_candidates_keep_their_numbers() {
+        use CandidateKind::{Configured, Host, Reflexive, Spare};
+        let numbers =
+            [Host, Reflexive, Configured, Spare].map(|kind| postcard::to_allocvec(&kind).unwrap());
+        assert_eq!(numbers, [[0], [1], [2], [3]].map(|number| number.to_vec()));
+    }
 
     #[test]
     fn places_that_must_never_be_probed() {
