@@ -2,4 +2,11 @@
 
 mod cli;
 mod config;
+mod identity;
+mod node_file;
+mod overlap;
+mod random;
+#[cfg(test)]
+mod scratch;
+mod state;
 fn main() {}

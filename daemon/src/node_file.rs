@@ -1,0 +1,210 @@
+//! What other programs read about this node: the file for the CNI plugin, and flannel's
+//! `subnet.env`.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use podmesh_proto::node_file::{NODE_FILE_NAME, NodeFile};
+
+use crate::state::replace_file;
+
+/// First line of a `subnet.env` of ours; any other file of that name is somebody else's.
+const OURS: &str = "# written by meshd\n";
+
+/// Writes the files, and only when they change.
+#[derive(Debug)]
+pub(crate) struct NodeFiles {
+    runtime: PathBuf,
+    state: PathBuf,
+    subnet_env: Option<PathBuf>,
+    written: Option<Vec<u8>>,
+}
+
+impl NodeFiles {
+    /// Nothing is written yet.
+    pub(crate) fn new(runtime: &Path, state: &Path, subnet_env: Option<PathBuf>) -> Self {
+        Self {
+            runtime: runtime.join(NODE_FILE_NAME),
+            state: state.join(NODE_FILE_NAME),
+            subnet_env,
+            written: None,
+        }
+    }
+
+    /// Writes what has changed, the runtime folder's copy first, since pods wait for that one.
+    ///
+    /// # Errors
+    /// Everything that went wrong, one sentence each; what could be written is.
+    pub(crate) fn write(&mut self, file: &NodeFile) -> Result<(), Vec<String>> {
+        if let Err(error) = file.validate() {
+            return Err(vec![error.to_string()]);
+        }
+        let mut bytes = match serde_json::to_vec_pretty(file) {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(vec![error.to_string()]),
+        };
+        bytes.push(b'\n');
+        if self.written.as_ref() == Some(&bytes) && self.runtime.exists() {
+            return Ok(());
+        }
+        let mut trouble = Vec::new();
+        for path in [&self.runtime, &self.state] {
+            if let Err(cause) = replace_file(path, &bytes) {
+                trouble.push(format!("can't write {}: {cause}", path.display()));
+            }
+        }
+        if let Some(path) = &self.subnet_env
+            && let Some(text) = subnet_env(file)
+            && let Err(cause) = replace_foreign(path, &text)
+        {
+            trouble.push(format!("can't write {}: {cause}", path.display()));
+        }
+        if trouble.is_empty() {
+            self.written = Some(bytes);
+            Ok(())
+        } else {
+            Err(trouble)
+        }
+    }
+
+    /// Removes what describes a membership that has ended.
+    pub(crate) fn remove(&mut self) {
+        self.written = None;
+        let ours = self.subnet_env.iter().filter(|path| is_ours(path));
+        for path in [&self.runtime, &self.state].into_iter().chain(ours) {
+            if let Err(error) = fs::remove_file(path)
+                && error.kind() != ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), reason = %error, "can't remove a file");
+            }
+        }
+    }
+}
+
+/// Flannel's form: shell variables, the subnet with the address of its first host as gateway.
+/// `None` without an IPv4 pod CIDR, which flannel's plugin can't do without.
+fn subnet_env(file: &NodeFile) -> Option<String> {
+    let own = |v4: bool| {
+        file.pod_cidrs
+            .iter()
+            .find(|cidr| cidr.addr().is_ipv4() == v4)
+    };
+    let subnet = own(true)?;
+    let mut text = format!("{OURS}FLANNEL_NETWORK={}\n", around(file, subnet)?);
+    text += &format!(
+        "FLANNEL_SUBNET={}/{}\n",
+        first_host(subnet)?,
+        subnet.prefix_len()
+    );
+    if let Some(subnet) = own(false) {
+        text += &format!("FLANNEL_IPV6_NETWORK={}\n", around(file, subnet)?);
+        text += &format!(
+            "FLANNEL_IPV6_SUBNET={}/{}\n",
+            first_host(subnet)?,
+            subnet.prefix_len()
+        );
+    }
+    // meshd's own table masquerades, and only what leaves the network.
+    text += &format!("FLANNEL_MTU={}\nFLANNEL_IPMASQ=false\n", file.mtu);
+    Some(text)
+}
+
+fn around<'a>(file: &'a NodeFile, subnet: &IpNet) -> Option<&'a IpNet> {
+    file.protected.iter().find(|range| range.contains(subnet))
+}
+
+fn first_host(subnet: &IpNet) -> Option<IpAddr> {
+    match subnet {
+        IpNet::V4(net) => net.hosts().next().map(IpAddr::V4),
+        IpNet::V6(net) => Some(IpAddr::V6((u128::from(net.network()) + 1).into())),
+    }
+}
+
+fn replace_foreign(path: &Path, text: &str) -> io::Result<()> {
+    if path.exists() && !is_ours(path) {
+        return Err(io::Error::other(
+            "the file is another program's; remove it, or set another subnet-env",
+        ));
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    replace_file(path, text.as_bytes())?;
+    // Scripts of any user source it, and nothing in it is secret.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+}
+
+fn is_ours(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| bytes.starts_with(OURS.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use podmesh_proto::node_file::NODE_FILE_SCHEMA;
+
+    use super::*;
+    use crate::scratch::Scratch;
+
+    fn file() -> NodeFile {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        NodeFile {
+            schema: NODE_FILE_SCHEMA.to_owned(),
+            network: "07070707".to_owned(),
+            node: "alpha".to_owned(),
+            device: "mesh0".to_owned(),
+            mtu: 1280,
+            pod_cidrs: nets(&["10.42.3.0/24", "fd07:707:707:8003::/64"]),
+            overlay_addresses: vec!["10.77.0.3".parse().unwrap()],
+            protected: nets(&["10.77.0.0/16", "10.42.0.0/16", "fd07:707:707:8000::/49"]),
+            service_ranges: Vec::new(),
+            local_devices: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn both_copies_and_subnet_env_are_written() {
+        let scratch = Scratch::new();
+        let (runtime, state) = (scratch.path("run"), scratch.path("state"));
+        fs::create_dir(&runtime).unwrap();
+        fs::create_dir(&state).unwrap();
+        let env = scratch.path("flannel/subnet.env");
+        let mut files = NodeFiles::new(&runtime, &state, Some(env.clone()));
+        files.write(&file()).unwrap();
+        let bytes = fs::read(runtime.join("node.json")).unwrap();
+        assert_eq!(bytes, fs::read(state.join("node.json")).unwrap());
+        let read = NodeFile::parse(&bytes, |bytes| serde_json::from_slice(bytes)).unwrap();
+        assert_eq!(read, file());
+        assert_eq!(
+            fs::read_to_string(&env).unwrap(),
+            "# written by meshd\n\
+             FLANNEL_NETWORK=10.42.0.0/16\n\
+             FLANNEL_SUBNET=10.42.3.1/24\n\
+             FLANNEL_IPV6_NETWORK=fd07:707:707:8000::/49\n\
+             FLANNEL_IPV6_SUBNET=fd07:707:707:8003::1/64\n\
+             FLANNEL_MTU=1280\n\
+             FLANNEL_IPMASQ=false\n"
+        );
+        files.remove();
+        assert!(!env.exists() && !runtime.join("node.json").exists());
+    }
+
+    #[test]
+    fn another_programs_subnet_env_is_left_alone() {
+        let scratch = Scratch::new();
+        let (runtime, state) = (scratch.path("run"), scratch.path("state"));
+        fs::create_dir(&runtime).unwrap();
+        fs::create_dir(&state).unwrap();
+        let env = scratch.path("subnet.env");
+        fs::write(&env, "FLANNEL_MTU=1450\n").unwrap();
+        let mut files = NodeFiles::new(&runtime, &state, Some(env.clone()));
+        let trouble = files.write(&file()).unwrap_err();
+        assert!(trouble[0].contains("another program's"), "{trouble:?}");
+        assert!(runtime.join("node.json").exists());
+        files.remove();
+        assert_eq!(fs::read_to_string(&env).unwrap(), "FLANNEL_MTU=1450\n");
+    }
+}
