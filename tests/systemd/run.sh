@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# podmesh under a real systemd: two booted Debian containers on one link, installed by `make install`.
+#
+#   tests/systemd/run.sh        needs root, target/release built, and a Debian mirror for the image
+#
+# Container one runs the planet and a node as units, container two a node that joins by a credential
+# file. Then: the peer is direct; the units restart; the containers reboot; nothing has changed. At
+# the end the kernel's and systemd's word that no call was denied by a unit's filters.
+# Everything is made under target/systemd and removed again, but for the image, which is kept.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+top=$PWD
+work=$top/target/systemd
+id=pmsd$$
+suite=bookworm
+packages=systemd,systemd-sysv,dbus,iproute2,iputils-ping,procps,nftables
+mkdir -p "$work"
+. tests/systemd/container.sh
+
+fail() {
+  echo "FAIL: $*" >&2
+  for c in one two; do
+    echo "--- journal of container $c" >&2
+    inside $c journalctl --no-pager -q -u meshd -u planet -n 40 >&2 2>/dev/null || true
+  done
+  exit 1
+}
+trap 'tear_down' EXIT
+trap 'exit 130' INT TERM
+
+expect() { # SECONDS TITLE COMMAND...
+  local end=$((SECONDS + $1)) title=$2
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt $end ] || fail "$title: not within the time; last try: $("$@" 2>&1 | tail -3)"
+    sleep 0.3
+  done
+  echo "ok: $title"
+}
+
+peer_is_direct() { # CONTAINER PEER
+  inside "$1" meshctl peers --json | python3 -c '
+import json, sys
+name = sys.argv[1]
+item = [p for p in json.load(sys.stdin)["items"] if p["name"] == name][0]
+assert item["state"] == "up" and item["path"]["kind"] != "relay", item
+' "$2"
+}
+
+echo "== image"
+make_image
+echo "== two machines on one link"
+make_tun
+make_link
+boot one 10.99.0.1
+boot two 10.99.0.2
+
+echo "== planet and node on the first"
+for c in one two; do install_into $c; done
+inside one systemd-sysusers
+inside two systemd-sysusers
+key=$(inside one setpriv --reuid podmesh-planet --regid podmesh-planet --clear-groups \
+  planet init --state-dir /var/lib/podmesh-planet | sed -n 's/^planet key: //p')
+[ -n "$key" ] || fail "planet init printed no key"
+inside one meshctl network create lab --planet "$key@10.99.0.1:7077" --dir /root/network --no-passphrase >/dev/null
+cp "$work/$id-one/root/network/network.podmesh" "$work/$id-one/var/lib/podmesh-planet/network.podmesh"
+inside one chown podmesh-planet: /var/lib/podmesh-planet/network.podmesh
+inside one setpriv --reuid podmesh-planet --regid podmesh-planet --clear-groups \
+  planet adopt /var/lib/podmesh-planet/network.podmesh --state-dir /var/lib/podmesh-planet >/dev/null
+inside one systemctl enable -q --now planet
+for c in one two; do
+  inside one meshctl token create --dir /root/network --out "/root/token-$c" >/dev/null
+  mkdir -p "$work/$id-$c/etc/podmesh"
+  mv "$work/$id-one/root/token-$c" "$work/$id-$c/etc/podmesh/join-token"
+  chmod 0600 "$work/$id-$c/etc/podmesh/join-token"
+  inside $c sysctl -q --system
+  inside $c systemctl enable -q --now meshd
+done
+
+names=(one two)
+check_all() { # TITLE
+  expect 30 "$1: one sees two directly" peer_is_direct one "$id-two"
+  expect 30 "$1: two sees one directly" peer_is_direct two "$id-one"
+  expect 10 "$1: ping through the mesh" inside two meshctl ping "$id-one" -c 1
+  inside one ip -j address show mesh0 > "$work/$id.one.now"
+  inside two ip -j address show mesh0 > "$work/$id.two.now"
+}
+addresses() { python3 -c '
+import json, sys
+print(sorted(a["local"] for a in json.load(open(sys.argv[1]))[0]["addr_info"] if a["scope"] == "global"))' "$1"; }
+
+check_all "joined by credential"
+for c in "${names[@]}"; do addresses "$work/$id.$c.now" > "$work/$id.$c.first"; done
+same_addresses() {
+  for c in "${names[@]}"; do
+    [ "$(addresses "$work/$id.$c.now")" = "$(cat "$work/$id.$c.first")" ] || fail "$1: addresses of $c changed"
+  done
+  echo "ok: $1: addresses are as before"
+}
+
+inside one systemctl restart planet meshd
+inside two systemctl restart meshd
+check_all "units restarted"
+same_addresses "units restarted"
+
+for c in "${names[@]}"; do reboot_container $c; done
+check_all "machines rebooted"
+same_addresses "machines rebooted"
+
+inside two systemctl kill -s KILL meshd
+check_all "meshd killed"
+
+echo "== sandbox"
+for u in meshd planet; do
+  score=$(inside one systemd-analyze security --no-pager "$u.service" | sed -n 's/.*level for .*: \([0-9.]*\).*/\1/p')
+  limit=2.5; [ "$u" = planet ] && limit=1.5
+  python3 -c "import sys; sys.exit(not float('$score') <= $limit)" || fail "$u.service scores $score, over $limit"
+  echo "ok: systemd-analyze security $u: $score (limit $limit)"
+done
+for c in "${names[@]}"; do
+  denied=$(inside $c journalctl --no-pager -q -b -u meshd -u planet | grep -ciE 'operation not permitted|permission denied|SIGSYS' || true)
+  [ "$denied" = 0 ] || fail "$c: $denied lines of the units' journal speak of denied calls: $(inside $c journalctl --no-pager -q -b -u meshd -u planet | grep -iE 'operation not permitted|permission denied|SIGSYS' | head -3)"
+done
+echo "ok: no denied call in the units' journals"
+echo "PASS: systemd"
