@@ -3,6 +3,7 @@
 mod cli;
 mod config;
 mod identity;
+mod local_socket;
 mod node_file;
 mod overlap;
 mod random;
