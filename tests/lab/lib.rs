@@ -24,12 +24,14 @@
 //! ```
 //!
 //! The lab shells out to `ip`, `nft` and friends and runs the release binaries; it links none of
-//! the product's code, because a test must not build its world with what it judges. Everything
+//! the product's code but the words of its local API, because a test must not build its world with
+//! what it judges. Everything
 //! it makes carries its process id in the name and is removed when the lab is dropped, on a
 //! panic, on Ctrl-C, and at the latest by the next run.
 
 pub mod capture;
 pub mod lab;
+pub mod mesh;
 pub mod namespace;
 pub mod nat;
 pub mod node;
@@ -40,11 +42,13 @@ pub mod pod;
 pub mod process;
 pub mod registry;
 pub mod site;
+pub mod story;
 mod sys;
 pub mod wait;
 pub mod wire;
 
 pub use lab::{Lab, Plan};
+pub use mesh::Mesh;
 pub use namespace::Namespace;
 pub use nat::Nat;
 pub use node::Node;

@@ -5,6 +5,8 @@
     reason = "a command line program talks"
 )]
 
+mod demo;
+
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 use std::thread;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
-use podmesh_lab::{Lab, Nat, registry};
+use podmesh_lab::{Lab, Nat, node, registry};
 
 /// A small internet of network namespaces for podmesh.
 #[derive(Debug, Parser)]
@@ -25,6 +27,15 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Play the story: a mesh over three sites, a dead planet, a power cut
+    Demo {
+        /// Leave the world standing afterwards
+        #[arg(long)]
+        keep: bool,
+        /// Hold the world for a front process
+        #[arg(long, hide = true)]
+        keeper: bool,
+    },
     /// Remove what runs that were killed have left behind
     Clean {
         /// End the runs that still live, too
@@ -41,6 +52,14 @@ enum Verb {
         #[arg(trailing_var_arg = true)]
         program: Vec<String>,
     },
+    /// Run meshctl against a node
+    Meshctl {
+        /// The node's name
+        node: String,
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Build an empty world without any mesh in it and wait for Ctrl-C
     Up,
 }
@@ -55,7 +74,7 @@ fn main() -> ExitCode {
         }
     }));
     match run(Arguments::parse().verb) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lab: {error:#}");
             ExitCode::FAILURE
@@ -63,13 +82,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(verb: Verb) -> Result<()> {
+fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Clean { all } => clean(all),
+        Verb::Demo { keep, keeper } => return demo::run(keep, keeper),
+        Verb::Clean { all } => clean(all)?,
         Verb::List => list(),
-        Verb::Enter { namespace, program } => enter(&namespace, &program),
-        Verb::Up => up(),
+        Verb::Enter { namespace, program } => enter(&namespace, &program)?,
+        Verb::Meshctl { node, words } => meshctl(&node, &words)?,
+        Verb::Up => up()?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn clean(all: bool) -> Result<()> {
@@ -84,38 +106,58 @@ fn clean(all: bool) -> Result<()> {
     Ok(())
 }
 
-fn list() -> Result<()> {
+fn list() {
     for run in registry::living_runs() {
         println!("run {run}");
         for namespace in registry::namespaces_of(run) {
             println!("  {namespace}");
         }
     }
-    Ok(())
 }
 
 fn enter(wanted: &str, program: &[String]) -> Result<()> {
-    let end = format!("-{wanted}");
-    let found: Vec<String> = registry::living_runs()
-        .into_iter()
-        .flat_map(registry::namespaces_of)
-        .filter(|name| name == wanted || name.ends_with(&end))
-        .collect();
-    let [namespace] = found.as_slice() else {
-        bail!(
-            "{} namespaces end in {end}: {}",
-            found.len(),
-            found.join(", ")
-        );
-    };
+    let namespace = the_one(wanted)?;
     let shell = [std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".into())];
     let program = if program.is_empty() { &shell } else { program };
     let mut command = std::process::Command::new("ip");
     Err(command
-        .args(["netns", "exec", namespace])
+        .args(["netns", "exec", &namespace])
         .args(program)
         .exec())
     .context("cannot run ip")
+}
+
+fn meshctl(node: &str, words: &[String]) -> Result<()> {
+    let namespace = the_one(node)?;
+    let lab = namespace
+        .strip_prefix(registry::NAMESPACE_PREFIX)
+        .unwrap_or_default();
+    let lab = lab.strip_suffix(&format!("-{node}")).unwrap_or_default();
+    let folder = std::env::temp_dir().join(format!("{}{lab}", registry::FOLDER_PREFIX));
+    let socket = folder.join(node).join("run/meshd.sock");
+    let mut command = std::process::Command::new("ip");
+    command
+        .args(["netns", "exec", &namespace])
+        .arg(node::program("meshctl")?);
+    Err(command.arg("--socket").arg(socket).args(words).exec()).context("cannot run ip")
+}
+
+/// The full name of the only namespace that is called so.
+fn the_one(wanted: &str) -> Result<String> {
+    let found: Vec<String> = registry::living_runs()
+        .into_iter()
+        .flat_map(registry::namespaces_of)
+        .filter(|name| name == wanted || name.splitn(4, '-').nth(3) == Some(wanted))
+        .collect();
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => bail!("no namespace of a living run is called {wanted}; see: lab list"),
+        more => bail!(
+            "{} namespaces are called {wanted}: {}",
+            more.len(),
+            more.join(", ")
+        ),
+    }
 }
 
 fn up() -> Result<()> {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use podmesh_proto::local_api::PeerView;
 use serde_json::Value;
 
 use crate::namespace::Namespace;
@@ -36,7 +37,7 @@ struct Life {
     pods: Vec<Arc<Pod>>,
     plug: Option<Plug>,
     namespace: Option<Arc<Namespace>>,
-    extra: Vec<String>,
+    configuration: String,
 }
 
 impl Node {
@@ -120,16 +121,9 @@ impl Node {
         self.folder.join("meshd.log")
     }
 
-    /// The configuration file of meshd; used from the next start on if it exists.
-    pub fn config(&self) -> PathBuf {
-        self.folder.join("meshd.toml")
-    }
-
-    /// Adds words to meshd's command line from the next start on.
-    pub fn add_arguments(&self, words: &[&str]) {
-        self.life()
-            .extra
-            .extend(words.iter().map(|word| (*word).to_owned()));
+    /// Sets lines of meshd's configuration file, from the next start on.
+    pub fn configure(&self, lines: &str) {
+        lines.clone_into(&mut self.life().configuration);
     }
 
     /// Starts meshd and waits until its local socket is there.
@@ -145,12 +139,8 @@ impl Node {
         let mut command = self.namespace().command(program("meshd")?);
         command.arg("--state-dir").arg(self.state_dir());
         command.arg("--runtime-dir").arg(self.runtime_dir());
-        command
-            .args(["--name", &self.name])
-            .args(&self.life().extra);
-        if self.config().exists() {
-            command.arg("--config").arg(self.config());
-        }
+        command.args(["--name", &self.name]);
+        command.arg("--config").arg(self.write_configuration()?);
         let name = format!("meshd on {}", self.name);
         let meshd = Arc::new(Process::start(&name, command, &self.log())?);
         self.life().meshd = Some(Arc::clone(&meshd));
@@ -173,9 +163,10 @@ impl Node {
 
     /// Kills meshd with SIGKILL. Interfaces and rules stay as they are.
     pub fn kill(&self) {
-        // Dropped outside of the lock: the kill waits until the process is gone.
         let meshd = self.life().meshd.take();
-        drop(meshd);
+        if let Some(meshd) = meshd {
+            meshd.kill();
+        }
     }
 
     /// Stops meshd with SIGTERM.
@@ -211,13 +202,15 @@ impl Node {
         if let Some(plug) = &life.plug {
             self.site.unplug(&self.wire, plug)?;
         }
-        drop(life.meshd);
+        if let Some(meshd) = &life.meshd {
+            meshd.kill();
+        }
         for pod in &life.pods {
             pod.power_cut();
         }
         drop(life.pods);
         drop(life.namespace);
-        self.life().extra = life.extra;
+        self.life().configuration = life.configuration;
         match fs::remove_dir_all(self.runtime_dir()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
@@ -283,6 +276,36 @@ impl Node {
         serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))
     }
 
+    /// Waits until the node is a member with a planet connected.
+    ///
+    /// # Errors
+    ///
+    /// After `patience`, with what meshctl said last.
+    pub fn wait_online(&self, patience: Duration) -> Result<()> {
+        wait::until(&format!("{} to be online", self.name), patience, || {
+            let status = self.meshctl_json(&["status"])?;
+            let state = status["state"]
+                .as_str()
+                .unwrap_or("without a state")
+                .to_owned();
+            Ok(if state == "online" {
+                wait::Now(())
+            } else {
+                wait::NotYet(state)
+            })
+        })
+    }
+
+    /// What this node says about its peers.
+    ///
+    /// # Errors
+    ///
+    /// If meshd does not answer, or not in the words of the local API.
+    pub fn peers(&self) -> Result<Vec<PeerView>> {
+        let mut document = self.meshctl_json(&["peers"])?;
+        serde_json::from_value(document["items"].take()).context("these are no peers")
+    }
+
     /// Makes a pod here through the CNI plugin.
     ///
     /// # Errors
@@ -328,6 +351,15 @@ impl Node {
                 "dataDir": self.ledger_dir(),
             }),
         })
+    }
+
+    fn write_configuration(&self) -> Result<PathBuf> {
+        let file = self.folder.join("meshd.toml");
+        let log = std::env::var("LAB_LOG").unwrap_or_else(|_| "info".into());
+        let subnet_env = self.runtime_dir().join("subnet.env").display().to_string();
+        let mine = format!("log = {log:?}\nsubnet-env = {subnet_env:?}\n");
+        fs::write(&file, mine + &self.life().configuration)?;
+        Ok(file)
     }
 
     fn socket(&self) -> PathBuf {

@@ -150,7 +150,9 @@ impl Planet {
     /// Kills the planet with SIGKILL.
     pub fn kill(&self) {
         let running = self.running().take();
-        drop(running);
+        if let Some(running) = running {
+            running.kill();
+        }
     }
 
     /// Stops the planet with SIGTERM.
