@@ -1,10 +1,15 @@
 //! Scenarios: real namespaces, real binaries, one story per test.
 //!
 //! They need root, `/dev/net/tun` and the release binaries; the scenarios in [`the_lab`] judge
-//! the laboratory itself and need no binaries.
+//! the laboratory itself and need no binaries. `LAB_LONG=1` plays the long forms, which repeat
+//! often enough for percentiles.
 #![allow(
     clippy::unwrap_used,
     reason = "in a scenario every surprise is a failure, wherever it is"
 )]
 
+mod cold_boot;
+mod nat_grid;
+mod restarts;
 mod the_lab;
+mod world;

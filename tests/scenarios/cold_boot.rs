@@ -1,0 +1,59 @@
+//! A machine boots and its pods are there long before meshd is: nothing may leave it in plaintext.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use podmesh_lab::capture::Capture;
+use podmesh_lab::ping::PingMatrix;
+
+use crate::world;
+
+#[test]
+fn pods_that_start_before_meshd_send_nothing_in_plaintext() {
+    let lab = world::three_sites("cold-boot");
+    let capture = Capture::start(&lab).unwrap();
+    let far = lab
+        .node("cloud-a-1")
+        .unwrap()
+        .add_pod("cloud-a-1-a")
+        .unwrap();
+    let node = lab.node("home-2").unwrap();
+    node.add_pod("home-2-a").unwrap();
+    let pings = PingMatrix::start().unwrap();
+    pings.add_pod(&far).unwrap();
+    for pod in node.pods() {
+        pings.add_pod(&pod).unwrap();
+    }
+    pings.wait_for_all(5, Duration::from_secs(10)).unwrap();
+    pings.remove("home-2-a").unwrap();
+
+    node.power_cut().unwrap();
+    node.power_on().unwrap();
+    let pods = ["b", "c"].map(|letter| node.add_pod(&format!("home-2-{letter}")).unwrap());
+    for pod in &pods {
+        pings.add_pod(pod).unwrap();
+    }
+    let before = capture.verdict();
+    let booted = Instant::now();
+    thread::sleep(Duration::from_secs(world::times(10, 30) as u64));
+    let early = pings.report(booted, Instant::now() - Duration::from_secs(2));
+    let to_far = early
+        .iter()
+        .filter(|pair| pair.from.starts_with("home") && pair.to == far.name());
+    for pair in to_far {
+        assert_eq!(pair.lost, pair.sent, "nobody carries this yet: {pair:?}");
+    }
+    let on_the_node = early
+        .iter()
+        .filter(|pair| pair.from.starts_with("home") && pair.to.starts_with("home"));
+    for pair in on_the_node {
+        assert_eq!(pair.lost, 0, "pods of one machine need no meshd: {pair:?}");
+    }
+    let during = capture.must_be_clean().unwrap();
+    assert!(during.frames >= before.frames);
+
+    node.start().unwrap();
+    let back = pings.wait_for_all(5, Duration::from_secs(20)).unwrap();
+    println!("every pair answers {back:?} after meshd's start");
+    capture.must_be_clean().unwrap();
+}

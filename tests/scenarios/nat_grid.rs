@@ -1,0 +1,171 @@
+//! Every kind of NAT against every kind: who gets a direct path, and how fast.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use podmesh_lab::capture::Capture;
+use podmesh_lab::{Lab, Mesh, Nat, mesh};
+
+use crate::world;
+
+/// One-way delay between the two sites, and from each of them to the planet.
+const BETWEEN: Duration = Duration::from_millis(20);
+const TO_PLANET: Duration = Duration::from_millis(15);
+
+/// A direct path must be there this long after the second node has joined.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The pairs that no rule of NAT lets through: a mapping per destination on one side and a filter
+/// by port on the other. Everything else is direct.
+const RELAYED: [(Nat, Nat); 3] = [
+    (Nat::PortRestricted, Nat::Symmetric),
+    (Nat::Poisonable, Nat::Symmetric),
+    (Nat::Symmetric, Nat::Symmetric),
+];
+
+#[test]
+fn each_pair_of_nat_kinds_connects_as_its_table_says() {
+    let pairs: Vec<(Nat, Nat)> = Nat::ALL
+        .iter()
+        .enumerate()
+        .flat_map(|(at, left)| Nat::ALL[at..].iter().map(|right| (*left, *right)))
+        .collect();
+    assert_eq!(pairs.len(), 21);
+    let runs = world::times(1, 5);
+    let plays: Vec<(Nat, Nat)> = pairs.iter().flat_map(|pair| vec![*pair; runs]).collect();
+    let outcomes = play_all(&plays);
+
+    println!(
+        "bound: {:.0} ms from the second node's introduction",
+        bound().as_secs_f64() * 1e3
+    );
+    let mut wrong = Vec::new();
+    for (left, right) in pairs {
+        let mut direct = Vec::new();
+        for outcome in &outcomes[&(left, right)] {
+            match outcome {
+                Ok(Some(time)) => direct.push(*time),
+                Ok(None) => {}
+                Err(error) => wrong.push(format!("{}x{}: {error}", left.label(), right.label())),
+            }
+        }
+        direct.sort();
+        let seen = match direct.get(direct.len() / 2) {
+            Some(median) => format!("direct, median {:.0} ms", median.as_secs_f64() * 1e3),
+            None => "relayed".to_owned(),
+        };
+        println!("{} x {}: {seen}", left.label(), right.label());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn two_poisonable_nats_are_punched_every_time() {
+    let runs = world::times(20, 20);
+    let pair = (Nat::Poisonable, Nat::Poisonable);
+    let outcomes = play_all(&vec![pair; runs]);
+    let direct = outcomes[&pair]
+        .iter()
+        .filter(|outcome| matches!(outcome, Ok(Some(_))))
+        .count();
+    assert_eq!(direct, runs, "{:?}", outcomes[&pair]);
+}
+
+/// What a play ended with: the time to the direct path, or none if the pair is relayed for good.
+type Outcome = Result<Option<Duration>, String>;
+
+/// Plays all pairs, two at a time.
+fn play_all(plays: &[(Nat, Nat)]) -> BTreeMap<(Nat, Nat), Vec<Outcome>> {
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(BTreeMap::<_, Vec<Outcome>>::new());
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(pair) = plays.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let outcome = play(*pair).map_err(|error| format!("{error:#}"));
+                    outcomes
+                        .lock()
+                        .unwrap()
+                        .entry(*pair)
+                        .or_default()
+                        .push(outcome);
+                }
+            });
+        }
+    });
+    outcomes.into_inner().unwrap()
+}
+
+fn play((left, right): (Nat, Nat)) -> Result<Option<Duration>> {
+    let mut plan = Lab::plan(&format!("{}x{}", left.label(), right.label()));
+    plan.planet("planet-1");
+    plan.site("left").nat(left);
+    plan.site("right").nat(right);
+    plan.node("left-1").at("left");
+    plan.node("right-1").at("right");
+    plan.delay("left", "right", BETWEEN);
+    plan.delay("left", "planet-1", TO_PLANET);
+    plan.delay("right", "planet-1", TO_PLANET);
+    let lab = plan.up()?;
+    let outcome = meet(&lab, RELAYED.contains(&(left, right)));
+    if outcome.is_err() {
+        lab.keep_logs();
+    }
+    outcome
+}
+
+fn meet(lab: &Lab, relayed: bool) -> Result<Option<Duration>> {
+    let capture = Capture::start(lab)?;
+    let mesh = Mesh::found(lab, "planet-1")?;
+    let nodes = world::nodes(lab);
+    for node in &nodes {
+        mesh.join(node)
+            .with_context(|| format!("{} can't join", node.name()))?;
+    }
+    let joined = Instant::now();
+    if relayed {
+        mesh.wait_for(&nodes, "a relayed path", LIMIT, mesh::is_relayed)?;
+        stays_relayed(&mesh, lab, joined)?;
+        capture.must_be_clean()?;
+        return Ok(None);
+    }
+    let time = mesh.wait_for(&nodes, "a direct path", LIMIT, mesh::is_direct)?;
+    for peer in nodes.iter().flat_map(|node| node.peers()).flatten() {
+        ensure!(
+            mesh::is_direct(&peer),
+            "the direct path did not last: {peer:?}"
+        );
+    }
+    capture.must_be_clean()?;
+    Ok(Some(time))
+}
+
+/// A direct path where none is possible would be a fault of the lab; and each side says why.
+fn stays_relayed(mesh: &Mesh<'_>, lab: &Lab, joined: Instant) -> Result<()> {
+    while joined.elapsed() < LIMIT {
+        for reach in mesh.reach(&world::nodes(lab))? {
+            let Some(view) = &reach.view else {
+                bail!("{}", reach.words())
+            };
+            ensure!(mesh::is_relayed(view), "not relayed: {}", reach.words());
+            ensure!(
+                view.why.as_ref().is_some_and(|why| !why.is_empty()),
+                "no reason is given"
+            );
+        }
+        thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
+/// The introduction reaches the farther node; then probe, handshake and in-tunnel echo each take
+/// one round trip, and the hold is over before the first probe leaves.
+fn bound() -> Duration {
+    let introduction = TO_PLANET;
+    let hold = 2 * TO_PLANET;
+    introduction + hold + 3 * (2 * BETWEEN)
+}
