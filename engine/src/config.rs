@@ -1,0 +1,45 @@
+//! What an engine is started with.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use podmesh_proto::key::{SecretKey, SigningKey};
+
+use crate::stored::StoredState;
+
+/// Everything that doesn't come from planets or peers.
+pub struct EngineConfig {
+    /// The node's identity.
+    pub identity: SigningKey,
+    /// The node's WireGuard key.
+    pub wireguard: SecretKey,
+    /// The key that probes are sealed with.
+    pub probe: SecretKey,
+    /// What the last life of this node wrote by `Output::Persist`.
+    pub stored: Option<Box<StoredState>>,
+    /// UDP ports of the main and the spare socket.
+    pub ports: [u16; 2],
+    /// Endpoints that the operator names, a forwarded port for example.
+    pub configured: Vec<SocketAddr>,
+    /// Pod CIDRs to claim instead of the leased ones; empty to take the leases.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Inner MTU of the interface, bytes.
+    pub mtu: u32,
+    /// Name of the interface.
+    pub device: String,
+    /// Program and version, for people.
+    pub software: String,
+}
+
+impl fmt::Debug for EngineConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineConfig")
+            .field("node", &self.identity.node_id())
+            .field("ports", &self.ports)
+            .field("mtu", &self.mtu)
+            .field("device", &self.device)
+            .finish_non_exhaustive()
+    }
+}

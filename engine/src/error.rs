@@ -1,0 +1,155 @@
+//! What can go wrong, in words for people.
+
+use podmesh_proto::error::{CertificateError, DecodeError};
+use podmesh_proto::id::Name;
+use podmesh_proto::planet_api::RefusalCode;
+
+/// Why an engine can't start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The stored network document doesn't hold.
+    #[error("the stored network document is not usable: {0}")]
+    Network(CertificateError),
+    /// The stored membership is another node's: the state folder was copied.
+    #[error("the stored membership belongs to another identity; the state folder mixes two nodes")]
+    OtherNode,
+    /// The stored state is of a newer program.
+    #[error("the stored state has version {found}, this program reads up to {supported}")]
+    Version {
+        /// Found.
+        found: u16,
+        /// Supported.
+        supported: u16,
+    },
+}
+
+/// Why a join is not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// Member already.
+    #[error("this node is already a member of network {network}; leave it first")]
+    AlreadyMember {
+        /// Of this network.
+        network: Name,
+    },
+    /// Another join is going on.
+    #[error("this node is already joining network {network}")]
+    InProgress {
+        /// This network.
+        network: Name,
+    },
+    /// The token doesn't hold.
+    #[error("the join token is not valid: {0}")]
+    Token(#[from] CertificateError),
+    /// The certificate can't be made.
+    #[error("the certificate can not be made: {0}")]
+    Encode(#[from] DecodeError),
+    /// The token's time is over.
+    #[error("the join token expired at {at}; ask for a new one")]
+    TokenExpired {
+        /// When.
+        at: podmesh_proto::time::UnixSeconds,
+    },
+    /// The token is for another name.
+    #[error("the join token is for a node named {wanted}, not {given}")]
+    TokenName {
+        /// In the token.
+        wanted: Name,
+        /// Asked for.
+        given: Name,
+    },
+    /// The planet said no, for good.
+    #[error("the planet refused: {}", explain(*code, reason))]
+    Refused {
+        /// Kind.
+        code: RefusalCode,
+        /// The planet's sentence.
+        reason: String,
+    },
+    /// The node left before it was admitted.
+    #[error("the join was cancelled by a leave")]
+    Cancelled,
+}
+
+/// What is to be done after a refusal, in words.
+fn explain(code: RefusalCode, reason: &str) -> String {
+    let next = match code {
+        RefusalCode::Protocol => "update the older of the two programs",
+        RefusalCode::OtherNetwork => "use a token of the network that this planet serves",
+        RefusalCode::Unproven => "the node's keys may be damaged; join with fresh keys",
+        RefusalCode::TokenExpired | RefusalCode::TokenUsedUp | RefusalCode::TokenRevoked => {
+            "ask for a new token"
+        }
+        RefusalCode::NodeRevoked => "the root revoked this node; join with fresh keys",
+        RefusalCode::Conflict => "choose another name, or ask for a token made for this one",
+        RefusalCode::Exhausted => "the network's ranges are full; free leases or widen them",
+        RefusalCode::Relearning | RefusalCode::Busy => "trying again by itself",
+        RefusalCode::NotArbiter => "the network's first planet has to be reachable",
+        RefusalCode::NotMember => "join first",
+        RefusalCode::Invalid => "this is a bug of one of the two programs",
+    };
+    // The sentence comes from outside: no control characters, no length of its choosing.
+    let reason: String = reason
+        .chars()
+        .filter(|letter| !letter.is_control())
+        .take(200)
+        .collect();
+    format!("{reason} ({next})")
+}
+
+/// Why something that the operator asked for is not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// Not a member.
+    #[error("this node has not joined a network")]
+    NotJoined,
+    /// A statement that doesn't hold.
+    #[error("the statement is not valid: {0}")]
+    Statement(#[from] CertificateError),
+    /// A statement that is older than what the node has.
+    #[error("the network document is version {given}, this node already has version {known}")]
+    Older {
+        /// Given.
+        given: u64,
+        /// Known.
+        known: u64,
+    },
+    /// Can't be signed.
+    #[error("the document can not be made: {0}")]
+    Encode(#[from] DecodeError),
+}
+
+/// Why a ping has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PingError {
+    /// No such peer.
+    #[error("no peer is named, numbered or addressed '{target}'")]
+    NotFound {
+        /// As given.
+        target: String,
+    },
+    /// No way to it.
+    #[error("no path to {peer}: {reason}")]
+    NoPath {
+        /// The peer.
+        peer: Name,
+        /// Why.
+        reason: String,
+    },
+    /// No answer in time.
+    #[error("{peer} did not answer in time")]
+    Timeout {
+        /// The peer.
+        peer: Name,
+    },
+    /// A stock WireGuard machine doesn't answer in-tunnel echoes.
+    #[error("{peer} is an external WireGuard machine; ping its address instead")]
+    External {
+        /// The peer.
+        peer: Name,
+    },
+}

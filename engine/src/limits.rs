@@ -1,0 +1,53 @@
+//! Bounds and intervals of the engine, with unit and reason.
+
+use std::time::Duration;
+
+/// Bytes. The largest inner packet: the IPv4 and IPv6 length fields have 16 bits.
+pub const MAX_PACKET: usize = 65_535;
+/// Bytes that WireGuard adds to an inner packet (header 16, seal 16).
+pub const WIREGUARD_OVERHEAD: usize = 32;
+/// Bytes. The smallest buffer that a tunnel may write a message of any kind into.
+pub const MIN_TUNNEL_BUFFER: usize = 148;
+/// Bytes. Inner MTU below which IPv6 doesn't work (RFC 8200 §5).
+pub const MIN_MTU: u32 = 1280;
+/// Messages that a tunnel may count on one session (`Reject-After-Messages` of the `WireGuard` paper
+/// §6.1): above, the replay window's arithmetic would overflow.
+pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// Inner packets that wait for a peer's first path or session, per peer.
+pub const MAX_WAITING: usize = 32;
+/// Bytes of inner packets that wait for paths, over all peers.
+pub const MAX_WAITING_BYTES: usize = 8 << 20;
+/// Handshakes per second and source that are looked at.
+pub const HANDSHAKES_PER_SECOND: u32 = 20;
+/// Handshakes that a source may send at once.
+pub const HANDSHAKE_BURST: u32 = 5;
+/// Sources that the handshake limiter remembers.
+pub const MAX_HANDSHAKE_SOURCES: usize = 64 * 1024;
+/// Handshakes per second over all sources above which cookies are asked for.
+pub const HANDSHAKES_BEFORE_COOKIES: u64 = 4_000;
+/// How often tunnels look at their timers: `WireGuard`'s are whole seconds, so a quarter is enough.
+pub const TUNNEL_TICK: Duration = Duration::from_millis(250);
+/// Between two heartbeats on a control connection.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Silence after which a control connection is given up: three heartbeats and some delay.
+pub const PLANET_SILENCE: Duration = Duration::from_secs(47);
+/// Between two questions where a planet sees a socket; keeps a NAT's mapping open, too.
+pub const OBSERVE: Duration = Duration::from_secs(15);
+/// Between two tries of a question that got no answer, right after connecting.
+pub const OBSERVE_RETRY: Duration = Duration::from_secs(1);
+/// At most this often is news about paths written to disk.
+pub const PERSIST_PATHS: Duration = Duration::from_secs(30);
+/// Peers up to which a node keeps a path to each of them. With more, a path is made when there is
+/// traffic for it.
+pub const EAGER_PEERS: usize = 256;
+/// Per peer: how long the forwarding table, host plan and stored state may lag behind, so that
+/// building them stays a small share of the work however many members arrive.
+pub const REBUILD_PER_PEER: Duration = Duration::from_micros(100);
+/// Seconds that the incarnation is written ahead of, so that a clock that jumps back can't repeat it.
+pub const INCARNATION_AHEAD: u64 = 60;
+/// Health entries that one planet can cause.
+pub const MAX_LIES: usize = 64;
+/// Quarantined members that are remembered.
+pub const MAX_QUARANTINED: usize = 1_024;
+/// Pings under way.
+pub const MAX_PINGS: usize = 64;
