@@ -96,6 +96,33 @@ impl Netlink {
             .await
     }
 
+    /// Gives the interface with this index another name. Older kernels rename only what is down,
+    /// so it may be down afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, for instance because the name is taken.
+    pub async fn rename_link(&self, index: u32, name: &str) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        let message = RouteNetlinkMessage::SetLink(message);
+        let step = format!("rename the interface with index {index} to {name}");
+        match self.change(message.clone(), Mode::Existing, &step).await {
+            Err(error) if error.errno() == Some(libc::EBUSY) => {
+                let down = LinkChange {
+                    up: Some(false),
+                    ..LinkChange::default()
+                };
+                self.change_link(index, down).await?;
+                self.change(message, Mode::Existing, &step).await
+            }
+            result => result,
+        }
+    }
+
     /// Deletes the interface with this index.
     ///
     /// # Errors

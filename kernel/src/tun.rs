@@ -13,6 +13,8 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub use self::batch::{TunBatch, TunPacket};
 pub use self::queue::{TunIoError, TunQueue, VnetHeader, WriteCounts};
@@ -23,6 +25,9 @@ use self::inspect::Existing;
 pub const MAX_QUEUES: usize = 256;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
+
+/// How long [`TunDevice::open`] waits for another process to let the device go.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Why a TUN device could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +90,8 @@ pub struct TunDevice {
 impl TunDevice {
     /// Attaches `queues` queues to the device `name` of the calling thread's network namespace, and
     /// creates the device, persistent, if there is none. An existing one keeps its index, addresses
-    /// and routes; it is left up or down as found.
+    /// and routes; it is left up or down as found. Blocks for at most half a second, while another
+    /// process lets its queues go.
     ///
     /// # Errors
     ///
@@ -98,7 +104,7 @@ impl TunDevice {
         if queues == 0 || queues > MAX_QUEUES {
             return Err(TunError::QueueCount(queues));
         }
-        check_existing(name)?;
+        wait_until_free(name)?;
         let attached = (0..queues)
             .map(|_| attach_queue(name))
             .collect::<Result<Vec<_>, _>>()?;
@@ -107,6 +113,7 @@ impl TunDevice {
             index: queue::index_of(name)?,
             queues: attached,
         };
+        refuse_company(&device)?;
         // Last, so that a device that failed half-way disappears with its descriptors.
         for queue in device.queues.iter().take(1) {
             queue
@@ -138,6 +145,31 @@ impl TunDevice {
     #[must_use]
     pub fn into_queues(self) -> Vec<TunQueue> {
         self.queues
+    }
+}
+
+/// Queues of a process that just ended, or of a child between its fork and exec, are let go within
+/// a moment.
+fn wait_until_free(name: &str) -> Result<(), TunError> {
+    let start = Instant::now();
+    loop {
+        match check_existing(name) {
+            Err(TunError::InUse { .. }) if start.elapsed() < GRACE => thread::sleep(GRACE / 50),
+            result => return result,
+        }
+    }
+}
+
+/// Gives way when another process attached its queues in the same moment.
+fn refuse_company(device: &TunDevice) -> Result<(), TunError> {
+    let own = u32::try_from(device.queues.len()).unwrap_or(u32::MAX);
+    match check_existing(&device.name) {
+        Err(TunError::InUse { queues, .. }) if queues == own => Ok(()),
+        Err(TunError::InUse { name, queues }) => Err(TunError::InUse {
+            name,
+            queues: queues.saturating_sub(own),
+        }),
+        result => result,
     }
 }
 

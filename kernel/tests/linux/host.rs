@@ -261,9 +261,16 @@ fn what_is_not_wanted_any_more_goes_and_what_is_not_ours_stays() {
             assert!(now.contains(kept), "{kept} is gone:\n{now}");
         }
         assert!(ip("route").contains("10.0.0.0/8 dev up0"));
+    });
+}
 
+#[test]
+fn a_foreign_route_in_our_table_stays_and_is_reported() {
+    isolated_async(|| async {
+        let node = Node::new();
+        node.settle(&state()).await;
         ip("route add 10.42.5.0/24 dev up0 table 7077");
-        let outcome = node.apply(&smaller).await;
+        let outcome = node.apply(&state()).await;
         assert!(outcome.changes.is_empty());
         assert!(
             matches!(&outcome.problems[..], [Problem::ForeignRoute(_)]),

@@ -2,6 +2,7 @@
 //! it makes for itself and that disappears with its thread. They need root.
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod allocations;
 mod host;
 mod sandbox;
 mod tables;

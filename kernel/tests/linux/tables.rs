@@ -1,63 +1,56 @@
-use podmesh_kernel::link::LinkChange;
+use podmesh_kernel::link::{Link, LinkChange};
 use podmesh_kernel::netlink::Netlink;
 
 use crate::sandbox::{ip, isolated_async};
+
+async fn find(netlink: &Netlink, name: &str) -> Option<Link> {
+    netlink.link(name).await.expect("an answer")
+}
 
 #[test]
 fn links_are_found_configured_and_deleted() {
     isolated_async(|| async {
         let netlink = Netlink::connect().expect("a connection");
-        assert_eq!(netlink.link("up0").await.expect("an answer"), None);
+        assert_eq!(find(&netlink, "up0").await, None);
         ip("link add up0 type veth peer name gw0");
-        let link = netlink
-            .link("up0")
-            .await
-            .expect("an answer")
-            .expect("the link");
-        assert_eq!(
-            (link.kind.as_deref(), link.up, link.mtu),
-            (Some("veth"), false, 1500)
-        );
-        let change = LinkChange {
-            up: Some(true),
-            mtu: Some(1400),
-            tx_queue_length: Some(77),
-        };
-        netlink
-            .change_link(link.index, change)
-            .await
-            .expect("a change");
-        let link = netlink
-            .link("up0")
-            .await
-            .expect("an answer")
-            .expect("the link");
-        assert_eq!((link.up, link.mtu, link.tx_queue_length), (true, 1400, 77));
-        let change = LinkChange {
-            up: Some(false),
-            ..LinkChange::default()
-        };
-        netlink
-            .change_link(link.index, change)
-            .await
-            .expect("a change");
-        assert!(
-            !netlink
-                .link("up0")
-                .await
-                .expect("an answer")
-                .expect("the link")
-                .up
-        );
+        let link = find(&netlink, "up0").await.expect("the link");
+        let seen = (link.kind.as_deref(), link.up, link.mtu);
+        assert_eq!(seen, (Some("veth"), false, 1500));
+        for up in [true, false] {
+            let change = LinkChange {
+                up: Some(up),
+                mtu: up.then_some(1400),
+                tx_queue_length: up.then_some(77),
+            };
+            let changed = netlink.change_link(link.index, change).await;
+            changed.expect("a change");
+            let link = find(&netlink, "up0").await.expect("the link");
+            let seen = (link.up, link.mtu, link.tx_queue_length);
+            assert_eq!(seen, (up, 1400, 77));
+        }
         let names = netlink.links().await.expect("an answer");
         assert!(names.iter().any(|link| link.name == "lo" && link.loopback));
-        netlink.delete_link(link.index).await.expect("a deletion");
-        assert_eq!(netlink.link("gw0").await.expect("an answer"), None);
-        let error = netlink
-            .delete_link(link.index)
-            .await
-            .expect_err("nothing to delete");
+        let deleted = netlink.delete_link(link.index).await;
+        deleted.expect("a deletion");
+        assert_eq!(find(&netlink, "gw0").await, None);
+        let again = netlink.delete_link(link.index).await;
+        let error = again.expect_err("nothing to delete");
         assert_eq!(error.errno(), Some(libc::ENODEV));
+    });
+}
+
+#[test]
+fn a_link_is_renamed_also_while_it_is_up() {
+    isolated_async(|| async {
+        let netlink = Netlink::connect().expect("a connection");
+        ip("link add up0 type veth peer name gw0");
+        ip("link set up0 up");
+        let index = find(&netlink, "up0").await.expect("the link").index;
+        let renamed = netlink.rename_link(index, "up1").await;
+        renamed.expect("a new name");
+        assert_eq!(find(&netlink, "up0").await, None);
+        assert_eq!(find(&netlink, "up1").await.expect("it").index, index);
+        assert!(netlink.rename_link(index, "gw0").await.is_err());
     });
 }
 
