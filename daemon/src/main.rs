@@ -6,6 +6,7 @@ mod identity;
 mod local_socket;
 mod node_file;
 mod overlap;
+mod planet_link;
 mod random;
 #[cfg(test)]
 mod scratch;

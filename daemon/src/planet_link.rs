@@ -1,0 +1,239 @@
+//! The control connections to the planets of the network: one QUIC connection each, kept up.
+//!
+//! A planet is whoever holds its key: the connection itself proves that ([`tls`]), whatever address
+//! or name led there ([`dial`]). The node proves itself by its first message, a signature over the
+//! connection's exported keying material that the engine makes. What is said on the connection is
+//! the engine's business as well; here are only the wire and the waiting times.
+
+mod dial;
+mod session;
+mod tls;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_proto::id::PlanetId;
+use podmesh_proto::network::PlanetEntry;
+use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use self::dial::Dialer;
+use crate::random;
+
+/// Longest first wait between two tries to connect; it doubles with each failure.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// Longest wait of all. Each wait is drawn from zero on ("full jitter"), so that the nodes of a
+/// planet that comes back don't arrive together.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A planet that asks for more patience than this doesn't get it.
+const LONGEST_DRAIN: Duration = Duration::from_secs(120);
+/// Messages that may wait for a slow connection before it is given up.
+const OUTGOING: usize = 256;
+
+/// What happens on one of the connections.
+pub(crate) struct LinkEvent {
+    /// The planet.
+    pub(crate) planet: PlanetId,
+    /// What.
+    pub(crate) news: LinkNews,
+    life: u64,
+}
+
+/// What happened on a connection.
+pub(crate) enum LinkNews {
+    /// It is up, with the planet's key proven. The first message is still to be sent.
+    Connected(Connected),
+    /// A new measurement of the round trip time.
+    Rtt(Duration),
+    /// A message of the planet.
+    Message(Box<PlanetMessage>),
+    /// It is down, or could not be made; one sentence.
+    Disconnected(String),
+}
+
+/// A new connection.
+pub(crate) struct Connected {
+    /// The planet's endpoint.
+    pub(crate) remote: SocketAddr,
+    /// Round trip time of the handshake.
+    pub(crate) rtt: Duration,
+    /// Keying material that the node signs to prove itself.
+    pub(crate) exported: Zeroizing<[u8; 32]>,
+    outgoing: mpsc::Sender<NodeMessage>,
+}
+
+/// All connections.
+pub(crate) struct PlanetLinks {
+    links: BTreeMap<PlanetId, Link>,
+    events: mpsc::Sender<LinkEvent>,
+    lives: u64,
+}
+
+struct Link {
+    entry: PlanetEntry,
+    life: u64,
+    outgoing: Option<mpsc::Sender<NodeMessage>>,
+    hurry: Arc<Notify>,
+    task: AbortHandle,
+}
+
+impl PlanetLinks {
+    /// No connection yet; what happens on later ones is said by `events`.
+    pub(crate) fn new(events: mpsc::Sender<LinkEvent>) -> Self {
+        Self {
+            links: BTreeMap::new(),
+            events,
+            lives: 0,
+        }
+    }
+
+    /// Stays connected to these planets and no others from now on.
+    pub(crate) fn keep(&mut self, planets: Vec<PlanetEntry>) {
+        self.links.retain(|_, link| planets.contains(&link.entry));
+        for entry in planets {
+            if !self.links.contains_key(&entry.id) {
+                self.start(entry);
+            }
+        }
+    }
+
+    /// Whether the event comes from a present connection, and not from one that was given up while
+    /// the event was on its way. Notes the way back of a new one.
+    pub(crate) fn admit(&mut self, event: &LinkEvent) -> bool {
+        let Some(link) = self.links.get_mut(&event.planet) else {
+            return false;
+        };
+        if link.life != event.life {
+            return false;
+        }
+        match &event.news {
+            LinkNews::Connected(connected) => link.outgoing = Some(connected.outgoing.clone()),
+            LinkNews::Disconnected(_) => link.outgoing = None,
+            LinkNews::Rtt(_) | LinkNews::Message(_) => {}
+        }
+        true
+    }
+
+    /// Sends a message, if the planet is connected. A connection that takes no more is given up.
+    pub(crate) fn send(&mut self, planet: PlanetId, message: NodeMessage) {
+        let Some(link) = self.links.get_mut(&planet) else {
+            return;
+        };
+        if let Some(outgoing) = &link.outgoing
+            && outgoing.try_send(message).is_err()
+        {
+            // Its session ends when the last sender is gone.
+            link.outgoing = None;
+        }
+    }
+
+    /// Gives up the connection to this planet and makes a new one.
+    pub(crate) fn reconnect(&mut self, planet: PlanetId) {
+        if let Some(link) = self.links.remove(&planet) {
+            self.start(link.entry.clone());
+        }
+    }
+
+    /// Ends all waiting: the underlay has changed, and what failed before may work.
+    pub(crate) fn hurry(&self) {
+        self.links.values().for_each(|link| link.hurry.notify_one());
+    }
+
+    fn start(&mut self, entry: PlanetEntry) {
+        self.lives += 1;
+        let hurry = Arc::new(Notify::new());
+        let reporter = Reporter {
+            planet: entry.id,
+            life: self.lives,
+            events: self.events.clone(),
+        };
+        let task = tokio::spawn(stay_connected(entry.clone(), reporter, Arc::clone(&hurry)));
+        let link = Link {
+            life: self.lives,
+            outgoing: None,
+            hurry,
+            task: task.abort_handle(),
+            entry,
+        };
+        self.links.insert(link.entry.id, link);
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The way from a connection to the slow half.
+struct Reporter {
+    planet: PlanetId,
+    life: u64,
+    events: mpsc::Sender<LinkEvent>,
+}
+
+impl Reporter {
+    async fn report(&self, news: LinkNews) {
+        let event = LinkEvent {
+            planet: self.planet,
+            news,
+            life: self.life,
+        };
+        // Nobody listens only when the process is about to end.
+        let _ = self.events.send(event).await;
+    }
+}
+
+async fn stay_connected(entry: PlanetEntry, reporter: Reporter, hurry: Arc<Notify>) {
+    let mut dialer = Dialer::new(&entry);
+    let mut failures = 0_u32;
+    loop {
+        let ended = match dialer.dial().await {
+            Ok(dialed) => session::run(dialed, &reporter).await,
+            Err(reason) => session::Ended::before_welcome(reason),
+        };
+        tracing::debug!(planet = %entry.name, reason = ended.reason, "not connected");
+        failures = if ended.was_welcome {
+            0
+        } else {
+            failures.saturating_add(1)
+        };
+        reporter.report(LinkNews::Disconnected(ended.reason)).await;
+        let wait = ended
+            .retry_in
+            .map_or_else(|| wait_after(failures), |asked| asked.min(LONGEST_DRAIN));
+        if timeout(wait, hurry.notified()).await.is_ok() {
+            failures = 0;
+        }
+    }
+}
+
+fn wait_after(failures: u32) -> Duration {
+    let longest = FIRST_WAIT
+        .saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX))
+        .min(LONGEST_WAIT);
+    let milliseconds = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(random::below(milliseconds.saturating_add(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_and_are_spread() {
+        for (failures, longest) in [(0, 200), (1, 400), (5, 6_400), (8, 30_000), (40, 30_000)] {
+            let waits: Vec<u128> = (0..300).map(|_| wait_after(failures).as_millis()).collect();
+            let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+            assert!(
+                *most <= longest && *most > longest / 2 && *least < longest / 4,
+                "{failures}: {least}..{most}"
+            );
+        }
+    }
+}

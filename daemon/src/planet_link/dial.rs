@@ -1,0 +1,164 @@
+//! From a planet's `host:port` to a connection: names, addresses, sockets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_kernel::udp::{Options, UdpSocket};
+use podmesh_proto::network::PlanetEntry;
+use quinn::{ConnectError, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use super::tls::Pinned;
+
+/// For a planet's name to become addresses, as long as none are known.
+const FIRST_LOOKUP: Duration = Duration::from_secs(5);
+/// The same when the last good addresses can be tried instead.
+const LOOKUP: Duration = Duration::from_secs(1);
+/// For all addresses together to give a connection.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Between the starts of two addresses (RFC 8305 §5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 6;
+/// Bytes. Control messages are few and small.
+const SOCKET_BUFFER: usize = 256 << 10;
+/// The name in the handshake; planets don't look at it.
+const SERVER_NAME: &str = "planet";
+
+/// A connection and the socket it lives on.
+pub(super) struct Dialed {
+    /// The connection.
+    pub(super) connection: Connection,
+    /// Its socket's owner; the connection dies with it.
+    pub(super) endpoint: Endpoint,
+}
+
+/// Connects to one planet, again and again.
+pub(super) struct Dialer {
+    entry: PlanetEntry,
+    /// The addresses that its name had last.
+    known: Vec<SocketAddr>,
+    /// A question to the resolver that has no answer yet: there is never more than one.
+    lookup: Option<JoinHandle<io::Result<Vec<SocketAddr>>>>,
+}
+
+impl Dialer {
+    pub(super) fn new(entry: &PlanetEntry) -> Self {
+        Self {
+            entry: entry.clone(),
+            known: Vec::new(),
+            lookup: None,
+        }
+    }
+
+    /// Tries all addresses of the planet; the first that proves the planet's key wins. Each try has
+    /// a socket and so a port of its own: a router that has lost a mapping makes a new one.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub(super) async fn dial(&mut self) -> Result<Dialed, String> {
+        let address = self.entry.address.clone();
+        let addresses = self.resolve().await?;
+        let pinned = Arc::new(Pinned::new(self.entry.id)?);
+        let mut tries = JoinSet::new();
+        for (position, remote) in (0_u32..).zip(addresses) {
+            let pinned = Arc::clone(&pinned);
+            tries.spawn(async move {
+                sleep(STAGGER * position).await;
+                connect(remote, &pinned).await
+            });
+        }
+        let mut reason = format!("no answer from {address}");
+        let first = timeout(HANDSHAKE, async {
+            while let Some(outcome) = tries.join_next().await {
+                match outcome {
+                    Ok(Ok(dialed)) => return Some(dialed),
+                    Ok(Err(error)) => reason = format!("{address}: {error}"),
+                    Err(_) => {}
+                }
+            }
+            None
+        });
+        match first.await {
+            Ok(Some(dialed)) => Ok(dialed),
+            _ if pinned.met_another_key() => Err(format!(
+                "whoever answers at {address} has another key than the network says; check the address, or have the root sign the new planet"
+            )),
+            _ => Err(reason),
+        }
+    }
+
+    async fn resolve(&mut self) -> Result<Vec<SocketAddr>, String> {
+        let address = self.entry.address.clone();
+        if let Ok(endpoint) = address.parse() {
+            return Ok(vec![endpoint]);
+        }
+        let patience = if self.known.is_empty() {
+            FIRST_LOOKUP
+        } else {
+            LOOKUP
+        };
+        let lookup = self.lookup.get_or_insert_with(|| {
+            let address = address.clone();
+            tokio::spawn(async move {
+                Ok(tokio::net::lookup_host(address)
+                    .await?
+                    .take(MAX_ADDRESSES)
+                    .collect())
+            })
+        });
+        let reason = match timeout(patience, lookup).await {
+            Err(_) => "the resolver does not answer".to_owned(),
+            Ok(outcome) => {
+                self.lookup = None;
+                match outcome.map_err(io::Error::other).flatten() {
+                    Ok(found) if !found.is_empty() => {
+                        self.known = found;
+                        return Ok(self.known.clone());
+                    }
+                    Ok(_) => "the name has no address".to_owned(),
+                    Err(error) => error.to_string(),
+                }
+            }
+        };
+        if self.known.is_empty() {
+            Err(format!("can't resolve {address}: {reason}"))
+        } else {
+            Ok(self.known.clone())
+        }
+    }
+}
+
+async fn connect(remote: SocketAddr, pinned: &Pinned) -> Result<Dialed, DialError> {
+    let options = Options {
+        receive_buffer: SOCKET_BUFFER,
+        send_buffer: SOCKET_BUFFER,
+        ..Options::default()
+    };
+    let socket = UdpSocket::bind_any(remote.ip(), 0, &options)?.into_std();
+    let mut config = EndpointConfig::default();
+    // Planets tell QUIC from other datagrams by this bit.
+    config.grease_quic_bit(false);
+    let endpoint = Endpoint::new(config, None, socket, Arc::new(TokioRuntime))?;
+    let connecting = endpoint.connect_with(pinned.config.clone(), remote, SERVER_NAME)?;
+    let connection = connecting.await?;
+    Ok(Dialed {
+        connection,
+        endpoint,
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error(transparent)]
+    Bind(#[from] podmesh_kernel::udp::BindError),
+    #[error("can't start QUIC: {0}")]
+    Endpoint(#[from] io::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+}
