@@ -6,7 +6,7 @@
 //! destination address, and sends the frame on after the time that lies between the two sites.
 //! Like a router it lowers the TTL and knows nothing about private addresses: those it drops.
 //!
-//! [`frame`] reads and changes frames, [`switch`] is the thread.
+//! `frame` reads and changes frames, `switch` is the thread.
 
 mod frame;
 mod switch;
