@@ -1,0 +1,100 @@
+//! What must stand before any pod is attached: forwarding, and the two layers that keep packets
+//! for the network from leaving unencrypted.
+
+use std::{net::IpAddr, sync::Arc};
+
+use podmesh_kernel::{
+    host,
+    netlink::Netlink,
+    nft::{self, GuardRules},
+    sysctl::{self, IpFamily},
+    udp::UNDERLAY_MARK,
+    veth,
+};
+use podmesh_proto::node_file::NodeFile;
+
+use crate::{
+    attachment::HOST_PREFIX,
+    reply::{Code, Failure},
+};
+
+/// Puts in place what is missing; cheap when nothing is.
+pub(crate) fn ensure(node: &NodeFile) -> Result<(), Failure> {
+    refuse_own_underlay(node)?;
+    ensure_routes(node)?;
+    nft::ensure(&rules(node)).map_err(|error| not_yet(&error))?;
+    for family in families(node) {
+        sysctl::ensure_forwarding(family).map_err(|error| not_yet(&error))?;
+    }
+    Ok(())
+}
+
+/// The first layer: a rule for every range, and behind it a route that leads nowhere.
+fn ensure_routes(node: &NodeFile) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(|error| not_yet(&error))?;
+    runtime.block_on(async {
+        let netlink = Netlink::connect().map_err(|error| not_yet(&error))?;
+        host::ensure_fail_closed_routes(&Arc::new(netlink), &node.protected)
+            .await
+            .map_err(|error| not_yet(&error))?;
+        Ok(())
+    })
+}
+
+fn rules(node: &NodeFile) -> GuardRules {
+    GuardRules {
+        device: node.device.clone(),
+        veth_prefix: HOST_PREFIX.to_owned(),
+        local_devices: node.local_devices.clone(),
+        protected: node.protected.clone(),
+        own_pod_cidrs: node.pod_cidrs.clone(),
+        own_overlay: node.overlay_addresses.clone(),
+        mark: UNDERLAY_MARK,
+    }
+}
+
+fn families(node: &NodeFile) -> Vec<IpFamily> {
+    node.pod_cidrs
+        .iter()
+        .map(|cidr| match cidr.addr() {
+            IpAddr::V4(_) => IpFamily::V4,
+            IpAddr::V6(_) => IpFamily::V6,
+        })
+        .collect()
+}
+
+/// A range that holds an address of the node's own underlay would cut the node off.
+fn refuse_own_underlay(node: &NodeFile) -> Result<(), Failure> {
+    let is_own = |name: &str| {
+        name == node.device
+            || name == "lo"
+            || name.starts_with(HOST_PREFIX)
+            || node.local_devices.iter().any(|device| device == name)
+    };
+    let found = veth::find_address(|name, address| {
+        !is_own(name)
+            && !node.overlay_addresses.contains(address)
+            && node.protected.iter().any(|range| range.contains(address))
+    })
+    .map_err(|error| Failure::new(Code::Kernel, error.to_string()))?;
+    match found {
+        None => Ok(()),
+        Some((name, address)) => Err(Failure::new(
+            Code::NodeFile,
+            format!(
+                "{address} on {name} lies in a range of the network: \
+                 one of the two must move, or {name} be named in local_devices"
+            ),
+        )),
+    }
+}
+
+fn not_yet(error: &dyn std::error::Error) -> Failure {
+    Failure::new(
+        Code::TryAgainLater,
+        format!("packets of pods could leave unencrypted, so no pod is attached: {error}"),
+    )
+}

@@ -1,0 +1,166 @@
+use std::{fs, path::PathBuf, process};
+
+use super::*;
+
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("podmesh-ledger-{}-{name}", process::id()));
+        let _ = fs::remove_dir_all(&path);
+        Self(path)
+    }
+
+    fn open(&self, boot: &str, now: u64) -> Ledger {
+        self.open_with(boot, now, &[])
+    }
+
+    fn open_with(&self, boot: &str, now: u64, interfaces: &[String]) -> Ledger {
+        let moment = Moment {
+            boot: boot.to_owned(),
+            now,
+        };
+        Ledger::open(&self.0, moment, interfaces).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn attachment(id: &str) -> Attachment {
+    Attachment {
+        container_id: id.to_owned(),
+        ifname: "eth0".to_owned(),
+    }
+}
+
+fn reserve(ledger: &mut Ledger, id: &str, cidr: &str) -> Result<IpAddr, Failure> {
+    let supply = Supply {
+        cidrs: &[cidr.parse().unwrap()],
+        routed: &[],
+    };
+    let record = ledger.reserve("net", &attachment(id), &supply)?;
+    Ok(record.addresses[0])
+}
+
+#[test]
+fn an_attachment_keeps_its_address_until_it_is_released() {
+    let scratch = Scratch::new("keep");
+    let first = reserve(&mut scratch.open("b", 1), "a", "10.0.0.0/29").unwrap();
+    assert_eq!(
+        reserve(&mut scratch.open("b", 2), "a", "10.0.0.0/29").unwrap(),
+        first
+    );
+    let second = reserve(&mut scratch.open("b", 3), "b", "10.0.0.0/29").unwrap();
+    assert_ne!(first, second);
+    let mut ledger = scratch.open("b", 4);
+    assert!(ledger.release(&attachment("a").host_name()).unwrap());
+    assert!(!ledger.release(&attachment("a").host_name()).unwrap());
+    assert_ne!(reserve(&mut ledger, "c", "10.0.0.0/29").unwrap(), first);
+}
+
+#[test]
+fn an_attachment_follows_its_node_to_another_cidr() {
+    let scratch = Scratch::new("move");
+    let mut ledger = scratch.open("b", 1);
+    reserve(&mut ledger, "a", "10.0.0.0/29").unwrap();
+    let moved = reserve(&mut ledger, "a", "10.1.0.0/29").unwrap();
+    assert!(moved.to_string().starts_with("10.1.0."));
+}
+
+#[test]
+fn what_the_kernel_routes_is_not_given_away() {
+    let scratch = Scratch::new("routed");
+    let supply = Supply {
+        cidrs: &["10.0.0.0/29".parse().unwrap()],
+        routed: &["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()],
+    };
+    let record = scratch
+        .open("b", 1)
+        .reserve("net", &attachment("a"), &supply)
+        .unwrap();
+    assert_eq!(record.addresses, ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn fifty_boots_with_a_full_house_use_no_address_up() {
+    let scratch = Scratch::new("boots");
+    for boot in 0..50 {
+        let mut ledger = scratch.open(&format!("boot-{boot}"), 5);
+        for pod in 0..6 {
+            reserve(&mut ledger, &format!("{boot}-{pod}"), "10.0.0.0/29").unwrap();
+        }
+        assert_eq!(ledger.records().count(), 6);
+    }
+}
+
+#[test]
+fn a_full_pool_says_so_and_abandoned_records_refill_it() {
+    let scratch = Scratch::new("full");
+    let mut ledger = scratch.open("b", 100);
+    for pod in ["a", "b"] {
+        reserve(&mut ledger, pod, "10.0.0.0/30").unwrap();
+    }
+    let refused = reserve(&mut ledger, "c", "10.0.0.0/30").unwrap_err();
+    assert_eq!(refused.code(), Code::NoAddressLeft);
+    drop(ledger);
+    let mut later = scratch.open("b", 161);
+    let alive = [attachment("a").host_name()];
+    assert!(later.release_abandoned(&alive).unwrap());
+    assert_eq!(
+        reserve(&mut later, "c", "10.0.0.0/30").unwrap().to_string(),
+        "10.0.0.2"
+    );
+}
+
+#[test]
+fn spoiled_files_cost_no_more_than_their_own_record() {
+    let scratch = Scratch::new("spoiled");
+    let kept = reserve(&mut scratch.open("b", 1), "kept", "10.0.0.0/24").unwrap();
+    let spoiled = [
+        ("empty", b"" as &[u8]),
+        ("torn", b"{\"schema\":\"podm"),
+        ("binary", &[0xff; 300]),
+        ("other", b"{}"),
+    ];
+    for (id, _) in spoiled {
+        reserve(&mut scratch.open("b", 1), id, "10.0.0.0/24").unwrap();
+    }
+    for (id, spoil) in spoiled {
+        let file = scratch
+            .0
+            .join(format!("{}.json", attachment(id).host_name()));
+        fs::write(file, spoil).unwrap();
+    }
+    fs::write(scratch.0.join("released.json"), "[").unwrap();
+    fs::write(scratch.0.join("pm1.json.unfinished"), "{").unwrap();
+    let alive = [attachment("torn").host_name()];
+    let ledger = scratch.open_with("b", 2, &alive);
+    let left: Vec<_> = ledger
+        .records()
+        .map(|(_, record)| record.cloned())
+        .collect();
+    assert_eq!(left.iter().flatten().count(), 1);
+    assert_eq!(left.iter().flatten().next().unwrap().addresses, [kept]);
+    assert_eq!(
+        left.len(),
+        2,
+        "the one whose interface exists is kept in mind"
+    );
+    assert!(!scratch.0.join("pm1.json.unfinished").exists());
+}
+
+#[test]
+fn the_folder_and_its_files_are_for_root_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new("mode");
+    reserve(&mut scratch.open("b", 1), "a", "10.0.0.0/29").unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&scratch.0), 0o700);
+    for entry in fs::read_dir(&scratch.0).unwrap() {
+        assert_eq!(mode(&entry.unwrap().path()), 0o600);
+    }
+}

@@ -1,0 +1,92 @@
+//! What meshd says about this node, read with suspicion: the plugin is root, meshd is not.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use podmesh_proto::node_file::{MAX_NODE_FILE_BYTES, NODE_FILE_NAME, NodeFile};
+
+use crate::{
+    reply::{Code, Failure},
+    request::Config,
+    warn,
+};
+
+/// Refuse to follow a link in the last place, and do not wait for the other end of a pipe.
+const OPEN_FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+
+/// Reads `node.json` from meshd's runtime folder, or its last copy from the state folder.
+pub(crate) fn read(config: &Config) -> Result<NodeFile, Failure> {
+    let current = read_from(&config.runtime_dir);
+    let found = match current {
+        Ok(Some(file)) => Some(file),
+        Ok(None) => read_from(&config.state_dir)?,
+        Err(failure) => {
+            let copy = read_from(&config.state_dir).ok().flatten();
+            let Some(copy) = copy else {
+                return Err(failure);
+            };
+            warn(&format!(
+                "used the copy in {}, because {} is unusable",
+                config.state_dir.display(),
+                config.runtime_dir.join(NODE_FILE_NAME).display()
+            ));
+            Some(copy)
+        }
+    };
+    found.ok_or_else(|| {
+        Failure::new(
+            Code::TryAgainLater,
+            format!(
+                "meshd has not written {} yet: is it running and has the node joined?",
+                config.runtime_dir.join(NODE_FILE_NAME).display()
+            ),
+        )
+    })
+}
+
+fn read_from(folder: &Path) -> Result<Option<NodeFile>, Failure> {
+    let path = folder.join(NODE_FILE_NAME);
+    let wrong = |problem: String| {
+        Failure::new(
+            Code::NodeFile,
+            format!("{} cannot be used: {problem}", path.display()),
+        )
+    };
+    let bytes = match read_plain_file(&path) {
+        Ok(bytes) => bytes,
+        Err(cause)
+            if matches!(
+                cause.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(cause) => return Err(wrong(cause.to_string())),
+    };
+    NodeFile::parse(&bytes, |bytes| serde_json::from_slice(bytes))
+        .map(Some)
+        .map_err(|error| wrong(error.to_string()))
+}
+
+fn read_plain_file(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OPEN_FLAGS)
+        .open(path)?;
+    let status = file.metadata()?;
+    if !status.is_file() {
+        return Err(io::Error::other("it is not a plain file"));
+    }
+    if status.mode() & 0o002 != 0 {
+        return Err(io::Error::other("everybody may write it"));
+    }
+    let limit = u64::try_from(MAX_NODE_FILE_BYTES).unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

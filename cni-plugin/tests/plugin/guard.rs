@@ -1,0 +1,190 @@
+//! What stands before a pod does, and what a pod cannot do.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::{
+    namespaces::Namespace,
+    node::{Node, pod},
+};
+
+/// A machine beside the node, on its underlay.
+fn neighbour(node: &Node, name: &str) -> Namespace {
+    let neighbour = Namespace::new(name);
+    node.namespace.command(&format!(
+        "ip link add under0 type veth peer name eth0 netns {n}
+         ip addr add 192.0.2.1/24 dev under0
+         ip link set under0 up
+         ip -n {n} addr add 192.0.2.2/24 dev eth0
+         ip -n {n} link set eth0 up
+         ip route add default via 192.0.2.2",
+        n = neighbour.name()
+    ));
+    neighbour
+}
+
+#[test]
+fn both_layers_stand_before_the_first_pod_also_without_meshd() {
+    let node = Node::new("layers");
+    node.namespace.command("ip link del mesh0");
+    let pod = pod();
+    node.add("one", &pod).expect_success();
+    let rules = node.namespace.command("ip rule; ip -6 rule");
+    for range in ["10.42.0.0/16", "10.77.0.0/16", "fd12:3456:789a::/48"] {
+        assert!(
+            rules.contains(&format!("5000:\tfrom all to {range} lookup 7077")),
+            "{rules}"
+        );
+    }
+    let backstop = node.namespace.command("ip route show table 7077");
+    assert!(backstop.contains("unreachable 10.42.0.0/16"), "{backstop}");
+    assert!(
+        node.namespace
+            .command("nft list ruleset")
+            .contains("would leave unencrypted")
+    );
+}
+
+#[test]
+fn each_add_repairs_what_was_flushed() {
+    let node = Node::new("flushed");
+    let pods = [pod(), pod()];
+    node.add("one", &pods[0]).expect_success();
+    node.namespace
+        .command("nft flush ruleset; ip rule del pref 5000; ip route flush table 7077");
+    node.add("two", &pods[1]).expect_success();
+    assert!(
+        node.namespace
+            .command("nft list ruleset")
+            .contains("would leave unencrypted")
+    );
+    assert!(node.namespace.command("ip rule").contains("lookup 7077"));
+    // The first pod's route went with the flush; its own ADD brings it back.
+    node.add("one", &pods[0]).expect_success();
+    pods[0].command("ping -c1 -W2 10.42.3.2");
+}
+
+#[test]
+fn a_pods_packet_for_the_network_never_shows_on_the_underlay() {
+    let node = Node::new("leak");
+    let neighbour = neighbour(&node, "leako");
+    neighbour.command("ip addr add 10.42.9.9/32 dev eth0; ip route add 10.42.3.0/24 via 192.0.2.1");
+    let pod = pod();
+    node.add("one", &pod).expect_success();
+    pod.command("ping -c1 -W2 192.0.2.2");
+    let count = "nft list chain inet watch in | grep -o \"packets [0-9]*\"";
+    neighbour.command(
+        "nft add table inet watch
+         nft add chain inet watch in \"{ type filter hook prerouting priority -400; }\"
+         nft add rule inet watch in ip daddr 10.42.0.0/16 counter
+         nft add rule inet watch in ip saddr 10.42.0.0/16 counter",
+    );
+    for removed in ["true", "ip rule del pref 5000", "ip link del mesh0"] {
+        node.namespace.command(removed);
+        pod.command("ping -c2 -i0.2 -W1 10.42.9.9 || true");
+        node.namespace.command("ping -c1 -W1 10.42.9.9 || true");
+        let seen = neighbour.command(count);
+        assert_eq!(seen.trim(), "packets 0\npackets 0", "{removed}");
+    }
+    // Nor does a packet from there reach the pod.
+    node.add("one", &pod).expect_success();
+    let replies = neighbour.command("ping -c2 -i0.2 -W1 10.42.3.1 || true");
+    assert!(replies.contains("100% packet loss"), "{replies}");
+}
+
+#[test]
+fn a_pod_speaks_for_itself_alone() {
+    let node = Node::new("spoof");
+    let neighbour = neighbour(&node, "spoofo");
+    let (honest, liar) = (pod(), pod());
+    node.add("honest", &honest).expect_success();
+    node.add("liar", &liar).expect_success();
+    liar.command(
+        "ip addr add 10.42.3.1/32 dev eth0; ip addr add 198.51.100.7/32 dev eth0
+         ip addr add fd12:3456:789a:103::1/128 dev eth0 nodad",
+    );
+    let lost = |command: &str| {
+        let output = liar.command(&format!("{command} || true"));
+        assert!(output.contains("100% packet loss"), "{command}: {output}");
+    };
+    lost("ping -c2 -i0.2 -W1 -I 10.42.3.1 192.0.2.2");
+    lost("ping -c2 -i0.2 -W1 -I 198.51.100.7 192.0.2.2");
+    lost("ping -c2 -i0.2 -W1 -I 198.51.100.7 10.77.0.3");
+    lost("ping -c2 -i0.2 -W1 -I fd12:3456:789a:103::1 fd12:3456:789a::3");
+    let drops = node
+        .namespace
+        .command("nft list chain inet podmesh pod-source");
+    assert!(
+        drops.contains("fib saddr . iif oif 0 counter packets"),
+        "{drops}"
+    );
+    assert!(!drops.contains("oif 0 counter packets 0 "), "{drops}");
+    // The honest pod is not disturbed by it.
+    honest.command("ping -c1 -W2 192.0.2.2");
+    honest.command("ping -c1 -W2 10.42.3.2");
+    neighbour.command("true");
+}
+
+#[test]
+fn gratuitous_arp_from_a_pod_changes_nothing() {
+    let node = Node::new("arp");
+    let (honest, liar) = (pod(), pod());
+    node.add("honest", &honest).expect_success();
+    node.add("liar", &liar).expect_success();
+    let before = node.namespace.command("ip neigh show nud permanent | sort");
+    liar.command("ip addr add 10.42.3.1/32 dev eth0");
+    liar.command("arping -c2 -U -I eth0 -s 10.42.3.1 10.42.3.1 || true");
+    liar.command("arping -c2 -w2 -I eth0 -s 10.42.3.1 10.77.0.3 || true");
+    assert_eq!(
+        node.namespace.command("ip neigh show nud permanent | sort"),
+        before
+    );
+    let learned = node
+        .namespace
+        .command("ip -4 neigh show | grep -v PERMANENT || true");
+    assert!(!learned.contains("10.42.3.1 "), "{learned}");
+    honest.command("ping -c1 -W2 10.77.0.3");
+}
+
+#[test]
+fn without_a_node_file_the_runtime_is_told_to_try_again() {
+    let node = Node::new("absent");
+    let pod = pod();
+    fs::remove_file(node.folder.join("run/node.json")).unwrap();
+    let answer = node.add("one", &pod);
+    assert_eq!(answer.code(), 11, "{answer:?}");
+    // The copy in the state folder serves as well.
+    fs::write(
+        node.folder.join("state/node.json"),
+        node.node_file().to_string(),
+    )
+    .unwrap();
+    node.add("one", &pod).expect_success();
+    let mut waiting = node.node_file();
+    waiting["pod_cidrs"] = json!([]);
+    node.write_node_file(&waiting);
+    assert_eq!(node.add("two", &pod).code(), 11);
+}
+
+#[test]
+fn a_node_file_that_would_cut_the_node_off_is_refused() {
+    let node = Node::new("cut");
+    let _neighbour = neighbour(&node, "cuto");
+    let pod = pod();
+    let mut file = node.node_file();
+    for range in ["192.0.2.0/24", "0.0.0.0/0", "127.0.0.0/8", "192.0.0.0/8"] {
+        file["protected"] = json!(["10.42.0.0/16", "10.77.0.0/16", "fd12:3456:789a::/48", range]);
+        node.write_node_file(&file);
+        let answer = node.add("one", &pod);
+        assert_eq!(answer.code(), 105, "{range}: {answer:?}");
+    }
+    let run = node.folder.join("run");
+    fs::remove_file(run.join("node.json")).unwrap();
+    let elsewhere = node.folder.join("elsewhere.json");
+    fs::write(&elsewhere, node.node_file().to_string()).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, run.join("node.json")).unwrap();
+    assert_eq!(node.add("one", &pod).code(), 105);
+    assert_eq!((node.interfaces().len(), node.records()), (0, 0));
+    assert_eq!(node.namespace.command("nft list ruleset"), "");
+}

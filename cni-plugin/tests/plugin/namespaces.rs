@@ -1,0 +1,54 @@
+//! Network namespaces that disappear with the test.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    pub fn new(name: &str) -> Self {
+        let name = format!("pmc{}-{name}", std::process::id());
+        let made = Self { name };
+        shell(&format!("ip netns add {}", made.name));
+        made.command("ip link set lo up");
+        made
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// Runs a shell script inside; panics with what it said when it fails.
+    pub fn command(&self, script: &str) -> String {
+        shell(&format!(
+            "exec ip netns exec {} sh -ec '{script}'",
+            self.name
+        ))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip")
+            .args(["netns", "delete", &self.name])
+            .status();
+    }
+}
+
+fn shell(script: &str) -> String {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{script}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -1,0 +1,146 @@
+//! Many calls at once, and calls that are killed in the middle.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::node::{Node, pod};
+
+/// `PODMESH_CNI_ROUNDS` and `PODMESH_CNI_KILLS` ask for the long form.
+fn amount(variable: &str, default: usize) -> usize {
+    let given = std::env::var(variable).ok();
+    given
+        .and_then(|given| given.parse().ok())
+        .unwrap_or(default)
+}
+
+#[test]
+fn sixteen_at_once_never_share_an_address() {
+    let node = Node::new("storm");
+    let rounds = amount("PODMESH_CNI_ROUNDS", 200);
+    let next = AtomicUsize::new(0);
+    let held: Mutex<HashMap<String, usize>> = Mutex::new(HashMap::new());
+    let times = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let pod = pod();
+                loop {
+                    let round = next.fetch_add(1, Ordering::Relaxed);
+                    if round >= rounds {
+                        return;
+                    }
+                    let id = format!("pod-{round}");
+                    let started = Instant::now();
+                    let added = node.add(&id, &pod).expect_success();
+                    let took = started.elapsed();
+                    let addresses = added.addresses();
+                    for address in &addresses {
+                        let other = held.lock().unwrap().insert(address.clone(), round);
+                        assert_eq!(other, None, "{address} was given twice");
+                    }
+                    for address in &addresses {
+                        held.lock().unwrap().remove(address);
+                    }
+                    let started = Instant::now();
+                    node.del(&id).expect_success();
+                    times.lock().unwrap().extend([took, started.elapsed()]);
+                }
+            });
+        }
+    });
+    let mut times = times.into_inner().unwrap();
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    println!(
+        "{rounds} ADD/DEL: median {:?}, p99 {:?}, longest {:?}",
+        at(50),
+        at(99),
+        at(100)
+    );
+    assert!(at(99) < Duration::from_secs(1), "p99 {:?}", at(99));
+    assert_eq!(
+        (node.interfaces().len(), node.records(), node.pod_routes()),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn killed_calls_leave_nothing_that_garbage_collection_does_not_free() {
+    let node = Node::new("killed");
+    let kills = amount("PODMESH_CNI_KILLS", 40);
+    let seed = amount("PODMESH_SEED", usize::try_from(std::process::id()).unwrap());
+    println!("PODMESH_SEED={seed}");
+    let mut random = Random(seed as u64);
+    let survivor = pod();
+    let kept = node.add("survivor", &survivor).expect_success().addresses();
+    let pods: Vec<_> = (0..8).map(|_| pod()).collect();
+    let longest = {
+        let started = Instant::now();
+        node.add("probe", &pods[0]).expect_success();
+        node.del("probe").expect_success();
+        u64::try_from(started.elapsed().as_micros()).unwrap()
+    };
+    let mut unfinished = 0;
+    for round in 0..kills {
+        let pod = &pods[round % pods.len()];
+        let id = format!("pod-{round}");
+        let verb = if round % 3 == 2 { "DEL" } else { "ADD" };
+        if verb == "DEL" {
+            node.add(&id, pod);
+        }
+        let mut child = node.start(&node.call(verb, &id, Some(&pod.path())));
+        thread::sleep(Duration::from_micros(random.below(longest)));
+        child.kill().unwrap();
+        unfinished += usize::from(!child.wait().unwrap().success());
+        // Names in a pod are free again only once its leftovers are.
+        if round % pods.len() == pods.len() - 1 {
+            let answers: HashSet<_> = node
+                .add("between", &survivor)
+                .addresses()
+                .into_iter()
+                .collect();
+            assert!(answers.is_disjoint(&kept.iter().cloned().collect()));
+            node.del("between").expect_success();
+            node.gc(&["survivor"]).expect_success();
+        }
+    }
+    println!("{unfinished} of {kills} were killed before their end");
+    assert!(
+        unfinished * 4 >= kills,
+        "the kills came too late to show anything"
+    );
+    node.gc(&["survivor"]).expect_success();
+    assert_eq!(
+        (node.interfaces().len(), node.records(), node.pod_routes()),
+        (1, 1, 2)
+    );
+    node.add("survivor", &survivor).expect_success();
+    survivor.command("ping -c1 -W2 10.77.0.3");
+    node.del("survivor").expect_success();
+    node.gc(&[]).expect_success();
+    assert_eq!(
+        (node.interfaces().len(), node.records(), node.pod_routes()),
+        (0, 0, 0)
+    );
+}
+
+/// xorshift: enough for points in time, and the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed ^= mixed >> 30;
+        mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed ^= mixed >> 27;
+        mixed % limit.max(1)
+    }
+}

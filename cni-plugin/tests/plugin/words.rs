@@ -1,0 +1,160 @@
+//! The protocol itself: versions, wrong calls, and how they are answered.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixListener,
+    thread,
+};
+
+use serde_json::{Value, json};
+
+use crate::node::{Answer, Node, pod};
+
+#[test]
+fn versions_are_named() {
+    let node = Node::new("version");
+    let mut call = node.call("VERSION", "", None);
+    for config in [r#"{"cniVersion":"1.0.0"}"#, ""] {
+        call.config = config.to_owned();
+        let answer = node.run(&call).expect_success();
+        assert_eq!(
+            answer.output["supportedVersions"],
+            json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+        );
+    }
+}
+
+#[test]
+fn every_version_gets_its_own_answer() {
+    let node = Node::new("forms");
+    let pod = pod();
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let mut call = node.call("ADD", version, Some(&pod.path()));
+        call.config = node.config_with(json!({
+            "cniVersion": version,
+            "dns": { "nameservers": ["10.96.0.10"] },
+            "capabilities": { "portMappings": true },
+            "runtimeConfig": { "portMappings": [] },
+        }));
+        let answer = node.run(&call).expect_success().output;
+        assert_eq!(answer["cniVersion"], version);
+        assert_eq!(answer["dns"]["nameservers"][0], "10.96.0.10");
+        assert_eq!(
+            answer["ips"][0].get("version").is_some(),
+            version.starts_with("0.")
+        );
+        node.del(version).expect_success();
+    }
+}
+
+#[test]
+fn wrong_calls_are_answered_by_one_object_with_a_code() {
+    let node = Node::new("wrong");
+    let pod = pod();
+    let good = || node.call("ADD", "one", Some(&pod.path()));
+    let with = |name: &'static str, value: &str| {
+        let mut call = good();
+        call.variables.retain(|(known, _)| *known != name);
+        call.variables.push((name, value.to_owned()));
+        node.run(&call)
+    };
+    let config = |config: &str| {
+        let mut call = good();
+        call.config = config.to_owned();
+        node.run(&call)
+    };
+    let verb = |verb| {
+        let mut call = good();
+        call.verb = verb;
+        node.run(&call)
+    };
+    let long = "x".repeat(300);
+    let cases: Vec<(Answer, u64)> = vec![
+        (with("CNI_CONTAINERID", "../../etc/passwd"), 4),
+        (with("CNI_CONTAINERID", ""), 4),
+        (with("CNI_CONTAINERID", &long), 4),
+        (with("CNI_CONTAINERID", "a b;reboot"), 4),
+        (with("CNI_IFNAME", "../eth0"), 4),
+        (with("CNI_IFNAME", &long), 4),
+        (with("CNI_NETNS", ""), 4),
+        (with("CNI_NETNS", "/run/netns/no-such"), 4),
+        (with("CNI_NETNS", "/etc/passwd"), 4),
+        (with("CNI_NETNS", "/dev/zero"), 4),
+        (with("CNI_NETNS", "/proc/self/ns/mnt"), 4),
+        (with("CNI_NETNS", "/proc/self/ns/net"), 4),
+        (config(""), 6),
+        (config("{"), 6),
+        (config(&format!("[{}]", "[".repeat(5000))), 6),
+        (config(&" ".repeat(2_000_000)), 6),
+        (config(r#"{"cniVersion":"0.2.0","name":"x"}"#), 1),
+        (config(r#"{"cniVersion":"1.0.0","name":"../x"}"#), 7),
+        (verb("EXPLODE"), 4),
+        (verb("STATUS"), 1),
+    ];
+    for (position, (answer, code)) in cases.iter().enumerate() {
+        assert!(!answer.success, "{position}: {answer:?}");
+        assert_eq!(answer.code(), *code, "{position}: {answer:?}");
+        let sentence = answer.output["msg"].as_str().unwrap();
+        assert!(
+            sentence.len() > 10 && !sentence.ends_with('.'),
+            "{sentence:?}"
+        );
+        assert!(answer.output["cniVersion"].is_string());
+    }
+    assert_eq!((node.interfaces().len(), node.records()), (0, 0));
+}
+
+#[test]
+fn the_status_follows_meshd() {
+    let node = Node::new("status");
+    let mut call = node.call("STATUS", "", None);
+    call.config = node.config_with(json!({ "cniVersion": "1.1.0" }));
+    assert_eq!(node.run(&call).code(), 50);
+    let socket = UnixListener::bind(node.folder.join("run/meshd.sock")).unwrap();
+    let answers = [(true, true, 0), (true, false, 51), (false, false, 50)];
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for (ready, connected, _) in answers {
+                let (mut stream, _) = socket.accept().unwrap();
+                let mut line = String::new();
+                BufReader::new(&stream).read_line(&mut line).unwrap();
+                let question: Value = serde_json::from_str(&line).unwrap();
+                assert_eq!(question, json!({ "request": "Ready" }));
+                let answer = json!({
+                    "response": "Ready",
+                    "ready": ready,
+                    "connected": connected,
+                    "reason": "the test says so",
+                });
+                writeln!(stream, "{answer}").unwrap();
+            }
+        });
+        for (_, _, code) in answers {
+            let answer = node.run(&call);
+            assert_eq!(answer.code(), code, "{answer:?}");
+        }
+    });
+    // A meshd that hangs is given two seconds, and one that is gone none.
+    assert_eq!(node.run(&call).code(), 50);
+    fs::remove_file(node.folder.join("run/node.json")).unwrap();
+    assert_eq!(node.run(&call).code(), 50);
+}
+
+#[test]
+fn an_ordinary_user_is_told_to_be_root() {
+    let node = Node::new("user");
+    let script = format!(
+        "echo {{}} | CNI_COMMAND=DEL CNI_CONTAINERID=a CNI_IFNAME=eth0 \
+         setpriv --reuid=65534 --clear-groups {} || true",
+        copy_for_everybody(&node).display()
+    );
+    let answer: Value = serde_json::from_str(&node.namespace.command(&script)).unwrap();
+    assert_eq!(answer["code"], 100);
+}
+
+fn copy_for_everybody(node: &Node) -> std::path::PathBuf {
+    let copy = node.folder.join("podmesh");
+    fs::copy(env!("CARGO_BIN_EXE_podmesh"), &copy).unwrap();
+    copy
+}
