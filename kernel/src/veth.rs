@@ -19,6 +19,7 @@ use std::{
 use crate::{
     blocking_netlink::Conversation,
     netns::{NetNamespace, NetNamespaceError},
+    route::{POD_PROTOCOL, TABLE},
     sysctl::{self, IpFamily, SysctlError},
 };
 
@@ -28,11 +29,6 @@ use request::Found;
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The IPv6 gateway of every pod.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// The routing table that holds the routes to pods.
-pub const POD_ROUTE_TABLE: u32 = 7077;
-/// The protocol number on routes to this node's own pods; meshd's routes to peers have another.
-pub const POD_ROUTE_PROTOCOL: u8 = 178;
-
 /// A pod's interface pair as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodLink {
@@ -144,7 +140,7 @@ pub fn routed_pods() -> Result<Vec<IpAddr>, VethError> {
     let routes = request::routes(&mut open()?).map_err(refused(|| "listing routes".to_owned()))?;
     Ok(routes
         .into_iter()
-        .filter(|route| route.table == POD_ROUTE_TABLE && route.protocol == POD_ROUTE_PROTOCOL)
+        .filter(|route| route.table == TABLE && route.protocol == POD_PROTOCOL)
         .filter_map(|route| route.destination)
         .collect())
 }
@@ -179,7 +175,7 @@ pub fn check(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
     for address in &link.addresses {
         let leads_there = routes.iter().any(|route| {
             route.destination == Some(*address)
-                && route.table == POD_ROUTE_TABLE
+                && route.table == TABLE
                 && route.oif == Some(host.index)
         });
         if !leads_there {
@@ -327,8 +323,8 @@ fn set_up_pod_end(link: &PodLink) -> Result<(), VethError> {
 
 fn route_to_pod(link: &PodLink, index: u32) -> Result<(), VethError> {
     let place = request::Place {
-        table: POD_ROUTE_TABLE,
-        protocol: POD_ROUTE_PROTOCOL,
+        table: TABLE,
+        protocol: POD_PROTOCOL,
     };
     let mut kernel = open()?;
     for address in &link.addresses {

@@ -93,18 +93,16 @@ fn the_same_add_again_gives_the_same_answer() {
 }
 
 #[test]
-fn one_pod_may_have_two_interfaces() {
+fn a_second_interface_never_takes_the_first_ones_default_route() {
     let node = Node::new("pair");
     let pod = pod();
     node.add("one", &pod).expect_success();
-    node.run(&node.call("DEL", "one", None)).expect_success();
-    node.add("one", &pod).expect_success();
     let mut call = node.call("ADD", "one", Some(&pod.path()));
     call.variables.push(("CNI_IFNAME", "net1".to_owned()));
-    // The second default route has nowhere to stand; the interface itself and all else has.
-    let second = node.run(&call).expect_success();
-    assert_ne!(second.output["interfaces"][0]["name"], "");
-    assert_eq!(node.interfaces().len(), 2);
+    let refused = node.run(&call);
+    assert_eq!(refused.code(), 102, "{refused:?}");
+    assert_eq!((node.interfaces().len(), node.records()), (1, 1));
+    pod.command("ping -c1 -W2 10.77.0.3");
 }
 
 #[test]
@@ -165,6 +163,7 @@ fn a_freed_address_rests_while_others_are_left() {
     node.del("one").expect_success();
     let second = node.add("two", &pod).expect_success().addresses();
     assert_ne!(first, second);
+    node.del("two").expect_success();
     let mut file = node.node_file();
     file["pod_cidrs"] = json!(["10.42.4.0/30"]);
     node.write_node_file(&file);

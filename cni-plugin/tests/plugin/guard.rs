@@ -96,7 +96,7 @@ fn a_pods_packet_for_the_network_never_shows_on_the_underlay() {
 #[test]
 fn a_pod_speaks_for_itself_alone() {
     let node = Node::new("spoof");
-    let neighbour = neighbour(&node, "spoofo");
+    let _neighbour = neighbour(&node, "spoofo");
     let (honest, liar) = (pod(), pod());
     node.add("honest", &honest).expect_success();
     node.add("liar", &liar).expect_success();
@@ -122,8 +122,6 @@ fn a_pod_speaks_for_itself_alone() {
     assert!(!drops.contains("oif 0 counter packets 0 "), "{drops}");
     // The honest pod is not disturbed by it.
     honest.command("ping -c1 -W2 192.0.2.2");
-    honest.command("ping -c1 -W2 10.42.3.2");
-    neighbour.command("true");
 }
 
 #[test]

@@ -12,29 +12,29 @@ use serde_json::{Value, json};
 
 use crate::namespaces::Namespace;
 
-pub struct Node {
-    pub namespace: Namespace,
-    pub folder: PathBuf,
+pub(crate) struct Node {
+    pub(crate) namespace: Namespace,
+    pub(crate) folder: PathBuf,
 }
 
 /// What the program answered.
 #[derive(Debug)]
-pub struct Answer {
-    pub success: bool,
-    pub output: Value,
-    pub remarks: String,
+pub(crate) struct Answer {
+    pub(crate) success: bool,
+    pub(crate) output: Value,
+    pub(crate) remarks: String,
 }
 
 /// One call, with what a runtime may leave out or get wrong.
 #[derive(Clone)]
-pub struct Call {
-    pub verb: &'static str,
-    pub variables: Vec<(&'static str, String)>,
-    pub config: String,
+pub(crate) struct Call {
+    pub(crate) verb: &'static str,
+    pub(crate) variables: Vec<(&'static str, String)>,
+    pub(crate) config: String,
 }
 
 impl Node {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let namespace = Namespace::new(name);
         let folder = std::env::temp_dir().join(namespace.name());
         for part in ["run", "state"] {
@@ -51,7 +51,7 @@ impl Node {
         node
     }
 
-    pub fn node_file(&self) -> Value {
+    pub(crate) fn node_file(&self) -> Value {
         json!({
             "schema": "podmesh.node/v1",
             "network": "lab",
@@ -66,11 +66,11 @@ impl Node {
         })
     }
 
-    pub fn write_node_file(&self, file: &Value) {
+    pub(crate) fn write_node_file(&self, file: &Value) {
         fs::write(self.folder.join("run/node.json"), file.to_string()).unwrap();
     }
 
-    pub fn config(&self) -> Value {
+    pub(crate) fn config(&self) -> Value {
         json!({
             "cniVersion": "1.0.0",
             "name": "podmesh",
@@ -82,7 +82,7 @@ impl Node {
     }
 
     /// The configuration with other values in some places.
-    pub fn config_with(&self, changes: Value) -> String {
+    pub(crate) fn config_with(&self, changes: Value) -> String {
         let mut config = self.config();
         for (key, value) in changes.as_object().unwrap() {
             config[key] = value.clone();
@@ -90,11 +90,11 @@ impl Node {
         config.to_string()
     }
 
-    pub fn ledger(&self) -> PathBuf {
+    pub(crate) fn ledger(&self) -> PathBuf {
         self.folder.join("ledger")
     }
 
-    pub fn call(&self, verb: &'static str, id: &str, netns: Option<&Path>) -> Call {
+    pub(crate) fn call(&self, verb: &'static str, id: &str, netns: Option<&Path>) -> Call {
         let netns = netns.map(|path| path.display().to_string());
         Call {
             verb,
@@ -109,16 +109,16 @@ impl Node {
         }
     }
 
-    pub fn add(&self, id: &str, pod: &Namespace) -> Answer {
+    pub(crate) fn add(&self, id: &str, pod: &Namespace) -> Answer {
         self.run(&self.call("ADD", id, Some(&pod.path())))
     }
 
-    pub fn del(&self, id: &str) -> Answer {
+    pub(crate) fn del(&self, id: &str) -> Answer {
         self.run(&self.call("DEL", id, None))
     }
 
     /// GC with these pods still there.
-    pub fn gc(&self, valid: &[&str]) -> Answer {
+    pub(crate) fn gc(&self, valid: &[&str]) -> Answer {
         let valid: Vec<_> = valid
             .iter()
             .map(|id| json!({ "containerID": id, "ifname": "eth0" }))
@@ -131,7 +131,7 @@ impl Node {
         self.run(&call)
     }
 
-    pub fn run(&self, call: &Call) -> Answer {
+    pub(crate) fn run(&self, call: &Call) -> Answer {
         let output = self.start(call).wait_with_output().unwrap();
         Answer {
             success: output.status.success(),
@@ -140,7 +140,7 @@ impl Node {
         }
     }
 
-    pub fn start(&self, call: &Call) -> Child {
+    pub(crate) fn start(&self, call: &Call) -> Child {
         // nsenter becomes the plugin, so that a kill reaches it.
         let mut child = Command::new("nsenter")
             .arg(format!("--net={}", self.namespace.path().display()))
@@ -164,7 +164,7 @@ impl Node {
     }
 
     /// Names of the nodes' ends that exist.
-    pub fn interfaces(&self) -> Vec<String> {
+    pub(crate) fn interfaces(&self) -> Vec<String> {
         let links = self.namespace.command("ip -br link show type veth");
         let names = links
             .lines()
@@ -176,7 +176,7 @@ impl Node {
     }
 
     /// Number of records in the ledger.
-    pub fn records(&self) -> usize {
+    pub(crate) fn records(&self) -> usize {
         let Ok(entries) = fs::read_dir(self.ledger()) else {
             return 0;
         };
@@ -186,7 +186,7 @@ impl Node {
             .count()
     }
 
-    pub fn pod_routes(&self) -> usize {
+    pub(crate) fn pod_routes(&self) -> usize {
         let v4 = self
             .namespace
             .command("ip -4 route show table 7077 proto 178");
@@ -204,17 +204,17 @@ impl Drop for Node {
 }
 
 impl Answer {
-    pub fn expect_success(self) -> Self {
+    pub(crate) fn expect_success(self) -> Self {
         assert!(self.success, "{self:?}");
         self
     }
 
-    pub fn code(&self) -> u64 {
+    pub(crate) fn code(&self) -> u64 {
         self.output["code"].as_u64().unwrap_or(0)
     }
 
     /// The addresses without their prefix lengths.
-    pub fn addresses(&self) -> Vec<String> {
+    pub(crate) fn addresses(&self) -> Vec<String> {
         let ips = self.output["ips"].as_array().cloned().unwrap_or_default();
         ips.iter()
             .map(|ip| {
@@ -231,7 +231,7 @@ impl Answer {
 }
 
 /// A new pod's namespace.
-pub fn pod() -> Namespace {
+pub(crate) fn pod() -> Namespace {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     Namespace::new(&format!("p{}", COUNT.fetch_add(1, Ordering::Relaxed)))
 }

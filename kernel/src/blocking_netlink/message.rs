@@ -81,7 +81,8 @@ impl Message {
         self
     }
 
-    pub(super) fn add_flags(&mut self, flags: u16) {
+    /// Adds to the flags that it was made with.
+    pub(crate) fn add_flags(&mut self, flags: u16) {
         let present = self.bytes.get(6..8).and_then(|bytes| bytes.first_chunk());
         let present = present.map_or(0, |bytes| u16::from_ne_bytes(*bytes));
         self.patch(6, &(present | flags).to_ne_bytes());

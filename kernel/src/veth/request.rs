@@ -154,14 +154,17 @@ pub(super) fn add_host_route(index: u32, address: IpAddr, place: Place) -> Messa
         SCOPE_UNIVERSE
     };
     let mut message = route(&address, host_prefix(&address), place, scope);
+    message.add_flags(Message::REPLACE);
     message
         .bytes(RTA_DST, &octets(&address))
         .number(RTA_OIF, index);
     message
 }
 
+/// Never in the place of another: the pod may have more interfaces than this one.
 pub(super) fn add_default_route(index: u32, gateway: IpAddr) -> Message {
     let mut message = route(&gateway, 0, Place::MAIN, SCOPE_UNIVERSE);
+    message.add_flags(Message::EXCLUSIVE);
     message
         .bytes(RTA_GATEWAY, &octets(&gateway))
         .number(RTA_OIF, index);
@@ -257,7 +260,7 @@ fn route(address: &IpAddr, prefix_length: u8, place: Place, scope: u8) -> Messag
         0,
         0,
     ];
-    let mut message = Message::new(RTM_NEWROUTE, Message::CREATE | Message::REPLACE, &header);
+    let mut message = Message::new(RTM_NEWROUTE, Message::CREATE, &header);
     message.number(RTA_TABLE, place.table);
     message
 }
