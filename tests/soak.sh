@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The long bars: one JSON line each in target/soak.jsonl, with the commit it was seen on. A bar that
+# has passed on this commit is not played again, so an interrupted run goes on where it was.
+#   tests/soak.sh [NAME...]      only these; --list names them
+set -euo pipefail
+cd "$(dirname "$0")/.."
+log=target/soak.jsonl
+commit=$(git rev-parse --short=12 HEAD)
+[ -z "$(git status --porcelain --untracked-files=no)" ] || commit=$commit-dirty
+mkdir -p target
+touch "$log"
+
+scenario() { LAB_LONG=1 ${CARGO:-cargo} test --locked --release -q -p podmesh-tests --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
+simulator() { SIM_SEEDS=$1 ${CARGO:-cargo} test --locked --profile sim -q -p podmesh-engine --features virtual-time --test sim -- --nocapture; }
+
+# NAME COMMAND...; a scenario prints its figures as lines that begin with "figure ".
+bars() {
+  bar demo target/release/lab demo
+  bar systemd tests/systemd/run.sh
+  bar simulator-2000 simulator 2000
+  while read -r name; do
+    bar "${name##*::}" scenario "$name"
+  done < <(${CARGO:-cargo} test --locked --release -q -p podmesh-tests --test scenarios -- --list --format terse 2>/dev/null | sed -n 's/: test$//p' | grep -v '^the_lab')
+}
+
+wanted() { [ ${#only[@]} = 0 ] || printf '%s\n' "${only[@]}" | grep -qx "$1"; }
+
+bar() {
+  local name=$1 begin=$SECONDS out ok=true figures
+  shift
+  wanted "$name" || return 0
+  if [ "$list" = yes ]; then echo "$name"; return 0; fi
+  if grep -q "\"bar\":\"$name\",\"commit\":\"$commit\",\"ok\":true" "$log"; then
+    echo "== $name: passed on $commit already"
+    return 0
+  fi
+  echo "== $name"
+  out=$(mktemp)
+  "$@" 2>&1 | tee "$out" || ok=false
+  figures=$(sed -n 's/^figure //p' "$out" | python3 -c 'import json, sys; print(json.dumps([l.rstrip() for l in sys.stdin]))')
+  printf '{"bar":"%s","commit":"%s","ok":%s,"seconds":%d,"time":"%s","figures":%s}\n' \
+    "$name" "$commit" "$ok" "$((SECONDS - begin))" "$(date -u +%FT%TZ)" "$figures" >> "$log"
+  rm -f "$out"
+  [ "$ok" = true ] || failed+=("$name")
+}
+
+only=() failed=() list=no
+for word in "$@"; do if [ "$word" = --list ]; then list=yes; else only+=("$word"); fi; done
+bars
+[ "$list" = yes ] && exit 0
+if [ ${#failed[@]} -gt 0 ]; then echo "failed: ${failed[*]} (lines in $log)" >&2; exit 1; fi
+echo "all bars hold on $commit (lines in $log)"
