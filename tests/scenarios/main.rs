@@ -8,6 +8,7 @@
     reason = "in a scenario every surprise is a failure, wherever it is"
 )]
 
+mod cni;
 mod cold_boot;
 mod nat_grid;
 mod restarts;
