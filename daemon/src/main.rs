@@ -10,5 +10,7 @@ mod planet_link;
 mod random;
 #[cfg(test)]
 mod scratch;
+mod shard;
+mod sockets;
 mod state;
 fn main() {}

@@ -1,0 +1,158 @@
+//! The fast half: plain threads that move packets and decide nothing.
+//!
+//! Each shard owns one queue of the TUN and its sockets on the node's port, and does everything for a
+//! packet itself: receive a batch, open it, write to the TUN; read the TUN, seal, send. It looks things
+//! up in the [`ForwardingTable`] that the slow half published last, and hands over what it can't do by a
+//! bounded queue that drops and counts when it is full. It never waits for the slow half, and sleeps
+//! only when the network and the TUN were both empty.
+
+mod counters;
+mod worker;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use arc_swap::ArcSwap;
+use podmesh_engine::forwarding::ForwardingTable;
+use podmesh_engine::output::SlowItem;
+use podmesh_kernel::tun::TunQueue;
+use podmesh_kernel::wait::{Waiter, Waker};
+use tokio::sync::mpsc;
+
+pub(crate) use self::counters::Counters;
+use self::worker::Worker;
+use crate::sockets::Sockets;
+
+/// All shards.
+pub(crate) struct Shards {
+    shared: Arc<Shared>,
+    shards: Vec<Shard>,
+}
+
+/// What all shards see.
+pub(crate) struct Shared {
+    /// The table in force.
+    pub(crate) table: Arc<ArcSwap<ForwardingTable>>,
+    /// The sockets.
+    pub(crate) sockets: Arc<Sockets>,
+    /// To the slow half.
+    pub(crate) items: mpsc::Sender<SlowItem>,
+    /// What was lost between us and the kernel.
+    pub(crate) counters: Counters,
+    /// Bytes of the longest packet of the TUN.
+    pub(crate) mtu: usize,
+    stop: AtomicBool,
+}
+
+struct Shard {
+    seat: Arc<Seat>,
+    waker: Waker,
+    thread: JoinHandle<()>,
+}
+
+/// Where a shard finds its TUN queue.
+struct Seat {
+    /// Given by the slow half, taken by the shard.
+    queue: Mutex<Option<Arc<TunQueue>>>,
+    /// Whether the shard has found its queue dead.
+    lost: AtomicBool,
+}
+
+impl Shared {
+    /// What the shards of a node share. `mtu` is the TUN's.
+    pub(crate) fn new(
+        table: Arc<ForwardingTable>,
+        sockets: Arc<Sockets>,
+        items: mpsc::Sender<SlowItem>,
+        mtu: usize,
+    ) -> Self {
+        Self {
+            table: Arc::new(ArcSwap::new(table)),
+            sockets,
+            items,
+            counters: Counters::default(),
+            mtu,
+            stop: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Shards {
+    /// Starts one thread per queue.
+    ///
+    /// # Errors
+    /// The system has no thread or descriptor left.
+    pub(crate) fn start(shared: Arc<Shared>, queues: &[Arc<TunQueue>]) -> io::Result<Self> {
+        let mut shards = Vec::with_capacity(queues.len());
+        for (number, queue) in queues.iter().enumerate() {
+            let seat = Arc::new(Seat {
+                queue: Mutex::new(Some(Arc::clone(queue))),
+                lost: AtomicBool::new(false),
+            });
+            let waiter = Waiter::new()?;
+            let waker = waiter.waker();
+            let thread = thread::Builder::new()
+                .name(format!("shard-{number}"))
+                .spawn({
+                    let (shared, seat) = (Arc::clone(&shared), Arc::clone(&seat));
+                    move || Worker::new(number, shared, seat).run(waiter)
+                })?;
+            shards.push(Shard {
+                seat,
+                waker,
+                thread,
+            });
+        }
+        Ok(Self { shared, shards })
+    }
+
+    /// Puts a new table in force.
+    pub(crate) fn publish(&self, table: Arc<ForwardingTable>) {
+        self.shared.table.store(table);
+    }
+
+    /// What the shards share.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Whether a shard has found that its TUN device is gone.
+    pub(crate) fn lost_device(&self) -> bool {
+        self.shards
+            .iter()
+            .any(|shard| shard.seat.lost.load(Ordering::Acquire))
+    }
+
+    /// Gives each shard a queue of a new device.
+    pub(crate) fn replace_queues(&self, queues: &[Arc<TunQueue>]) {
+        for (shard, queue) in self.shards.iter().zip(queues) {
+            shard.seat.lost.store(false, Ordering::Release);
+            shard.seat.give(Arc::clone(queue));
+            shard.waker.wake();
+        }
+    }
+
+    /// Ends all threads after the batch they are at.
+    pub(crate) fn stop(self) {
+        self.shared.stop.store(true, Ordering::Release);
+        for shard in self.shards {
+            shard.waker.wake();
+            let _ = shard.thread.join();
+        }
+    }
+}
+
+impl Seat {
+    fn give(&self, queue: Arc<TunQueue>) {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some(queue);
+    }
+
+    fn take(&self) -> Option<Arc<TunQueue>> {
+        self.queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}

@@ -1,0 +1,221 @@
+//! The node's UDP sockets: the main port, bound once per shard, and the spare port.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use podmesh_engine::path_id::SocketId;
+use podmesh_kernel::udp::{
+    BATCH_SLOTS, BindError, Options, SendBatch, SendCounts, UdpSocket, steer_by_receiver,
+};
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+/// Every socket; sending and receiving need no more than a reference.
+pub(crate) struct Sockets {
+    shards: Vec<Pair>,
+    spare: Pair,
+    ports: [u16; 2],
+}
+
+/// The sockets of one port, one per address family that the machine has.
+#[derive(Default)]
+pub(crate) struct Pair {
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
+}
+
+impl Sockets {
+    /// Binds the main port once per shard and family, so that the kernel keeps a tunnel's datagrams
+    /// with one shard, and a spare port of the system's choice.
+    ///
+    /// # Errors
+    /// Another program has the port, or the machine has neither IPv4 nor IPv6.
+    pub(crate) fn bind(port: u16, shards: usize) -> Result<Self, BindError> {
+        let mut v4 = bind_family(V4, port, shards)?.into_iter();
+        let mut v6 = bind_family(V6, port, shards)?.into_iter();
+        let pairs: Vec<Pair> = (0..shards)
+            .map(|_| Pair {
+                v4: v4.next(),
+                v6: v6.next(),
+            })
+            .collect();
+        let spare = bind_spare()?;
+        let ports = [port, spare.port().unwrap_or(0)];
+        Ok(Self {
+            shards: pairs,
+            spare,
+            ports,
+        })
+    }
+
+    /// UDP ports of the main and the spare sockets.
+    pub(crate) fn ports(&self) -> [u16; 2] {
+        self.ports
+    }
+
+    /// The sockets that a shard receives from, with their names.
+    pub(crate) fn of_shard(&self, shard: usize) -> impl Iterator<Item = (SocketId, &UdpSocket)> {
+        let main = self
+            .shards
+            .get(shard)
+            .into_iter()
+            .map(|pair| (SocketId::MAIN, pair));
+        let spare = (shard == 0).then_some((SocketId::SPARE, &self.spare));
+        main.chain(spare).flat_map(|(id, pair)| {
+            let sockets = [&pair.v4, &pair.v6].into_iter().flatten();
+            sockets.map(move |socket| (id, socket))
+        })
+    }
+
+    fn sender(&self, shard: usize, id: SocketId, is_ipv4: bool) -> Option<&UdpSocket> {
+        let pair = if id == SocketId::SPARE {
+            &self.spare
+        } else {
+            self.shards.get(shard)?
+        };
+        if is_ipv4 {
+            pair.v4.as_ref()
+        } else {
+            pair.v6.as_ref()
+        }
+    }
+}
+
+impl Pair {
+    fn port(&self) -> Option<u16> {
+        let socket = self.v4.as_ref().or(self.v6.as_ref())?;
+        socket.local_addr().ok().map(|address| address.port())
+    }
+}
+
+/// Datagrams of one thread on their way out, sent in batches.
+pub(crate) struct Outbox {
+    shard: usize,
+    /// Main and spare port, for each IPv4 and IPv6.
+    batches: [SendBatch; 4],
+    counts: SendCounts,
+}
+
+impl Outbox {
+    /// For the thread that uses the sockets of `shard`, with room for full batches of datagrams of
+    /// `longest` bytes.
+    pub(crate) fn new(shard: usize, longest: usize) -> Self {
+        Self {
+            shard,
+            batches: std::array::from_fn(|_| SendBatch::new(BATCH_SLOTS * longest)),
+            counts: SendCounts::default(),
+        }
+    }
+
+    /// Takes a datagram; sends those before it if there is no room.
+    pub(crate) fn push(
+        &mut self,
+        sockets: &Sockets,
+        (id, to): (SocketId, SocketAddr),
+        ttl: Option<u8>,
+        bytes: &[u8],
+    ) {
+        let number = usize::from(id == SocketId::SPARE) * 2 + usize::from(to.is_ipv6());
+        let Some(batch) = self.batches.get_mut(number) else {
+            return;
+        };
+        for _ in 0..2 {
+            let copy = |space: &mut [u8]| {
+                space.copy_from_slice(bytes);
+                Some(bytes.len())
+            };
+            if batch.push_with(to, ttl, bytes.len(), copy).is_ok() {
+                return;
+            }
+            self.counts += send(sockets, (self.shard, number), batch);
+        }
+        self.counts.too_long += 1;
+    }
+
+    /// Sends everything and says what became of all datagrams since the last time.
+    pub(crate) fn flush(&mut self, sockets: &Sockets) -> SendCounts {
+        for (number, batch) in self.batches.iter_mut().enumerate() {
+            if !batch.is_empty() {
+                self.counts += send(sockets, (self.shard, number), batch);
+            }
+        }
+        std::mem::take(&mut self.counts)
+    }
+}
+
+fn send(sockets: &Sockets, (shard, number): (usize, usize), batch: &mut SendBatch) -> SendCounts {
+    let id = if number < 2 {
+        SocketId::MAIN
+    } else {
+        SocketId::SPARE
+    };
+    if let Some(socket) = sockets.sender(shard, id, number.is_multiple_of(2)) {
+        return socket.send_batch(batch);
+    }
+    let unreachable = batch.len();
+    batch.clear();
+    SendCounts {
+        unreachable,
+        ..SendCounts::default()
+    }
+}
+
+/// One socket per shard; none at all if the machine doesn't have the address family.
+fn bind_family(any: IpAddr, port: u16, shards: usize) -> Result<Vec<UdpSocket>, BindError> {
+    let alone = Options::default();
+    match UdpSocket::bind_any(any, port, &alone) {
+        Err(error) if is_absent(&error) && any == V6 => return Ok(Vec::new()),
+        // A shared port could be shared with a second meshd by mistake, so it must be free first.
+        outcome => drop(outcome?),
+    }
+    let options = Options {
+        reuse_port: true,
+        ..alone
+    };
+    let sockets = (0..shards)
+        .map(|_| UdpSocket::bind_any(any, port, &options))
+        .collect::<Result<Vec<_>, _>>()?;
+    if let Err(error) = steer_by_receiver(&sockets) {
+        tracing::warn!(reason = %error, "the kernel doesn't steer datagrams; tunnels may wander between shards");
+    }
+    Ok(sockets)
+}
+
+fn bind_spare() -> Result<Pair, BindError> {
+    let v4 = UdpSocket::bind_any(V4, 0, &Options::default())?;
+    let port = v4.local_addr().map_or(0, |address| address.port());
+    // Both families under one number, so that one candidate describes both; without luck only IPv4.
+    let v6 = UdpSocket::bind_any(V6, port, &Options::default()).ok();
+    Ok(Pair { v4: Some(v4), v6 })
+}
+
+/// Whether another program has the port.
+pub(crate) fn is_taken(error: &BindError) -> bool {
+    error.source.kind() == ErrorKind::AddrInUse
+}
+
+fn is_absent(error: &BindError) -> bool {
+    // Switched off at boot, or by a setting.
+    matches!(
+        error.source.kind(),
+        ErrorKind::AddrNotAvailable | ErrorKind::Unsupported
+    ) || error.step == "create"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_another_program_has_is_not_shared_with_it() {
+        // Marks need rights that a test may not have.
+        let other = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        let port = other.local_addr().expect("an address").port();
+        if let Err(error) = Sockets::bind(port, 2) {
+            assert!(is_taken(&error) || error.step == "mark", "{error}");
+        } else {
+            panic!("port {port} was shared");
+        }
+    }
+}
