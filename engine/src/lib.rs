@@ -32,6 +32,7 @@ pub mod outbound;
 pub mod output;
 pub mod packet;
 pub mod path_id;
+pub mod paths;
 pub mod prefix_table;
 pub mod stored;
 pub mod tunnel;

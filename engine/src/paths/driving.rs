@@ -1,0 +1,186 @@
+//! Doing what is due, and when that is.
+
+use std::time::Duration;
+
+use podmesh_proto::time::{Moment, Now};
+
+use super::echoing::{Pace, Turn};
+use super::trial::{Gate, Trial};
+use super::{PathAction, Paths};
+use crate::path_id::PathId;
+
+/// Silence on the path in use, while data is sent over it, after which it is asked.
+const SILENCE: Duration = Duration::from_secs(1);
+/// Wait before a path that died is pinged again.
+const AFTER_DEATH: Duration = Duration::from_secs(1);
+
+impl Paths {
+    /// Does everything that is due; the order matters where one step makes another due.
+    pub(super) fn drive(&mut self, now: Now) {
+        let at = now.moment;
+        self.expire_echoes(now);
+        self.drive_rounds(at);
+        self.drive_pings(at);
+        self.drive_knocks(at);
+        self.drive_proofs(at);
+        self.choose(now);
+        self.drive_echoes(at);
+        self.drive_handshake(at);
+    }
+
+    pub(super) fn deadline(&self, now: Moment) -> Option<Moment> {
+        let trials = self.trials.iter().flat_map(|(path, trial)| {
+            let echo = trial.echoes.due(self.pace(path, trial, now), trial.rtt);
+            let asked = self.echo_due(path, trial, now);
+            [
+                trial.pings.due(),
+                trial.again,
+                echo.filter(|_| self.session.is_up()),
+                asked,
+            ]
+        });
+        let rest = [
+            self.rounds_due(now),
+            self.knocks.due(),
+            self.handshake_due(now),
+            self.probation_end(now),
+        ];
+        trials.chain(rest).flatten().min()
+    }
+
+    fn expire_echoes(&mut self, now: Now) {
+        let turns: Vec<(PathId, Turn)> = self
+            .trials
+            .iter_mut()
+            .map(|(path, trial)| (*path, trial.echoes.expire(trial.rtt, now.moment)))
+            .filter(|(_, turn)| *turn != Turn::None)
+            .collect();
+        for (path, turn) in turns {
+            match turn {
+                Turn::Suspect if self.active == Some(path) => self.alarm(now.moment),
+                Turn::Dead => self.after_death(path, now.moment),
+                Turn::Unproven => {
+                    if let Some(trial) = self.trials.get_mut(&path) {
+                        trial.try_again(now.moment);
+                    }
+                }
+                Turn::Suspect | Turn::None => {}
+            }
+        }
+    }
+
+    /// The path in use doesn't answer: asks every other one whether it does.
+    pub(super) fn alarm(&mut self, now: Moment) {
+        self.alarm = Some(now);
+        for (path, trial) in &mut self.trials {
+            if self.active == Some(*path) {
+                continue;
+            }
+            trial.echoes.hurry();
+            if trial.again.is_some() {
+                trial.again = Some(now);
+            }
+        }
+        self.begin_open_at(now);
+    }
+
+    pub(super) fn after_death(&mut self, path: PathId, now: Moment) {
+        let Some(trial) = self.trials.get_mut(&path) else {
+            return;
+        };
+        trial.answered = None;
+        trial.rtt = None;
+        // Data went over it until now.
+        trial.sent = Some(now);
+        if !path.is_direct() {
+            trial.try_again(now);
+        } else if trial.gate == Gate::Open {
+            trial.pings.restart(now + AFTER_DEATH);
+        }
+    }
+
+    /// Begins proofs whose time has come.
+    fn drive_proofs(&mut self, now: Moment) {
+        let up = self.session.is_up();
+        for trial in self.trials.values_mut() {
+            if trial.again.is_some_and(|again| again <= now) {
+                trial.again = None;
+                if up {
+                    trial.echoes.prove();
+                }
+            }
+        }
+    }
+
+    fn drive_echoes(&mut self, now: Moment) {
+        if !self.session.is_up() {
+            return;
+        }
+        let due: Vec<(PathId, bool)> = self
+            .trials
+            .iter()
+            .filter(|(path, trial)| {
+                self.echo_due(path, trial, now)
+                    .is_some_and(|due| due <= now)
+            })
+            .map(|(path, trial)| (*path, trial.echoes.full_size()))
+            .collect();
+        for (path, full_size) in due {
+            let id = self.random.next();
+            if let Some(trial) = self.trials.get_mut(&path) {
+                trial.echoes.sent(id, now);
+                trial.sent = Some(now);
+            }
+            let length = if full_size { self.echo_length } else { 0 };
+            self.push(PathAction::SendEcho {
+                path,
+                id,
+                reply: false,
+                length,
+            });
+        }
+    }
+
+    /// When the next echo over a path is due.
+    fn echo_due(&self, path: &PathId, trial: &Trial, now: Moment) -> Option<Moment> {
+        if !self.session.is_up() {
+            return None;
+        }
+        let pace = self.pace(path, trial, now);
+        let due = trial.echoes.send_due(pace)?;
+        let watched = pace == Pace::Busy && !trial.echoes.is_suspect() && !trial.echoes.waits();
+        let Some(since) = self.traffic.busy_since().filter(|_| watched) else {
+            return Some(due);
+        };
+        let heard = trial.heard.max(trial.echoes.last_answer());
+        Some(due.min(heard.map_or(since, |heard| heard.max(since)) + SILENCE))
+    }
+
+    fn pace(&self, path: &PathId, trial: &Trial, now: Moment) -> Pace {
+        if self.active == Some(*path) {
+            return if self.traffic.is_busy(now) {
+                Pace::Busy
+            } else {
+                Pace::Idle
+            };
+        }
+        let better = self
+            .active
+            .is_none_or(|active| self.tier(path) < self.tier(&active));
+        if better && trial.echoes.is_proven() {
+            Pace::Probation
+        } else {
+            Pace::Standby
+        }
+    }
+
+    /// When a better path may have served its probation.
+    fn probation_end(&self, now: Moment) -> Option<Moment> {
+        self.trials
+            .iter()
+            .filter(|(path, trial)| self.pace(path, trial, now) == Pace::Probation)
+            .filter_map(|(_, trial)| trial.echoes.probation_end(now))
+            .filter(|end| *end > now)
+            .min()
+    }
+}

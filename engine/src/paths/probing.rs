@@ -1,0 +1,249 @@
+//! Pings: bursts towards candidates, answers, and checks that the peer's own pings trigger.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use podmesh_proto::candidate::may_be_probed;
+use podmesh_proto::probe::ProbeBody;
+use podmesh_proto::time::{Moment, Now};
+
+use super::pairing::Remote;
+use super::trial::{Gate, Trial, TrialKind};
+use super::{MAX_TRIALS, PathAction, Paths};
+use crate::path_id::{PathId, SocketId};
+
+/// A peer that pings us is not pinged back more often than this.
+const TRIGGER_GAP: Duration = Duration::from_millis(40);
+
+impl Paths {
+    /// Sorts the peer's record anew, and forgets candidates that it doesn't name any more.
+    pub(super) fn sort_record(&mut self, now: Now) {
+        let Some(record) = &self.record else { return };
+        let remote = Remote::new(record, &self.local);
+        let named =
+            |endpoint: &SocketAddr| remote.candidates.iter().any(|(_, _, one)| one == endpoint);
+        let (active, good) = (self.active, &self.last_good);
+        self.trials.retain(|path, trial| match path {
+            PathId::Relay { .. } => true,
+            PathId::Direct { endpoint, .. } => {
+                named(endpoint)
+                    || active == Some(*path)
+                    || good.contains(path)
+                    || trial.kind == TrialKind::PeerReflexive
+                    || trial.echoes.is_proven()
+            }
+        });
+        for (path, trial) in &mut self.trials {
+            let PathId::Direct { endpoint, .. } = path else {
+                continue;
+            };
+            if let Some((kind, gate, _)) =
+                remote.candidates.iter().find(|(_, _, one)| one == endpoint)
+            {
+                (trial.kind, trial.gate) = (*kind, *gate);
+            }
+        }
+        let open: Vec<(TrialKind, SocketAddr)> = remote.open().collect();
+        self.remote = Some(remote);
+        for (kind, endpoint) in open {
+            let path = PathId::Direct {
+                socket: SocketId::MAIN,
+                endpoint,
+            };
+            if !self.trials.contains_key(&path)
+                && let Some(trial) = self.ensure(path, kind, Gate::Open)
+            {
+                trial.pings.restart(now.moment);
+            }
+        }
+    }
+
+    /// Pings every open candidate that doesn't answer, from the start.
+    pub(super) fn begin_open(&mut self, now: Now) {
+        self.begin_open_at(now.moment);
+    }
+
+    pub(super) fn begin_open_at(&mut self, now: Moment) {
+        for (path, trial) in &mut self.trials {
+            if path.is_direct()
+                && trial.gate == Gate::Open
+                && !trial.answers(now)
+                && !trial.pings.under_way()
+            {
+                trial.pings.restart(now);
+            }
+        }
+    }
+
+    pub(super) fn drive_pings(&mut self, now: Moment) {
+        let due: Vec<PathId> = self
+            .trials
+            .iter()
+            .filter(|(_, trial)| trial.pings.due().is_some_and(|due| due <= now))
+            .map(|(path, _)| *path)
+            .collect();
+        for path in due {
+            let wanted = self.is_wanted(&path);
+            let Some(trial) = self.trials.get_mut(&path) else {
+                continue;
+            };
+            if !wanted || trial.answers(now) {
+                trial.pings.stop();
+                continue;
+            }
+            trial.pings.advance(now, trial.gate == Gate::Open);
+            self.send_ping(path, None, now);
+        }
+    }
+
+    /// Whether a path like this would be better than the one in use.
+    pub(super) fn is_wanted(&self, path: &PathId) -> bool {
+        match self.active {
+            None => true,
+            Some(active) => self.alarm.is_some() || self.tier(path) < self.tier(&active),
+        }
+    }
+
+    pub(super) fn send_ping(&mut self, path: PathId, ttl: Option<u8>, now: Moment) {
+        let transaction = self.random.next();
+        let Some(trial) = self.trials.get_mut(&path) else {
+            return;
+        };
+        trial.pings.sent(transaction, now);
+        trial.sent = Some(now);
+        let unproven = !trial.answers(now);
+        let body = ProbeBody::Ping { transaction };
+        self.push(PathAction::SendProbe {
+            path,
+            body,
+            ttl,
+            unproven,
+        });
+    }
+
+    pub(super) fn handle_ping(&mut self, path: PathId, transaction: u64, now: Now) {
+        // Over a relay the tunnel's echoes do all that pings do.
+        let PathId::Direct { endpoint, .. } = path else {
+            return;
+        };
+        let body = ProbeBody::Pong {
+            transaction,
+            observed: endpoint,
+        };
+        self.push(PathAction::SendProbe {
+            path,
+            body,
+            ttl: None,
+            unproven: false,
+        });
+        self.heard(path, now);
+        self.check_back(path, now.moment);
+    }
+
+    pub(super) fn handle_pong(
+        &mut self,
+        path: PathId,
+        transaction: u64,
+        observed: SocketAddr,
+        now: Now,
+    ) {
+        let PathId::Direct { socket, .. } = path else {
+            return;
+        };
+        let answer = self
+            .trials
+            .get_mut(&path)
+            .and_then(|trial| trial.pings.answer(transaction, now.moment));
+        let Some(rtt) = answer else {
+            // The answer to a ping that went elsewhere shows where the peer's answers come from: no
+            // path yet, but worth a ping.
+            if self
+                .trials
+                .values()
+                .any(|trial| trial.pings.knows(transaction))
+            {
+                self.check_back(path, now.moment);
+            }
+            return;
+        };
+        let (wanted, up) = (self.is_wanted(&path), self.session.is_up());
+        if let Some(trial) = self.trials.get_mut(&path) {
+            trial.sample(rtt);
+            trial.answered = Some(now.moment);
+            trial.heard = Some(now.moment);
+            trial.pings.stop();
+            if wanted && up && trial.again.is_none() {
+                trial.echoes.prove();
+            }
+        }
+        if !self.is_local(&path) {
+            self.push(PathAction::Observed {
+                socket,
+                endpoint: observed,
+            });
+        }
+    }
+
+    /// Something sealed by the peer came over `path`.
+    pub(super) fn heard(&mut self, path: PathId, now: Now) {
+        let known = self
+            .trials
+            .get_mut(&path)
+            .map(|trial| trial.heard = Some(now.moment));
+        if known.is_none() && path.is_direct() {
+            self.check_back(path, now.moment);
+        }
+    }
+
+    /// The peer has sent something over `path`, so its NAT is open for it: pings it.
+    fn check_back(&mut self, path: PathId, now: Moment) {
+        if !matches!(path, PathId::Direct { endpoint, .. } if may_be_probed(&endpoint)) {
+            return;
+        }
+        let (wanted, up) = (self.is_wanted(&path), self.session.is_up());
+        let Some(trial) = self.ensure(path, TrialKind::PeerReflexive, Gate::Timed) else {
+            return;
+        };
+        trial.heard = Some(now);
+        if trial.answers(now) && !trial.echoes.is_off() {
+            return;
+        }
+        let recent = trial
+            .pings
+            .last_sent()
+            .is_some_and(|at| now.since(at) < TRIGGER_GAP);
+        if wanted && up && trial.again.is_none() {
+            // The tunnel seals better than any ping: spares the round trip of the ping.
+            trial.echoes.prove();
+        }
+        if !recent {
+            self.send_ping(path, None, now);
+        }
+    }
+
+    /// The trial of a path; a new one takes the place of the least useful when there are too many.
+    pub(super) fn ensure(
+        &mut self,
+        path: PathId,
+        kind: TrialKind,
+        gate: Gate,
+    ) -> Option<&mut Trial> {
+        if !self.trials.contains_key(&path) && self.trials.len() >= MAX_TRIALS {
+            let idle = |trial: &Trial| trial.echoes.is_off() && !trial.pings.under_way();
+            let worst = self
+                .trials
+                .iter()
+                .filter(|(path, trial)| {
+                    path.is_direct() && idle(trial) && self.active != Some(**path)
+                })
+                .min_by_key(|(_, trial)| (trial.heard, trial.sent))
+                .map(|(path, _)| *path)?;
+            self.trials.remove(&worst);
+        }
+        Some(
+            self.trials
+                .entry(path)
+                .or_insert_with(|| Trial::new(kind, gate)),
+        )
+    }
+}

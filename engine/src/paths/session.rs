@@ -1,0 +1,153 @@
+//! When to start a handshake, and over which path.
+
+use std::time::Duration;
+
+use podmesh_proto::time::{Moment, Now};
+
+use super::{PathAction, Paths, SwitchReason};
+use crate::path_id::PathId;
+
+/// Seconds between handshakes that get no answer.
+const GAPS: [u64; 5] = [1, 2, 3, 5, 10];
+/// The node with the higher id starts this much later, so that one of the two starts.
+const STAGGER: Duration = Duration::from_millis(400);
+/// A peer that has started anew has forgotten the session and starts a handshake itself; this is
+/// how long it gets.
+const DOUBT: Duration = Duration::from_secs(1);
+/// Shortest time between two handshakes.
+const SHORTEST: Duration = Duration::from_millis(300);
+
+/// What is known about the tunnel's session.
+#[derive(Debug)]
+pub(super) struct Session {
+    lower: bool,
+    up: bool,
+    doubted: Option<Moment>,
+    wanted: Option<Moment>,
+    last: Option<Moment>,
+    tries: usize,
+    direct: bool,
+}
+
+impl Session {
+    pub(super) fn new(lower: bool) -> Self {
+        Self {
+            lower,
+            up: false,
+            doubted: None,
+            wanted: None,
+            last: None,
+            tries: 0,
+            direct: false,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// The peer may have forgotten the session.
+    pub(super) fn doubt(&mut self, now: Moment) {
+        if self.up {
+            self.doubted = Some(now);
+        }
+    }
+}
+
+impl Paths {
+    pub(super) fn session_changed(&mut self, established: bool, now: Now) {
+        let was_up = std::mem::replace(&mut self.session.up, established);
+        self.session.doubted = None;
+        self.session.wanted = None;
+        self.session.tries = 0;
+        if established {
+            self.session.last = Some(now.moment);
+            self.prove_all(now.moment);
+        } else if was_up {
+            for trial in self.trials.values_mut() {
+                trial.echoes.stop();
+                trial.again = None;
+            }
+            self.select(None, SwitchReason::SessionEnded, now);
+        }
+    }
+
+    /// Proves every path that may work, from the start where that went badly with an old session.
+    fn prove_all(&mut self, now: Moment) {
+        for (path, trial) in &mut self.trials {
+            if trial.echoes.is_proven() {
+                continue;
+            }
+            if !path.is_direct() || trial.answers(now) {
+                trial.again = None;
+                trial.failures = 0;
+                trial.echoes.stop();
+                trial.echoes.prove();
+            }
+        }
+    }
+
+    pub(super) fn drive_handshake(&mut self, now: Moment) {
+        let way = self.way_for_handshake(now);
+        if self.session.wanted.is_none() && way.is_some() && !self.session.up {
+            self.session.wanted = Some(now);
+        }
+        let Some(path) = way.filter(|_| self.handshake_due(now).is_some_and(|due| due <= now))
+        else {
+            return;
+        };
+        self.session.last = Some(now);
+        self.session.tries += 1;
+        self.session.direct = path.is_direct();
+        self.push(PathAction::Handshake { path });
+    }
+
+    pub(super) fn handshake_due(&self, now: Moment) -> Option<Moment> {
+        let way = self.way_for_handshake(now)?;
+        let session = &self.session;
+        let gap = GAPS
+            .get(session.tries.saturating_sub(1))
+            .copied()
+            .unwrap_or(15);
+        let after_last = session
+            .last
+            .map_or(Moment::ZERO, |last| last + Duration::from_secs(gap));
+        if !session.up {
+            let stagger = if session.lower {
+                Duration::ZERO
+            } else {
+                STAGGER
+            };
+            let wanted = session.wanted? + stagger;
+            // A direct path has appeared since the last try over a relay.
+            let sooner = way.is_direct() && !session.direct;
+            let after_last = match session.last.filter(|_| sooner) {
+                Some(last) => after_last.min(last + SHORTEST),
+                None => after_last,
+            };
+            return Some(after_last.max(wanted));
+        }
+        if let Some(doubted) = session.doubted {
+            return Some(after_last.max(doubted + DOUBT));
+        }
+        // Something answers, yet no echo returns: the peer may have lost the session.
+        let struggles =
+            self.active.is_none() && self.trials.values().any(|trial| trial.echoes.struggles());
+        struggles.then(|| {
+            after_last.max(
+                session
+                    .last
+                    .map_or(Moment::ZERO, |last| last + Duration::from_secs(5)),
+            )
+        })
+    }
+
+    /// The best path that a handshake may get through: one that answers, else a relay.
+    fn way_for_handshake(&self, now: Moment) -> Option<PathId> {
+        self.trials
+            .iter()
+            .filter(|(path, trial)| !path.is_direct() || trial.answers(now))
+            .min_by_key(|(path, trial)| (!trial.echoes.is_proven(), self.tier(path), trial.rtt))
+            .map(|(path, _)| *path)
+    }
+}
