@@ -1,0 +1,69 @@
+//! `meshctl network publish`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use podmesh_proto::armor;
+use podmesh_proto::network::RootStatement;
+use podmesh_proto::signed::Signed;
+
+use crate::commands::Context;
+use crate::commands::delivery::Delivery;
+use crate::files;
+use crate::operator::Place;
+use crate::problem::{Exit, Problem};
+
+/// Arguments of `meshctl network publish`.
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// Statement files, made with --out [default: the network's document]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    delivery: Delivery,
+}
+
+impl Publish {
+    pub(super) fn run(self, context: &Context) -> Result<Exit, Problem> {
+        if self.files.is_empty() {
+            let (document, network) = self.place.folder()?.read()?;
+            let what = format!("edition {} of network {}", network.version, network.name);
+            self.delivery.send(context, &document, &what)?;
+            return Ok(Exit::Ok);
+        }
+        let mut problems = Vec::new();
+        for file in &self.files {
+            let sent = read(file).and_then(|statement| {
+                let what = file.display().to_string();
+                self.delivery.send(context, &statement, &what)
+            });
+            if let Err(problem) = sent {
+                problems.push((file, problem));
+            }
+        }
+        if let [(_, problem)] = problems.as_slice()
+            && self.files.len() == 1
+        {
+            return Err(problem.clone());
+        }
+        for (file, problem) in &problems {
+            context
+                .screen
+                .remark(&format!("{}: {problem}", file.display()));
+        }
+        Ok(match problems.len() {
+            0 => Exit::Ok,
+            failed if failed < self.files.len() => Exit::Partial,
+            _ => Exit::Failed,
+        })
+    }
+}
+
+fn read(file: &Path) -> Result<Signed<RootStatement>, Problem> {
+    let text = files::read_text(file)?;
+    armor::decode_statement(&text).map_err(|error| {
+        Problem::failed(format!("{} can't be used: {error}", file.display()))
+            .next("make it again with --out")
+    })
+}
