@@ -377,10 +377,9 @@ impl Node {
 ///
 /// If it is not there.
 pub fn program(name: &str) -> Result<PathBuf> {
-    let folder = std::env::var_os("PODMESH_BIN_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"),
-        PathBuf::from,
-    );
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release");
+    let folder = std::env::var_os("PODMESH_BIN_DIR").map_or(built, PathBuf::from);
+    let folder = folder.canonicalize().unwrap_or(folder);
     let path = folder.join(name);
     let path = path.canonicalize().with_context(|| {
         format!(
