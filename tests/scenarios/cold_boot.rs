@@ -54,6 +54,6 @@ fn pods_that_start_before_meshd_send_nothing_in_plaintext() {
 
     node.start().unwrap();
     let back = pings.wait_for_all(5, Duration::from_secs(20)).unwrap();
-    println!("every pair answers {back:?} after meshd's start");
+    println!("figure every pair answers {back:?} after meshd's start");
     capture.must_be_clean().unwrap();
 }

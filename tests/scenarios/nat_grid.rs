@@ -40,7 +40,7 @@ fn each_pair_of_nat_kinds_connects_as_its_table_says() {
     let outcomes = play_all(&plays);
 
     println!(
-        "bound: {:.0} ms from the second node's introduction",
+        "figure bound: {:.0} ms from the second node's introduction",
         bound().as_secs_f64() * 1e3
     );
     let mut wrong = Vec::new();
@@ -58,7 +58,7 @@ fn each_pair_of_nat_kinds_connects_as_its_table_says() {
             Some(median) => format!("direct, median {:.0} ms", median.as_secs_f64() * 1e3),
             None => "relayed".to_owned(),
         };
-        println!("{} x {}: {seen}", left.label(), right.label());
+        println!("figure {} x {}: {seen}", left.label(), right.label());
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

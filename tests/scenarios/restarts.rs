@@ -42,7 +42,7 @@ fn connections_between_pods_survive_a_killed_meshd() {
         assert_eq!(interface_index(node), index, "mesh0 is the same device");
     }
     gaps.sort();
-    println!("gaps of the stream: {gaps:?}");
+    println!("figure gaps of the stream: {gaps:?}");
     let p95 = gaps[(gaps.len() * 95).div_ceil(100) - 1];
     assert!(p95 <= Duration::from_secs(3), "{gaps:?}");
     stream.end();
@@ -79,7 +79,7 @@ fn an_orderly_stop_and_a_new_start_lose_nothing_on_the_node() {
     node.delete_pod(&extra).unwrap();
     node.start().unwrap();
     let back = pings.wait_for_all(20, Duration::from_secs(15)).unwrap();
-    println!("every pair answers {back:?} after the start");
+    println!("figure every pair answers {back:?} after the start");
     let mut pairs = pings.report(start, Instant::now());
     pairs.retain(|pair| !pair.from.starts_with("cloud") && !pair.to.starts_with("cloud"));
     assert_eq!(PairReport::lost_in(&pairs), 0, "{pairs:?}");

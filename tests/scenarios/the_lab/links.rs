@@ -54,7 +54,7 @@ fn a_packet_takes_as_long_as_the_sites_are_apart() {
     }
     let report = lab.wire().report().unwrap();
     println!(
-        "lateness p50 {:?}, p99 {:?}",
+        "figure lateness p50 {:?}, p99 {:?}",
         report.lateness_of(0.5),
         report.lateness_of(0.99)
     );
@@ -203,7 +203,7 @@ fn the_core_is_fast_enough_and_idle_when_nothing_happens() {
         .as_f64()
         .unwrap()
         / 1e6;
-    println!("{rate:.0} Mbit/s through a router and the core");
+    println!("figure {rate:.0} Mbit/s through a router and the core");
     assert!(rate > 200.0, "{rate:.0} Mbit/s");
 
     let before = lab.wire().report().unwrap();
