@@ -7,7 +7,7 @@
 
 mod message;
 
-use std::io;
+use std::{collections::VecDeque, io};
 
 use netlink_sys::{Socket, SocketAddr, protocols};
 
@@ -27,6 +27,8 @@ const DUMP_ATTEMPTS: u32 = 8;
 pub(crate) struct Conversation {
     socket: Socket,
     sequence: u32,
+    /// Replies that came in the same datagram as an awaited one.
+    unread: VecDeque<Reply>,
 }
 
 impl Conversation {
@@ -50,6 +52,7 @@ impl Conversation {
         Ok(Self {
             socket,
             sequence: 0,
+            unread: VecDeque::new(),
         })
     }
 
@@ -59,6 +62,28 @@ impl Conversation {
         let sequence = self.next_sequence();
         self.send(&message.finish(sequence))?;
         self.read_until(sequence, |_| {})
+    }
+
+    /// Sends several changes in one go, each with its own outcome. Later ones are tried also when
+    /// an earlier one was refused; the first refusal is returned with its position.
+    pub(crate) fn requests(&mut self, messages: Vec<Message>) -> Result<(), (usize, io::Error)> {
+        let mut datagram = Vec::new();
+        let mut awaited = Vec::new();
+        for mut message in messages {
+            message.add_flags(NLM_F_REQUEST | NLM_F_ACK);
+            let sequence = self.next_sequence();
+            awaited.push(sequence);
+            datagram.extend_from_slice(&message.finish(sequence));
+        }
+        self.send(&datagram).map_err(|error| (0, error))?;
+        let mut first = Ok(());
+        for (position, sequence) in awaited.into_iter().enumerate() {
+            let outcome = self.read_until(sequence, |_| {});
+            if let (Ok(()), Err(error)) = (&first, outcome) {
+                first = Err((position, error));
+            }
+        }
+        first
     }
 
     /// Asks for one object.
@@ -132,16 +157,18 @@ impl Conversation {
 
     fn read_until(&mut self, sequence: u32, mut found: impl FnMut(Reply)) -> io::Result<()> {
         loop {
-            let received = self.receive()?;
-            for reply in Replies::of(&received) {
-                if reply.sequence != sequence {
-                    continue;
-                }
-                match reply.kind {
-                    NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR => return acknowledged(&reply),
-                    _ => found(reply),
-                }
+            let Some(reply) = self.unread.pop_front() else {
+                let received = self.receive()?;
+                self.unread.extend(Replies::of(&received));
+                continue;
+            };
+            if reply.sequence != sequence {
+                continue;
+            }
+            match reply.kind {
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => return acknowledged(&reply),
+                _ => found(reply),
             }
         }
     }

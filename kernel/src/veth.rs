@@ -8,16 +8,22 @@
 //!
 //! Everything hangs on the node's end: with it go the pod's end, the routes and the neighbours.
 
+#![allow(
+    unsafe_code,
+    reason = "the index of an interface has no safe form in the standard library"
+)]
+
 mod request;
 
 use std::{
+    ffi::CString,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
 };
 
 use crate::{
-    blocking_netlink::Conversation,
+    blocking_netlink::{Conversation, Message},
     netns::{NetNamespace, NetNamespaceError},
     route::{POD_PROTOCOL, TABLE},
     sysctl::{self, IpFamily, SysctlError},
@@ -98,6 +104,9 @@ pub fn create(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
 /// When there is an interface of that name and the kernel does not remove it, or it is no veth.
 pub fn remove(host_name: &str) -> Result<bool, VethError> {
     let step = || format!("removing the interface {host_name}");
+    if find_index(host_name).is_none() {
+        return Ok(false);
+    }
     let mut kernel = open()?;
     let found = match request::find_link(&mut kernel, host_name) {
         Ok(found) => found,
@@ -223,7 +232,11 @@ fn check_pod_end(link: &PodLink) -> Result<(), VethError> {
 }
 
 fn existing(kernel: &mut Conversation, name: &str, place: &str) -> Result<Found, VethError> {
-    match request::find_link(kernel, name) {
+    let found = match find_index(name) {
+        Some(_) => request::find_link(kernel, name),
+        None => Err(io::ErrorKind::NotFound.into()),
+    };
+    match found {
         Ok(found) if found.is_up => Ok(found),
         Ok(_) => Err(VethError::Damaged(format!(
             "the interface {name} {place} is down"
@@ -265,19 +278,15 @@ fn raise_host_end(link: &PodLink) -> Result<u32, VethError> {
     if v6 {
         set(IpFamily::V6, "disable_ipv6", "0")?;
     }
-    let mut kernel = open()?;
-    let raising = || format!("bringing up {name}");
-    let index = request::find_link(&mut kernel, name)
-        .map_err(refused(raising))?
-        .index;
-    kernel
-        .request(request::set_up(index))
-        .map_err(refused(raising))?;
+    let index = index_of(name)?;
+    let mut steps = vec![(format!("bringing up {name}"), request::set_up(index))];
     if v6 {
-        kernel
-            .request(request::add_address(index, GATEWAY_V6.into(), 64))
-            .map_err(refused(|| format!("giving {GATEWAY_V6} to {name}")))?;
+        steps.push((
+            format!("giving {GATEWAY_V6} to {name}"),
+            request::add_address(index, GATEWAY_V6.into(), 64),
+        ));
     }
+    carry_out(steps)?;
     Ok(index)
 }
 
@@ -287,38 +296,27 @@ fn set_up_pod_end(link: &PodLink) -> Result<(), VethError> {
         sysctl::ensure_of_interface(IpFamily::V6, name, "disable_ipv6", "0")?;
         sysctl::ensure_of_interface(IpFamily::V6, name, "accept_ra", "0")?;
     }
-    let mut kernel = open()?;
-    let raising = || format!("bringing up {name} in the pod");
-    let index = request::find_link(&mut kernel, name)
-        .map_err(refused(raising))?
-        .index;
-    kernel
-        .request(request::set_up(index))
-        .map_err(refused(raising))?;
+    let index = index_of(name)?;
+    let raising = format!("bringing up {name} in the pod");
+    let mut steps = vec![(raising, request::set_up(index))];
     for address in &link.addresses {
         let gateway = gateway_of(address);
-        kernel
-            .request(request::add_address(
-                index,
-                *address,
-                request::host_prefix(address),
-            ))
-            .map_err(refused(|| format!("giving {address} to {name} in the pod")))?;
-        kernel
-            .request(request::add_neighbour(index, gateway, link.host_mac))
-            .map_err(refused(|| {
-                format!("naming the gateway {gateway} in the pod")
-            }))?;
+        steps.push((
+            format!("giving {address} to {name} in the pod"),
+            request::add_address(index, *address, request::host_prefix(address)),
+        ));
+        steps.push((
+            format!("naming the gateway {gateway} in the pod"),
+            request::add_neighbour(index, gateway, link.host_mac),
+        ));
         let routing = || format!("routing by {gateway} in the pod");
         if gateway.is_ipv4() {
             let route = request::add_host_route(index, gateway, request::Place::MAIN);
-            kernel.request(route).map_err(refused(routing))?;
+            steps.push((routing(), route));
         }
-        kernel
-            .request(request::add_default_route(index, gateway))
-            .map_err(refused(routing))?;
+        steps.push((routing(), request::add_default_route(index, gateway)));
     }
-    Ok(())
+    carry_out(steps)
 }
 
 fn route_to_pod(link: &PodLink, index: u32) -> Result<(), VethError> {
@@ -326,17 +324,40 @@ fn route_to_pod(link: &PodLink, index: u32) -> Result<(), VethError> {
         table: TABLE,
         protocol: POD_PROTOCOL,
     };
-    let mut kernel = open()?;
+    let mut steps = Vec::new();
     for address in &link.addresses {
         let routing = || format!("routing {address} to {}", link.host_name);
-        kernel
-            .request(request::add_neighbour(index, *address, link.pod_mac))
-            .map_err(refused(routing))?;
-        kernel
-            .request(request::add_host_route(index, *address, place))
-            .map_err(refused(routing))?;
+        let neighbour = request::add_neighbour(index, *address, link.pod_mac);
+        steps.push((routing(), neighbour));
+        steps.push((routing(), request::add_host_route(index, *address, place)));
     }
-    Ok(())
+    carry_out(steps)
+}
+
+fn carry_out(steps: Vec<(String, Message)>) -> Result<(), VethError> {
+    let (names, messages): (Vec<_>, Vec<_>) = steps.into_iter().unzip();
+    open()?.requests(messages).map_err(|(position, cause)| {
+        let step = names.get(position).cloned().unwrap_or_default();
+        VethError::Refused { step, cause }
+    })
+}
+
+fn index_of(name: &str) -> Result<u32, VethError> {
+    find_index(name).ok_or_else(|| {
+        let cause = io::ErrorKind::NotFound.into();
+        refused(|| format!("looking for the new interface {name}"))(cause)
+    })
+}
+
+/// The index of an interface. Unlike netlink this does not wait for others that change
+/// interfaces, of which there are many when pods come and go.
+fn find_index(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the pointer is to a NUL-terminated text that lives during the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => None,
+        index => Some(index),
+    }
 }
 
 /// The gateway of a pod that has this address.

@@ -159,6 +159,9 @@ fn without_a_node_file_the_runtime_is_told_to_try_again() {
     )
     .unwrap();
     node.add("one", &pod).expect_success();
+    fs::write(node.folder.join("run/node.json"), "{").unwrap();
+    let answer = node.add("one", &pod).expect_success();
+    assert!(answer.remarks.contains("used the copy"), "{answer:?}");
     let mut waiting = node.node_file();
     waiting["pod_cidrs"] = json!([]);
     node.write_node_file(&waiting);

@@ -4,7 +4,9 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixListener,
+    process::Command,
     thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -139,6 +141,31 @@ fn the_status_follows_meshd() {
     assert_eq!(node.run(&call).code(), 50);
     fs::remove_file(node.folder.join("run/node.json")).unwrap();
     assert_eq!(node.run(&call).code(), 50);
+}
+
+#[test]
+fn a_call_that_waits_for_ever_ends_at_its_deadline() {
+    let node = Node::new("late");
+    let pod = pod();
+    node.add("one", &pod).expect_success();
+    let started = Instant::now();
+    let mut holder = Command::new("flock")
+        .arg(node.ledger().join("lock"))
+        .args(["sleep", "60"])
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_millis(200));
+    let late = node.del("one");
+    // The lock is the sleeping grandchild's too.
+    node.namespace.command(&format!(
+        "kill $(ps -o pid= --ppid {pid}) {pid}",
+        pid = holder.id()
+    ));
+    let _ = holder.wait();
+    assert_eq!(late.code(), 104, "{late:?}");
+    assert!((19..25).contains(&started.elapsed().as_secs()));
+    node.del("one").expect_success();
+    assert_eq!(node.records(), 0);
 }
 
 #[test]

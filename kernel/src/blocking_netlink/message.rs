@@ -167,8 +167,8 @@ impl<'a> Attributes<'a> {
     }
 
     /// The attributes inside the first attribute of that kind.
-    pub(crate) fn nested(self, wanted: u16) -> Attributes<'a> {
-        Attributes(self.find(wanted).unwrap_or_default())
+    pub(crate) fn nested(self, wanted: u16) -> Self {
+        Self(self.find(wanted).unwrap_or_default())
     }
 
     /// A NUL-terminated text.

@@ -1,5 +1,6 @@
 //! The own nftables table in throw-away network namespaces: what the `nft` program reads back,
 //! and what happens to real packets.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod namespaces;
 

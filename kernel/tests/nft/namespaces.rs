@@ -5,12 +5,12 @@ use std::{
     process::Command,
 };
 
-pub struct Namespace {
+pub(crate) struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let name = format!("pmk{}-{name}", std::process::id());
         let made = Self { name };
         shell(&format!("ip netns add {}", made.name));
@@ -18,16 +18,16 @@ impl Namespace {
         made
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }
 
     /// Runs a shell script inside; panics with what it said when it fails.
-    pub fn command(&self, script: &str) -> String {
+    pub(crate) fn command(&self, script: &str) -> String {
         shell(&format!(
             "exec ip netns exec {} sh -ec '{script}'",
             self.name
