@@ -1,9 +1,9 @@
 //! What meshd says about this node, read with suspicion: the plugin is root, meshd is not.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -14,9 +14,6 @@ use crate::{
     request::Config,
     warn,
 };
-
-/// Refuse to follow a link in the last place, and do not wait for the other end of a pipe.
-const OPEN_FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 
 /// Reads `node.json` from meshd's runtime folder, or its last copy from the state folder.
 pub(crate) fn read(config: &Config) -> Result<NodeFile, Failure> {
@@ -73,16 +70,28 @@ fn read_from(folder: &Path) -> Result<Option<NodeFile>, Failure> {
         .map_err(|error| wrong(error.to_string()))
 }
 
+/// Reads a file that is itself at the path, neither a link nor anything else than a file.
 fn read_plain_file(path: &Path) -> io::Result<Vec<u8>> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(OPEN_FLAGS)
-        .open(path)?;
-    let status = file.metadata()?;
-    if !status.is_file() {
-        return Err(io::Error::other("it is not a plain file"));
+    const ATTEMPTS: usize = 3;
+    for _ in 0..ATTEMPTS {
+        let seen = fs::symlink_metadata(path)?;
+        if !seen.is_file() {
+            return Err(io::Error::other("it is not a plain file"));
+        }
+        let file = File::open(path)?;
+        let opened = file.metadata()?;
+        // Different after a rename by meshd in between, which another look gets right.
+        if (opened.dev(), opened.ino()) == (seen.dev(), seen.ino()) {
+            return read_bounded(file);
+        }
     }
-    if status.mode() & 0o002 != 0 {
+    Err(io::Error::other(
+        "it is replaced faster than it can be read",
+    ))
+}
+
+fn read_bounded(file: File) -> io::Result<Vec<u8>> {
+    if file.metadata()?.mode() & 0o002 != 0 {
         return Err(io::Error::other("everybody may write it"));
     }
     let limit = u64::try_from(MAX_NODE_FILE_BYTES).unwrap_or(u64::MAX);
