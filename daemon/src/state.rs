@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use podmesh_kernel::process;
 
 pub(crate) use self::document::{Document, Loaded, replace_file};
-pub(crate) use self::writer::Writer;
+pub(crate) use self::writer::{Progress, Writer};
 
 const LOCK_FILE: &str = "lock";
 /// Permission bits of everybody but the owner.

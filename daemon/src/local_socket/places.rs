@@ -63,7 +63,7 @@ impl Place {
     /// Ends when the place was taken away.
     pub(super) async fn lost(&mut self) {
         if !self.silent || (&mut self.taken_away).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

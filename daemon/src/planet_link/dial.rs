@@ -114,7 +114,7 @@ impl Dialer {
             Err(_) => "the resolver does not answer".to_owned(),
             Ok(outcome) => {
                 self.lookup = None;
-                match outcome.map_err(io::Error::other).flatten() {
+                match outcome.unwrap_or_else(|error| Err(io::Error::other(error))) {
                     Ok(found) if !found.is_empty() => {
                         self.known = found;
                         return Ok(self.known.clone());

@@ -46,7 +46,7 @@ counters! {
 
 impl Counters {
     /// Adds what became of datagrams.
-    pub(super) fn add_sent(&self, sent: &SendCounts) {
+    pub(crate) fn add_sent(&self, sent: &SendCounts) {
         for (counter, number) in [
             (&self.unreachable, sent.unreachable),
             (&self.refused, sent.refused),
@@ -60,7 +60,7 @@ impl Counters {
     }
 
     /// Adds what became of packets.
-    pub(super) fn add_written(&self, written: &WriteCounts) {
+    pub(crate) fn add_written(&self, written: &WriteCounts) {
         for (counter, number) in [
             (&self.device_down, written.device_down),
             (&self.invalid, written.invalid),

@@ -15,8 +15,17 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Writes the latest of the values it is given; those that come while it writes replace each other.
 pub(crate) struct Writer<T> {
     shared: Arc<Shared<T>>,
-    trouble: watch::Receiver<Option<String>>,
+    progress: watch::Receiver<Progress>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// How far the thread has come.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress {
+    /// Number of the last value that was written, or could not be.
+    pub(crate) number: u64,
+    /// Why it could not be.
+    pub(crate) trouble: Option<String>,
 }
 
 struct Shared<T> {
@@ -25,7 +34,9 @@ struct Shared<T> {
 }
 
 struct Slot<T> {
-    waiting: Option<T>,
+    /// The latest value and its number.
+    waiting: Option<(u64, T)>,
+    number: u64,
     closing: bool,
 }
 
@@ -38,11 +49,12 @@ impl<T: Serialize + Send + 'static> Writer<T> {
         let shared = Arc::new(Shared {
             slot: Mutex::new(Slot {
                 waiting: None,
+                number: 0,
                 closing: false,
             }),
             changed: Condvar::new(),
         });
-        let (report, trouble) = watch::channel(None);
+        let (report, progress) = watch::channel(Progress::default());
         let thread = thread::Builder::new()
             .name("state-writer".to_owned())
             .spawn({
@@ -51,20 +63,25 @@ impl<T: Serialize + Send + 'static> Writer<T> {
             })?;
         Ok(Self {
             shared,
-            trouble,
+            progress,
             thread: Some(thread),
         })
     }
 
-    /// Has `value` written soon. Never waits for the disk.
-    pub(crate) fn put(&self, value: T) {
-        self.shared.lock().waiting = Some(value);
+    /// Has `value` written soon and gives its number. Never waits for the disk.
+    pub(crate) fn put(&self, value: T) -> u64 {
+        let mut slot = self.shared.lock();
+        slot.number += 1;
+        let number = slot.number;
+        slot.waiting = Some((number, value));
+        drop(slot);
         self.shared.changed.notify_all();
+        number
     }
 
-    /// Why the latest value is not on disk yet, if writing failed.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        self.trouble.borrow().clone()
+    /// How far the thread has come, also to wait for.
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
     }
 
     /// Writes what waits, tries no longer than once, and ends the thread.
@@ -83,7 +100,7 @@ impl<T> Shared<T> {
     }
 
     /// The next value to write; `None` once there is none and no more will come.
-    fn next(&self) -> Option<T> {
+    fn next(&self) -> Option<(u64, T)> {
         let mut slot = self.lock();
         loop {
             if let Some(value) = slot.waiting.take() {
@@ -100,7 +117,7 @@ impl<T> Shared<T> {
     }
 
     /// Puts `value` back unless there is a newer one, and sleeps; `false` if nobody wants a retry.
-    fn put_back(&self, value: T) -> bool {
+    fn put_back(&self, value: (u64, T)) -> bool {
         let mut slot = self.lock();
         if slot.closing {
             return false;
@@ -116,9 +133,9 @@ impl<T> Shared<T> {
 fn write_until_closed<T: Serialize>(
     mut document: Document,
     shared: &Shared<T>,
-    report: &watch::Sender<Option<String>>,
+    report: &watch::Sender<Progress>,
 ) {
-    while let Some(value) = shared.next() {
+    while let Some((number, value)) = shared.next() {
         let written = postcard::to_allocvec(&value)
             .map_err(|error| error.to_string())
             .and_then(|bytes| document.store(&bytes).map_err(|error| error.to_string()));
@@ -127,8 +144,8 @@ fn write_until_closed<T: Serialize>(
             tracing::warn!(reason = cause, "the state can't be written to disk");
         }
         let failed = trouble.is_some();
-        report.send_replace(trouble);
-        if failed && !shared.put_back(value) {
+        report.send_replace(Progress { number, trouble });
+        if failed && !shared.put_back((number, value)) {
             return;
         }
     }
@@ -148,7 +165,9 @@ mod tests {
         let scratch = Scratch::new();
         let dir = StateDir::open(&scratch.path("state")).unwrap();
         let writer = Writer::start(Document::new(&dir, "state", "test", 1)).unwrap();
-        (0..1000_u32).for_each(|number| writer.put(number));
+        for number in 0..1000_u32 {
+            writer.put(number);
+        }
         writer.finish();
         let loaded = Document::new(&dir, "state", "test", 1).load().unwrap();
         assert_eq!(
@@ -165,7 +184,7 @@ mod tests {
         let writer = Writer::start(Document::new(&dir, "state", "test", 1)).unwrap();
         let start = Instant::now();
         writer.put(1_u32);
-        while writer.trouble().is_none() {
+        while writer.progress().borrow().trouble.is_none() {
             assert!(
                 start.elapsed() < Duration::from_secs(5),
                 "no trouble reported"

@@ -1,0 +1,316 @@
+//! Keeps the host as the engine's plan says: interface, routes, rules, nftables guard, node file.
+//!
+//! A thread of its own compares and repairs: when the plan changes, when the kernel reports that
+//! somebody changed something, and every half minute. It also tells which underlay addresses the node
+//! has. When meshd ends, everything stays: pods keep talking, and nothing leaves in plaintext.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use podmesh_engine::host_plan::HostPlan;
+use podmesh_kernel::host::{HostState, Outcome, PeerRoute, Problem, Reconciler};
+use podmesh_kernel::netlink::Netlink;
+use podmesh_kernel::nft::{self, GuardRules};
+use podmesh_kernel::sysctl::{self, IpFamily};
+use podmesh_kernel::udp::UNDERLAY_MARK;
+use podmesh_kernel::watch::Watcher;
+use podmesh_proto::node_file::NodeFile;
+use tokio::runtime;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::node_file::NodeFiles;
+
+/// What the names of pod interfaces on the host begin with, as the CNI plugin makes them.
+const VETH_PREFIX: &str = "pm";
+/// Changes of the kernel's tables that follow each other this closely are looked at together.
+const SETTLE: Duration = Duration::from_millis(200);
+/// A look without a reason.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// After something went wrong.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What the configuration says about the host.
+#[derive(Debug, Clone)]
+pub(crate) struct HostConfig {
+    /// The mesh interface.
+    pub(crate) device: String,
+    /// Interfaces whose addresses are no candidates; a `*` at the end stands for the rest of a name.
+    pub(crate) exclude_interfaces: Vec<String>,
+    /// Other interfaces whose containers may use the mesh.
+    pub(crate) local_devices: Vec<String>,
+}
+
+/// How the host is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct HostReport {
+    /// Addresses by which others might reach this node, sorted.
+    pub(crate) underlay: Vec<IpAddr>,
+    /// Index of the mesh interface; `None` while it is missing.
+    pub(crate) device: Option<u32>,
+    /// What keeps pods from being attached; empty when all is in place.
+    pub(crate) problems: Vec<String>,
+    /// What somebody should look at, without pods being in danger.
+    pub(crate) remarks: Vec<String>,
+}
+
+/// The way to the thread that keeps the host.
+pub(crate) struct Host {
+    plan: watch::Sender<Option<HostPlan>>,
+}
+
+impl Host {
+    /// Starts the thread. Until it is given a plan it changes nothing. It ends with this value.
+    ///
+    /// # Errors
+    /// The kernel's tables can't be read or watched.
+    pub(crate) fn start(
+        config: HostConfig,
+        files: NodeFiles,
+        reports: mpsc::Sender<HostReport>,
+    ) -> io::Result<Self> {
+        let (plan, plans) = watch::channel(None);
+        let (started, has_started) = std::sync::mpsc::sync_channel(1);
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        thread::Builder::new()
+            .name("host".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    let keeper = match Keeper::new(config, files) {
+                        Ok(keeper) => keeper,
+                        Err(error) => return started.send(Err(error)).unwrap_or_default(),
+                    };
+                    // Only a caller that has gone away doesn't listen.
+                    let _ = started.send(Ok(()));
+                    keeper.run(plans, reports).await;
+                });
+            })?;
+        has_started.recv().map_err(io::Error::other)??;
+        Ok(Self { plan })
+    }
+
+    /// Makes the host so from now on.
+    pub(crate) fn set(&self, plan: HostPlan) {
+        self.plan.send_replace(Some(plan));
+    }
+
+    /// Looks at once, for instance because the device was made anew.
+    pub(crate) fn look(&self) {
+        self.plan.send_modify(|_| {});
+    }
+}
+
+struct Keeper {
+    netlink: Arc<Netlink>,
+    reconciler: Reconciler,
+    watcher: Watcher,
+    config: HostConfig,
+    files: NodeFiles,
+    /// Whether something of a membership may be left to remove.
+    was_member: bool,
+}
+
+impl Keeper {
+    fn new(config: HostConfig, files: NodeFiles) -> io::Result<Self> {
+        let netlink = Arc::new(Netlink::connect().map_err(io::Error::other)?);
+        Ok(Self {
+            reconciler: Reconciler::new(Arc::clone(&netlink)),
+            netlink,
+            watcher: Watcher::start(SETTLE)?,
+            config,
+            files,
+            was_member: true,
+        })
+    }
+
+    async fn run(
+        mut self,
+        mut plans: watch::Receiver<Option<HostPlan>>,
+        reports: mpsc::Sender<HostReport>,
+    ) {
+        let mut last = HostReport::default();
+        loop {
+            let plan = plans.borrow_and_update().clone();
+            let report = self.look(plan.as_ref()).await;
+            let is_good = report.problems.is_empty();
+            if report != last && reports.send(report.clone()).await.is_err() {
+                return;
+            }
+            last = report;
+            let patience = if is_good { LOOK_AGAIN } else { RETRY };
+            let something = async {
+                tokio::select! {
+                    changed = plans.changed() => changed.is_ok(),
+                    change = self.watcher.next() => {
+                        if change.is_err() {
+                            sleep(RETRY).await;
+                        }
+                        true
+                    }
+                }
+            };
+            if timeout(patience, something).await == Ok(false) {
+                return;
+            }
+        }
+    }
+
+    async fn look(&mut self, plan: Option<&HostPlan>) -> HostReport {
+        let mut report = HostReport::default();
+        if let Some(plan) = plan {
+            self.keep(plan, &mut report).await;
+        }
+        match self.netlink.link(&self.config.device).await {
+            Ok(link) => report.device = link.map(|link| link.index),
+            Err(error) => report.problems.push(error.to_string()),
+        }
+        match self.underlay(plan).await {
+            Ok(addresses) => report.underlay = addresses,
+            Err(error) => report.remarks.push(error.to_string()),
+        }
+        report
+    }
+
+    async fn keep(&mut self, plan: &HostPlan, report: &mut HostReport) {
+        let node_file = plan.node_file(self.config.local_devices.clone());
+        // The guard first: no route may lead anywhere before it stands.
+        if let Some(file) = &node_file {
+            self.was_member = true;
+            if let Err(error) = nft::ensure(&guard(file)) {
+                report.problems.push(error.to_string());
+            }
+            report.remarks.extend(forwarding(file));
+        }
+        match self.reconciler.apply(&host_state(plan)).await {
+            Ok(outcome) => note(&outcome, report),
+            Err(error) => report.problems.push(error.to_string()),
+        }
+        if let Some(file) = &node_file {
+            if let Err(trouble) = self.files.write(file) {
+                report.remarks.extend(trouble);
+            }
+        } else if self.was_member {
+            self.was_member = false;
+            self.files.remove();
+            if let Err(error) = nft::remove() {
+                report.remarks.push(error.to_string());
+            }
+        }
+    }
+
+    async fn underlay(&self, plan: Option<&HostPlan>) -> anyhow::Result<Vec<IpAddr>> {
+        let inside: Vec<IpNet> = plan
+            .iter()
+            .flat_map(|plan| plan.protected.iter().chain(&plan.service_ranges))
+            .copied()
+            .collect();
+        let mut addresses: Vec<IpAddr> = self
+            .netlink
+            .underlay_addresses()
+            .await?
+            .into_iter()
+            .filter(|found| found.is_usable(&self.config.device, &inside))
+            .filter(|found| !self.is_excluded(&found.interface))
+            .map(|found| found.address.addr())
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        Ok(addresses)
+    }
+
+    fn is_excluded(&self, interface: &str) -> bool {
+        let mut patterns = self.config.exclude_interfaces.iter();
+        patterns.any(|pattern| match pattern.strip_suffix('*') {
+            Some(beginning) => interface.starts_with(beginning),
+            None => interface == pattern,
+        })
+    }
+}
+
+fn note(outcome: &Outcome, report: &mut HostReport) {
+    for change in &outcome.changes {
+        tracing::debug!(%change, "repaired the host");
+    }
+    for problem in &outcome.problems {
+        let list = match problem {
+            Problem::ForeignRoute(_) => &mut report.remarks,
+            _ => &mut report.problems,
+        };
+        list.push(problem.to_string());
+    }
+}
+
+/// Turns forwarding on; where that can't be done, says so.
+fn forwarding(file: &NodeFile) -> Vec<String> {
+    let wanted = |family| {
+        let is_ipv4 = family == IpFamily::V4;
+        sysctl::has_family(family)
+            && file
+                .pod_cidrs
+                .iter()
+                .any(|cidr| cidr.addr().is_ipv4() == is_ipv4)
+    };
+    [IpFamily::V4, IpFamily::V6]
+        .into_iter()
+        .filter(|family| wanted(*family))
+        .filter_map(|family| sysctl::ensure_forwarding(family).err())
+        .map(|error| error.to_string())
+        .collect()
+}
+
+fn host_state(plan: &HostPlan) -> HostState {
+    let has_v6 = sysctl::has_family(IpFamily::V6);
+    let usable = |net: &IpNet| has_v6 || net.addr().is_ipv4();
+    let nets = |list: &[IpNet]| list.iter().copied().filter(usable).collect();
+    let routes = plan
+        .peer_routes
+        .iter()
+        .filter(|route| usable(&route.prefix));
+    HostState {
+        device: plan.device.clone(),
+        mtu: plan.mtu,
+        addresses: nets(&plan.addresses),
+        protected: nets(&plan.protected),
+        peer_routes: routes
+            .map(|route| PeerRoute {
+                prefix: route.prefix,
+                mtu: route.mtu,
+            })
+            .collect(),
+        local_prefixes: nets(&plan.pod_cidrs),
+        source_v4: plan
+            .overlay_addresses
+            .iter()
+            .find_map(|address| match address {
+                IpAddr::V4(v4) => Some(*v4),
+                IpAddr::V6(_) => None,
+            }),
+        source_v6: plan
+            .overlay_addresses
+            .iter()
+            .find_map(|address| match address {
+                IpAddr::V6(v6) if has_v6 => Some(*v6),
+                _ => None,
+            }),
+        mark: UNDERLAY_MARK,
+    }
+}
+
+/// From the node file and nothing else, as the CNI plugin does it: both must want the same.
+fn guard(file: &NodeFile) -> GuardRules {
+    GuardRules {
+        device: file.device.clone(),
+        veth_prefix: VETH_PREFIX.to_owned(),
+        local_devices: file.local_devices.clone(),
+        protected: file.protected.clone(),
+        own_pod_cidrs: file.pod_cidrs.clone(),
+        own_overlay: file.overlay_addresses.clone(),
+        mark: UNDERLAY_MARK,
+    }
+}

@@ -1,0 +1,303 @@
+//! The slow half: one loop that owns the engine.
+//!
+//! Everything that happens comes in by a queue of its own (datagrams and packets that the shards can't
+//! deal with, planets, local requests, the host, timers) and is told to the engine, a bounded number of
+//! each kind per turn. After each turn everything that the engine wants is done.
+
+mod durable;
+mod join;
+mod requests;
+mod start;
+mod views;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_engine::engine::Engine;
+use podmesh_engine::output::{Output, PlanetEvent, SlowItem};
+use podmesh_kernel::process;
+use podmesh_kernel::tun::{TunDevice, TunQueue};
+use podmesh_proto::id::PlanetId;
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
+
+use self::durable::{Effect, Held};
+use self::join::Checked;
+use self::requests::Waiting;
+use self::start::StartFailure;
+use crate::cli::Cli;
+use crate::clock;
+use crate::config::Config;
+use crate::host::{Host, HostReport};
+use crate::local_socket::Asked;
+use crate::planet_link::{LinkEvent, LinkNews, PlanetLinks};
+use crate::service::Service;
+use crate::shard::Shards;
+use crate::sockets::Outbox;
+use crate::state::{Progress, StateDir, Writer};
+
+/// Threads for planets, local requests and name resolution, beside the one that decides.
+const HELPERS: usize = 2;
+/// Items of the fast half that are dealt with before other things get their turn.
+const BUDGET: usize = 64;
+/// Deadlines of requests and the device's presence are looked at this often.
+const TICK: Duration = Duration::from_millis(500);
+/// For closing connections and for the disk, when meshd ends.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+const LAST_WRITE: Duration = Duration::from_secs(3);
+
+/// A running node.
+struct Node {
+    engine: Engine,
+    config: Config,
+    shards: Shards,
+    queues: Vec<Arc<TunQueue>>,
+    outbox: Outbox,
+    links: PlanetLinks,
+    host: Host,
+    report: HostReport,
+    writer: Writer<podmesh_engine::stored::StoredState>,
+    held: Held,
+    waiting: Waiting,
+    checked: mpsc::Sender<Checked>,
+    remarks: Vec<String>,
+    /// Keeps a second meshd out as long as this one runs.
+    _dir: StateDir,
+}
+
+/// Where things come in.
+struct Inputs {
+    items: mpsc::Receiver<SlowItem>,
+    links: mpsc::Receiver<LinkEvent>,
+    requests: mpsc::Receiver<Asked>,
+    reports: mpsc::Receiver<HostReport>,
+    checked: mpsc::Receiver<Checked>,
+    progress: watch::Receiver<Progress>,
+}
+
+/// Runs a node until a signal asks it to end.
+///
+/// # Errors
+/// Why it can't start; one sentence.
+pub(crate) fn serve(cli: &Cli, config: Config) -> Result<(), StartFailure> {
+    if let Err(error) = process::forbid_dumps() {
+        tracing::debug!(reason = %error, "core files are not forbidden");
+    }
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(HELPERS)
+        .thread_name("slow-half")
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(async {
+        let (node, inputs) = start::prepare(cli, config)?;
+        decide(node, inputs, &Service::from_environment()).await?;
+        Ok(())
+    });
+    // Whatever still hangs, a name's resolution for example, must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut items = Vec::with_capacity(BUDGET);
+    node.join_unattended();
+    service.ready();
+    loop {
+        let now = clock::now();
+        if node
+            .engine
+            .poll_timeout()
+            .is_some_and(|moment| moment <= now.moment)
+        {
+            node.engine.handle_timeout(now);
+        }
+        node.do_outputs();
+        let timer = clock::deadline(node.engine.poll_timeout(), now);
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => tracing::info!("nothing to reload; restart meshd to read its configuration"),
+            _ = inputs.items.recv_many(&mut items, BUDGET) => node.take_items(&mut items),
+            Some(event) = inputs.links.recv() => node.take_link_event(event),
+            Some(asked) = inputs.requests.recv() => node.take_request(asked),
+            Some(report) = inputs.reports.recv() => node.take_report(report),
+            Some(checked) = inputs.checked.recv() => node.take_checked(checked),
+            Ok(()) = inputs.progress.changed() => node.take_progress(&inputs.progress.borrow_and_update()),
+            () = sleep_until(timer) => {}
+            _ = ticks.tick() => {
+                node.tick();
+                service.alive();
+            }
+        }
+    }
+    service.stopping();
+    node.stop().await;
+    Ok(())
+}
+
+impl Node {
+    fn take_items(&mut self, items: &mut Vec<SlowItem>) {
+        let now = clock::now();
+        for item in items.drain(..) {
+            self.engine.handle_item(item, now);
+        }
+    }
+
+    fn take_link_event(&mut self, event: LinkEvent) {
+        if !self.links.admit(&event) {
+            return;
+        }
+        let planet = event.planet;
+        let told = match event.news {
+            LinkNews::Connected(connected) => {
+                if let Some(hello) = self.engine.hello(planet, connected.exported.as_slice()) {
+                    self.links.send(planet, hello);
+                }
+                PlanetEvent::Connected {
+                    remote: connected.remote,
+                    rtt: connected.rtt,
+                }
+            }
+            LinkNews::Rtt(rtt) => PlanetEvent::Rtt(rtt),
+            LinkNews::Message(message) => PlanetEvent::Message(message),
+            LinkNews::Disconnected(reason) => PlanetEvent::Disconnected { reason },
+        };
+        self.engine.handle_planet(planet, told, clock::now());
+    }
+
+    fn take_report(&mut self, report: HostReport) {
+        if report.underlay != self.report.underlay {
+            tracing::info!(addresses = ?report.underlay, "the underlay has changed");
+            self.engine
+                .handle_underlay(report.underlay.clone(), clock::now());
+            self.links.hurry();
+        }
+        for problem in report
+            .problems
+            .iter()
+            .filter(|problem| !self.report.problems.contains(problem))
+        {
+            tracing::warn!(reason = problem, "the host is not as it should be");
+        }
+        self.report = report;
+        if self.report.device.is_none() {
+            self.remake_device();
+        }
+    }
+
+    fn tick(&mut self) {
+        if self.shards.lost_device() {
+            self.remake_device();
+        }
+        self.expire_requests();
+    }
+
+    /// Somebody deleted the interface: makes it anew and gives its queues to the shards.
+    fn remake_device(&mut self) {
+        match TunDevice::open(&self.config.device, self.queues.len()) {
+            Ok(device) => {
+                tracing::warn!(
+                    device = device.name(),
+                    "the mesh interface was deleted and is made anew"
+                );
+                self.queues = device.into_queues().into_iter().map(Arc::new).collect();
+                self.shards.replace_queues(&self.queues);
+                self.host.look();
+            }
+            Err(error) => tracing::debug!(reason = %error, "the mesh interface can't be made anew"),
+        }
+    }
+
+    /// Does everything that the engine wants by now.
+    fn do_outputs(&mut self) {
+        while let Some(output) = self.engine.poll_output() {
+            self.do_output(output);
+        }
+        let shared = self.shards.shared();
+        let sent = self.outbox.flush(&shared.sockets);
+        shared.counters.add_sent(&sent);
+    }
+
+    fn do_output(&mut self, output: Output) {
+        match output {
+            Output::Transmit(datagram) => {
+                let way = (datagram.socket, datagram.to);
+                let sockets = &self.shards.shared().sockets;
+                self.outbox
+                    .push(sockets, way, datagram.ttl, &datagram.bytes);
+            }
+            Output::Planet { planet, message } => self.do_in_order(Effect::Planet(planet, message)),
+            Output::JoinDone(outcome) => self.do_in_order(Effect::JoinDone(outcome)),
+            Output::Planets(planets) => self.links.keep(planets),
+            Output::Reconnect(planet) => self.reconnect(planet),
+            Output::Forwarding(table) => self.shards.publish(table),
+            Output::HostPlan(plan) => self.host.set(*plan),
+            Output::Persist(state) => self.held.wait_for(self.writer.put(*state)),
+            Output::PodPacket(packet) => self.write_packet(&packet),
+            Output::PingDone { id, result } => self.finish_ping(id, result),
+        }
+    }
+
+    /// At once, or as soon as what the engine wanted on disk before is there.
+    fn do_in_order(&mut self, effect: Effect) {
+        if let Some(effect) = self.held.hold(effect) {
+            self.do_effect(effect);
+        }
+    }
+
+    fn take_progress(&mut self, progress: &Progress) {
+        for effect in self.held.release(progress.number) {
+            self.do_effect(effect);
+        }
+    }
+
+    fn do_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Planet(planet, message) => self.links.send(planet, *message),
+            Effect::JoinDone(outcome) => self.finish_join(outcome),
+        }
+    }
+
+    fn reconnect(&mut self, planet: PlanetId) {
+        tracing::debug!(planet = planet.short(), "the planet has gone silent");
+        self.links.reconnect(planet);
+    }
+
+    fn write_packet(&self, packet: &[u8]) {
+        let Some(queue) = self.queues.first() else {
+            return;
+        };
+        match queue.write_batch([packet]) {
+            Ok(counts) => self.shards.shared().counters.add_written(&counts),
+            Err(error) => tracing::debug!(reason = %error, "can't write to the TUN"),
+        }
+    }
+
+    /// Ends in order. Interface, addresses, routes, rules and the guard stay in place.
+    async fn stop(mut self) {
+        self.do_outputs();
+        let Self {
+            links,
+            shards,
+            writer,
+            ..
+        } = self;
+        drop(links);
+        shards.stop();
+        sleep(LAST_WORDS).await;
+        let (done, written) = tokio::sync::oneshot::channel();
+        // A disk that hangs must not keep meshd from ending.
+        std::thread::spawn(move || {
+            writer.finish();
+            let _ = done.send(());
+        });
+        let _ = tokio::time::timeout(LAST_WRITE, written).await;
+    }
+}

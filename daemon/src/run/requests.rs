@@ -1,0 +1,234 @@
+//! Answers to local requests.
+
+use std::time::Duration;
+
+use podmesh_engine::error::{PingError, RequestError};
+use podmesh_proto::local_api::{Failure, FailureCode, PingView, Request, Response};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::Moment;
+use tokio::sync::oneshot;
+use zeroize::Zeroizing;
+
+use super::Node;
+use crate::clock;
+use crate::local_socket::{Asked, failed};
+
+/// For a planet to answer a join before whoever asked is told that it takes longer.
+const JOIN_PATIENCE: Duration = Duration::from_secs(20);
+/// The longest wait for a ping's answer.
+const PING_PATIENCE: Duration = Duration::from_secs(10);
+/// Pings that may be under way.
+const MAX_PINGS: usize = 64;
+
+/// Those who wait for an answer.
+#[derive(Default)]
+pub(super) struct Waiting {
+    joins: Vec<(Moment, oneshot::Sender<Response>)>,
+    pings: Vec<Ping>,
+    last_ping: u64,
+}
+
+struct Ping {
+    id: u64,
+    target: String,
+    deadline: Moment,
+    answer: oneshot::Sender<Response>,
+}
+
+impl Waiting {
+    /// Somebody waits for the end of the join.
+    pub(super) fn add_join(&mut self, answer: oneshot::Sender<Response>) {
+        self.joins
+            .push((clock::now().moment + JOIN_PATIENCE, answer));
+    }
+
+    /// The join has ended.
+    pub(super) fn finish_joins(&mut self, response: &Response) {
+        for (_, answer) in self.joins.drain(..) {
+            let _ = answer.send(response.clone());
+        }
+    }
+}
+
+impl Node {
+    /// Answers a request, now or later.
+    pub(super) fn take_request(&mut self, asked: Asked) {
+        let now = clock::now();
+        let response = match asked.request {
+            Request::Join { token, name } => {
+                // The answer goes with it; what is wrong is said there.
+                let _ = self.begin_join(&Zeroizing::new(token), name, Some(asked.answer));
+                return;
+            }
+            Request::Ping { target, timeout_ms } => {
+                self.start_ping(target, timeout_ms, asked.answer);
+                return;
+            }
+            Request::Status => Response::Status(Box::new(self.status())),
+            Request::Peers => Response::Peers {
+                items: self.engine.peers(now),
+            },
+            Request::Peer { target } => match self.engine.peer(&target, now) {
+                Some(peer) => Response::Peer(Box::new(peer)),
+                None => unknown_peer(&target),
+            },
+            Request::Routes => Response::Routes {
+                items: self.engine.routes(),
+            },
+            Request::Ready => Response::Ready(self.ready()),
+            Request::Leave => match self.engine.handle_leave(now) {
+                Ok(()) => done("left the network; the keys stay"),
+                Err(error) => not_done(&error),
+            },
+            Request::Statement { statement } => self.take_statement(&statement),
+            Request::Network => self.network(),
+        };
+        let _ = asked.answer.send(response);
+    }
+
+    fn take_statement(&mut self, text: &str) -> Response {
+        let statement = match Signed::from_base64(text) {
+            Ok(statement) => statement,
+            Err(error) => return failed(FailureCode::Usage, error.to_string()),
+        };
+        match self.engine.handle_statement(statement, clock::now()) {
+            Ok(()) => done("the node has taken the statement and passes it on"),
+            Err(error) => not_done(&error),
+        }
+    }
+
+    fn network(&self) -> Response {
+        let status = self.engine.status(clock::now());
+        let (Some(statement), Some(network)) = (self.engine.network_statement(), status.network)
+        else {
+            return not_done(&RequestError::NotJoined);
+        };
+        match statement.to_base64() {
+            Ok(statement) => Response::Network {
+                statement,
+                id: network.id,
+                version: network.version,
+            },
+            Err(error) => failed(FailureCode::Failed, error.to_string()),
+        }
+    }
+
+    fn start_ping(&mut self, target: String, timeout_ms: u64, answer: oneshot::Sender<Response>) {
+        if self.waiting.pings.len() >= MAX_PINGS {
+            let _ = answer.send(failed(FailureCode::Failed, "too many pings at once"));
+            return;
+        }
+        let now = clock::now();
+        self.waiting.last_ping += 1;
+        let id = self.waiting.last_ping;
+        self.engine.start_ping(&target, id, now);
+        self.waiting.pings.push(Ping {
+            id,
+            target,
+            deadline: now.moment + Duration::from_millis(timeout_ms).min(PING_PATIENCE),
+            answer,
+        });
+    }
+
+    /// Answers whoever waits for this ping.
+    pub(super) fn finish_ping(&mut self, id: u64, result: Result<PingView, PingError>) {
+        let pings = &mut self.waiting.pings;
+        let Some(position) = pings.iter().position(|ping| ping.id == id) else {
+            return;
+        };
+        let response = match result {
+            Ok(view) => Response::Ping(view),
+            Err(PingError::NotFound { target }) => unknown_peer(&target),
+            Err(error @ PingError::Timeout { .. }) => {
+                failed(FailureCode::Timeout, error.to_string())
+            }
+            Err(error @ PingError::External { .. }) => {
+                failed(FailureCode::Usage, error.to_string())
+            }
+            Err(error) => failed(FailureCode::Failed, error.to_string()),
+        };
+        let _ = pings.swap_remove(position).answer.send(response);
+    }
+
+    /// Answers those whose patience is over.
+    pub(super) fn expire_requests(&mut self) {
+        let now = clock::now().moment;
+        for ping in self
+            .waiting
+            .pings
+            .extract_if(.., |ping| ping.deadline <= now)
+        {
+            let message = format!("{} did not answer in time", ping.target);
+            let _ = ping.answer.send(failed(FailureCode::Timeout, message));
+        }
+        if self
+            .waiting
+            .joins
+            .iter()
+            .all(|(deadline, _)| *deadline > now)
+        {
+            return;
+        }
+        let response = self.still_joining();
+        for (_, answer) in self
+            .waiting
+            .joins
+            .extract_if(.., |(deadline, _)| *deadline <= now)
+        {
+            let _ = answer.send(response.clone());
+        }
+    }
+
+    /// Why there is no answer to a join yet.
+    fn still_joining(&self) -> Response {
+        let planets = self.engine.status(clock::now()).planets;
+        let reasons: Vec<String> = planets
+            .into_iter()
+            .map(|planet| match (planet.connected, planet.error) {
+                (_, Some(error)) => format!("{}: {error}", planet.name),
+                (true, None) => format!("{} is connected and has not answered", planet.name),
+                (false, None) => format!("no answer from {} at {}", planet.name, planet.address),
+            })
+            .collect();
+        Response::Failed(Failure {
+            code: FailureCode::Timeout,
+            message: format!("no planet has admitted this node yet ({})", reasons.join("; ")),
+            next: Some(
+                "meshd goes on trying; look whether a firewall lets UDP to the planet pass, or give up with `meshctl leave`"
+                    .to_owned(),
+            ),
+        })
+    }
+}
+
+fn done(message: &str) -> Response {
+    Response::Done {
+        message: message.to_owned(),
+    }
+}
+
+fn not_done(error: &RequestError) -> Response {
+    let (code, next) = match error {
+        RequestError::NotJoined => (FailureCode::NotReady, Some("`meshctl join` first")),
+        RequestError::Statement(_) => (FailureCode::Usage, None),
+        _ => (FailureCode::Failed, None),
+    };
+    Response::Failed(Failure {
+        code,
+        message: error.to_string(),
+        next: next.map(str::to_owned),
+    })
+}
+
+fn unknown_peer(target: &str) -> Response {
+    let target: String = target
+        .chars()
+        .take(64)
+        .flat_map(char::escape_debug)
+        .collect();
+    Response::Failed(Failure {
+        code: FailureCode::NotFound,
+        message: format!("no peer has the name, id or address '{target}'"),
+        next: Some("`meshctl peers` lists them".to_owned()),
+    })
+}

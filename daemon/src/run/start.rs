@@ -1,0 +1,202 @@
+//! From configuration and disk to a running node.
+
+use std::sync::Arc;
+use std::thread;
+
+use podmesh_engine::config::EngineConfig;
+use podmesh_engine::drops::Drops;
+use podmesh_engine::engine::Engine;
+use podmesh_engine::error::StartError;
+use podmesh_engine::forwarding::ForwardingTable;
+use podmesh_engine::stored::{STORED_VERSION, StoredState};
+use podmesh_kernel::tun::{TunDevice, TunError};
+use podmesh_kernel::udp::BindError;
+use tokio::sync::mpsc;
+
+use super::{Inputs, Node};
+use crate::cli::Cli;
+use crate::config::Config;
+use crate::host::{Host, HostConfig, HostReport};
+use crate::identity::Identity;
+use crate::local_socket::LocalSocket;
+use crate::node_file::NodeFiles;
+use crate::planet_link::PlanetLinks;
+use crate::shard::{Shards, Shared};
+use crate::sockets::{Outbox, Sockets, is_taken};
+use crate::state::{Document, Loaded, StateDir, StateError, Writer};
+use crate::{clock, random};
+
+const FILE: &str = "state";
+const KIND: &str = "podmesh state file";
+const MOST_SHARDS: usize = 4;
+/// Ports that are tried when the kept one is taken.
+const PORT_TRIES: usize = 8;
+/// Bytes that a control datagram can have at most, generously.
+const LONGEST_CONTROL: usize = 2_048;
+const ITEMS: usize = 1_024;
+const EVENTS: usize = 256;
+const REQUESTS: usize = 64;
+
+/// Opens everything that a node needs and starts its threads. Nothing of the host is touched before
+/// the state folder's lock is held.
+///
+/// # Errors
+/// One sentence.
+pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), StartFailure> {
+    let dir = StateDir::open(&cli.state_dir)?;
+    let mut identity = Identity::load(&dir)?;
+    let (document, stored) = load_state(&dir)?;
+    let shards = config.shards.unwrap_or_else(default_shards);
+    let sockets = Arc::new(bind(&config, &mut identity, shards)?);
+    let local = LocalSocket::bind(&cli.runtime_dir)?;
+    let queues: Vec<_> = TunDevice::open(&config.device, shards)?
+        .into_queues()
+        .into_iter()
+        .map(Arc::new)
+        .collect();
+    let engine = engine(&config, identity, stored, sockets.ports())?;
+    let (items, item_queue) = mpsc::channel(ITEMS);
+    let (events, link_queue) = mpsc::channel(EVENTS);
+    let (requests, request_queue) = mpsc::channel(REQUESTS);
+    let (reports, report_queue) = mpsc::channel::<HostReport>(1);
+    let (checked, checked_queue) = mpsc::channel(1);
+    let mtu = usize::try_from(config.mtu).unwrap_or(usize::MAX);
+    let table = Arc::new(ForwardingTable::empty(Arc::new(Drops::default())));
+    let shared = Arc::new(Shared::new(table, sockets, items, mtu));
+    let files = NodeFiles::new(&cli.runtime_dir, dir.path(), config.subnet_env.clone());
+    let host_config = HostConfig {
+        device: config.device.clone(),
+        exclude_interfaces: config.exclude_interfaces.clone(),
+        local_devices: config.local_devices.clone(),
+    };
+    let writer = Writer::start(document)?;
+    let inputs = Inputs {
+        items: item_queue,
+        links: link_queue,
+        requests: request_queue,
+        reports: report_queue,
+        checked: checked_queue,
+        progress: writer.progress(),
+    };
+    let node = Node {
+        engine,
+        shards: Shards::start(shared, &queues)?,
+        queues,
+        outbox: Outbox::new(0, LONGEST_CONTROL.max(mtu)),
+        links: PlanetLinks::new(events),
+        host: Host::start(host_config, files, reports)?,
+        report: HostReport::default(),
+        writer,
+        held: super::Held::default(),
+        waiting: super::Waiting::default(),
+        checked,
+        remarks: Vec::new(),
+        config,
+        _dir: dir,
+    };
+    tokio::spawn(local.serve(requests));
+    Ok((node, inputs))
+}
+
+/// Why meshd doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartFailure {
+    /// The state folder or a file in it.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The UDP port.
+    #[error(transparent)]
+    Port(#[from] BindError),
+    /// The interface.
+    #[error(transparent)]
+    Device(#[from] TunError),
+    /// What was stored.
+    #[error(transparent)]
+    Stored(#[from] StartError),
+    /// A socket, thread or descriptor.
+    #[error(transparent)]
+    System(#[from] std::io::Error),
+}
+
+impl StartFailure {
+    /// Exit code of the process.
+    pub(crate) fn exit_code(&self) -> u8 {
+        let is_permission = match self {
+            Self::State(StateError::Owner { .. } | StateError::Mode { .. }) => true,
+            Self::State(StateError::Unusable { cause, .. }) | Self::System(cause) => {
+                cause.kind() == std::io::ErrorKind::PermissionDenied
+            }
+            Self::Port(error) => error.source.kind() == std::io::ErrorKind::PermissionDenied,
+            Self::Device(error) => matches!(error, TunError::Permission),
+            Self::State(_) | Self::Stored(_) => false,
+        };
+        if is_permission { 5 } else { 1 }
+    }
+}
+
+fn load_state(dir: &StateDir) -> Result<(Document, Option<Box<StoredState>>), StateError> {
+    let mut document = Document::new(dir, FILE, KIND, STORED_VERSION);
+    let content = match document.load()? {
+        Loaded::Nothing => return Ok((document, None)),
+        Loaded::Current(content) => content,
+        Loaded::Previous(content, damage) => {
+            tracing::warn!(
+                reason = damage,
+                "the state file is damaged, its previous generation is used"
+            );
+            content
+        }
+    };
+    let stored = postcard::from_bytes(&content).map_err(|_| StateError::Damaged {
+        path: dir.path().join(FILE),
+        damage: "its content is unreadable",
+    })?;
+    Ok((document, Some(Box::new(stored))))
+}
+
+fn default_shards() -> usize {
+    thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(MOST_SHARDS)
+}
+
+/// Binds the configured or kept port; a kept one that another program has is left for a new one.
+fn bind(config: &Config, identity: &mut Identity, shards: usize) -> Result<Sockets, StartFailure> {
+    if let Some(port) = config.port {
+        return Ok(Sockets::bind(port, shards)?);
+    }
+    for _ in 0..PORT_TRIES {
+        match Sockets::bind(identity.port, shards) {
+            Err(error) if is_taken(&error) => {
+                tracing::warn!(
+                    port = identity.port,
+                    "another program has the UDP port; taking a new one"
+                );
+                identity.change_port()?;
+            }
+            outcome => return Ok(outcome?),
+        }
+    }
+    Ok(Sockets::bind(identity.port, shards)?)
+}
+
+fn engine(
+    config: &Config,
+    identity: Identity,
+    stored: Option<Box<StoredState>>,
+    ports: [u16; 2],
+) -> Result<Engine, StartFailure> {
+    let config = EngineConfig {
+        identity: identity.signing,
+        wireguard: identity.wireguard,
+        probe: identity.probe,
+        stored,
+        ports,
+        configured: config.endpoints.clone(),
+        pod_cidrs: Vec::new(),
+        mtu: config.mtu,
+        device: config.device.clone(),
+        software: concat!("meshd ", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    Ok(Engine::new(config, random::bytes()?, clock::now())?)
+}

@@ -1,0 +1,71 @@
+//! What the shell adds to the engine's views: the host, the disk, the fast half.
+
+use podmesh_proto::local_api::{HealthView, ReadyView, StatusView};
+
+use super::Node;
+use crate::clock;
+
+impl Node {
+    /// The node as a whole.
+    pub(super) fn status(&self) -> StatusView {
+        let mut status = self.engine.status(clock::now());
+        status.interface.index = self.report.device;
+        status.interface.shards = self.queues.len();
+        status.drops.extend(self.shards.shared().counters.views());
+        status.health.extend(self.health());
+        status
+    }
+
+    /// Whether pods can be attached.
+    pub(super) fn ready(&self) -> ReadyView {
+        let mut ready = self.engine.ready();
+        let missing = match self.report.problems.first() {
+            Some(problem) => Some(problem.clone()),
+            None if self.report.device.is_none() => {
+                Some("the mesh interface is not there yet".to_owned())
+            }
+            None => None,
+        };
+        if ready.ready && missing.is_some() {
+            ready.ready = false;
+            ready.reason = missing;
+        }
+        ready
+    }
+
+    fn health(&self) -> Vec<HealthView> {
+        let entry = |code: &str, message: &str, next: &str| HealthView {
+            code: code.to_owned(),
+            message: message.to_owned(),
+            next: Some(next.to_owned()),
+        };
+        let progress = self.writer.progress();
+        let trouble = progress.borrow().trouble.clone();
+        let disk = trouble.iter().map(|cause| {
+            entry(
+                "MESH-DISK-001",
+                &format!("the state can't be written to disk: {cause}"),
+                "make room on the disk of the state folder; meshd tries again by itself",
+            )
+        });
+        let problems = self.report.problems.iter().map(|problem| {
+            entry(
+                "MESH-HOST-001",
+                problem,
+                "no pod can be attached until this is repaired; meshd keeps trying",
+            )
+        });
+        let remarks = self.report.remarks.iter().map(|remark| {
+            entry(
+                "MESH-HOST-002",
+                remark,
+                "repair it by hand; meshd looks again each half minute",
+            )
+        });
+        let join = self
+            .remarks
+            .iter()
+            .map(|remark| entry("MESH-JOIN-001", remark, "`meshctl join` with a new token"));
+        problems.chain(disk).chain(join).chain(remarks).collect()
+    }
+}

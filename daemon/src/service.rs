@@ -1,0 +1,71 @@
+//! The service manager's side: readiness, watchdog, credentials. The only place that reads the
+//! environment.
+
+use std::env;
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::PathBuf;
+
+/// The notification socket of systemd (sd_notify(3)), if it started us.
+pub(crate) struct Service {
+    socket: Option<UnixDatagram>,
+    has_watchdog: bool,
+}
+
+impl Service {
+    /// As the environment says.
+    pub(crate) fn from_environment() -> Self {
+        let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| connect(&name));
+        let has_watchdog = env::var_os("WATCHDOG_USEC").is_some() && is_for_us("WATCHDOG_PID");
+        Self {
+            socket,
+            has_watchdog,
+        }
+    }
+
+    /// meshd has started.
+    pub(crate) fn ready(&self) {
+        self.say("READY=1");
+    }
+
+    /// meshd still works; said far more often than any sensible watchdog wants to hear it.
+    pub(crate) fn alive(&self) {
+        if self.has_watchdog {
+            self.say("WATCHDOG=1");
+        }
+    }
+
+    /// meshd is ending.
+    pub(crate) fn stopping(&self) {
+        self.say("STOPPING=1");
+    }
+
+    fn say(&self, words: &str) {
+        if let Some(socket) = &self.socket {
+            // A service manager that doesn't listen is its own problem.
+            let _ = socket.send(words.as_bytes());
+        }
+    }
+}
+
+/// Where the service manager has put a credential of this name.
+pub(crate) fn credential(name: &str) -> Option<PathBuf> {
+    env::var_os("CREDENTIALS_DIRECTORY").map(|folder| PathBuf::from(folder).join(name))
+}
+
+fn connect(name: &OsStr) -> Option<UnixDatagram> {
+    let address = match name.as_bytes().split_first()? {
+        (b'@', rest) => SocketAddr::from_abstract_name(rest).ok()?,
+        _ => SocketAddr::from_pathname(name).ok()?,
+    };
+    let socket = UnixDatagram::unbound().ok()?;
+    socket.connect_addr(&address).ok()?;
+    socket.set_nonblocking(true).ok()?;
+    Some(socket)
+}
+
+fn is_for_us(variable: &str) -> bool {
+    env::var(variable).map_or(true, |pid| pid == std::process::id().to_string())
+}
