@@ -2,11 +2,12 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use clap::Args;
 use podmesh_proto::certificate::Grant;
-use podmesh_proto::id::Name;
+use podmesh_proto::id::{Name, NetworkId};
 use podmesh_proto::limits::{CLOCK_SKEW, MAX_MESSAGE};
 use podmesh_proto::local_api::{NodeState, Request, StatusView};
 use podmesh_proto::network::Network;
@@ -19,6 +20,12 @@ use crate::problem::{Exit, Problem};
 use crate::show::peers::list;
 use crate::show::quantity::parse_patience;
 use crate::{clock, files};
+
+/// How long meshd's answer may come after its state says that the join is over.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Start of the health codes that are about a join.
+const JOIN_HEALTH: &str = "MESH-JOIN";
 
 /// Arguments of `meshctl join`.
 #[derive(Debug, Args)]
@@ -46,11 +53,6 @@ impl Join {
             token: text.trim().to_owned(),
             name: self.name.clone(),
         };
-        let message = context.meshd.change(request)?;
-        context.screen.remark(&message);
-        if self.no_wait {
-            return Ok(Exit::Ok);
-        }
         let site = grant.site.map(|site| format!(", site {site}"));
         context.screen.remark(&format!(
             "joining network {} ({}){}",
@@ -58,8 +60,15 @@ impl Join {
             network.id,
             site.unwrap_or_default()
         ));
-        let status = wait_until_online(context, &network, self.timeout)?;
-        context.screen.print(&summary(&status))?;
+        let mut joining = Joining::begin(context, network.id, request);
+        let until_taken = self.no_wait;
+        let status = Patience::new(self.timeout).until(|| joining.look(context, until_taken))?;
+        let said = if status.state == NodeState::Online {
+            summary(&status)
+        } else {
+            "meshd has the token and goes on\nnext: meshctl wait --for planet\n".to_owned()
+        };
+        context.screen.print(&said)?;
         Ok(Exit::Ok)
     }
 
@@ -84,14 +93,14 @@ impl Join {
 /// What can be said about a token before anybody is asked.
 fn check(text: &str) -> Result<(Network, Grant), Problem> {
     let bad = |cause: String| {
-        Problem::failed(format!("the join token can't be used: {cause}"))
+        Problem::usage(format!("the join token can't be used: {cause}"))
             .next("copy the file again, or ask the operator: meshctl token create")
     };
     let token: JoinToken = text.parse().map_err(|error| bad(format!("{error}")))?;
     let (network, grant) = token.verify().map_err(|error| bad(error.to_string()))?;
     let now = clock::now();
     if now > grant.expires.plus(CLOCK_SKEW) {
-        return Err(Problem::failed(format!(
+        return Err(Problem::usage(format!(
             "the join token expired at {}; the clock here says {now}",
             grant.expires
         ))
@@ -111,40 +120,90 @@ fn warn_of_readers(context: &Context, file: &Path) {
     }
 }
 
-fn wait_until_online(
-    context: &Context,
-    network: &Network,
-    timeout: Duration,
-) -> Result<StatusView, Problem> {
-    let mut said = String::new();
-    let mut asked = false;
-    Patience::new(timeout).until(|| {
+/// A join under way: meshd answers when a planet has admitted the node, or after its own patience;
+/// meanwhile its status tells how it goes.
+struct Joining {
+    network: NetworkId,
+    answer: Receiver<Result<String, Problem>>,
+    /// meshd has begun: from now on its state is about this join.
+    begun: bool,
+    /// meshd says that the node is a member.
+    admitted: bool,
+    said: String,
+}
+
+impl Joining {
+    fn begin(context: &Context, network: NetworkId, request: Request) -> Self {
+        let (sender, answer) = mpsc::channel();
+        let meshd = context.meshd.clone();
+        std::thread::spawn(move || sender.send(meshd.change(request)));
+        Self {
+            network,
+            answer,
+            begun: false,
+            admitted: false,
+            said: String::new(),
+        }
+    }
+
+    fn look(&mut self, context: &Context, until_taken: bool) -> Result<Look<StatusView>, Problem> {
+        match self.answer.try_recv() {
+            // meshd goes on trying after its patience.
+            Ok(Ok(_)) => self.admitted = true,
+            Ok(Err(problem)) if problem.exit == Exit::Timeout => {
+                self.begun = true;
+                self.progress(context, &problem.cause);
+            }
+            Ok(Err(problem)) => return Ok(Look::Never(problem)),
+            Err(_) => {}
+        }
         let status = context.meshd.status()?;
-        let here = status
-            .network
-            .as_ref()
-            .is_some_and(|of| of.id == network.id);
+        let of = status.network.as_ref().map(|of| of.id);
         match status.state {
-            NodeState::Online if here => return Ok(Look::Done(status)),
-            NodeState::NotJoined if asked => return Err(refused(&status)),
-            NodeState::Revoked => return Err(refused(&status)),
-            // The first look may come before meshd has begun.
-            state => asked = state == NodeState::Joining || asked,
+            NodeState::Joining if until_taken => return Ok(Look::Done(status)),
+            NodeState::Joining => self.begun = true,
+            NodeState::Online if self.may_be_online() && of == Some(self.network) => {
+                return Ok(Look::Done(status));
+            }
+            NodeState::NotJoined if self.begun && !self.admitted => {
+                return Ok(Look::Never(self.refusal(&status)));
+            }
+            _ => {}
         }
         let progress = progress(&status);
-        if progress != said {
-            context.screen.remark(&progress);
-            said.clone_from(&progress);
-        }
+        self.progress(context, &progress);
         Ok(Look::NotYet(format!("this node is not online: {progress}")))
-    })
+    }
+
+    /// Before meshd has begun, the state may be that of an earlier join.
+    fn may_be_online(&self) -> bool {
+        self.begun || self.admitted
+    }
+
+    /// Says how it goes, if that has changed.
+    fn progress(&mut self, context: &Context, progress: &str) {
+        if progress != self.said {
+            context.screen.remark(progress);
+            progress.clone_into(&mut self.said);
+        }
+    }
+
+    /// Why meshd gave up: its answer, or what its status says.
+    fn refusal(&self, status: &StatusView) -> Problem {
+        if let Ok(Err(problem)) = self.answer.recv_timeout(LAST_WORD) {
+            return problem;
+        }
+        let mut health = status.health.iter().rev();
+        let last = health.find(|health| health.code.starts_with(JOIN_HEALTH));
+        let cause = last.map_or("no reason given", |health| health.message.as_str());
+        let problem = Problem::failed(format!("this node was not admitted: {cause}"));
+        let next = last.and_then(|health| health.next.as_deref());
+        problem.next(next.unwrap_or("ask the operator for a new token: meshctl token create"))
+    }
 }
 
 /// What the node waits for, in one line.
 fn progress(status: &StatusView) -> String {
-    if let Some(health) = status.health.first() {
-        return health.message.clone();
-    }
     let planets = status.planets.iter().map(|planet| {
         let state = match (&planet.error, planet.connected) {
             (_, true) => "connected",
@@ -159,14 +218,6 @@ fn progress(status: &StatusView) -> String {
     } else {
         planets.join("; ")
     }
-}
-
-fn refused(status: &StatusView) -> Problem {
-    let health = status.health.first();
-    let cause = health.map_or("no reason given", |health| health.message.as_str());
-    let problem = Problem::failed(format!("this node was not admitted: {cause}"));
-    let next = health.and_then(|health| health.next.as_deref());
-    problem.next(next.unwrap_or("ask the operator for a new token: meshctl token create"))
 }
 
 fn summary(status: &StatusView) -> String {

@@ -57,6 +57,7 @@ impl Check {
         match goal.look(&context.meshd)? {
             Look::Done(()) => Ok(Exit::Ok),
             Look::NotYet(reason) => Err(Problem::new(Exit::NotReady, reason)),
+            Look::Never(problem) => Err(problem),
         }
     }
 }

@@ -125,6 +125,8 @@ pub(crate) enum Look<T> {
     Done(T),
     /// It is not yet, for this reason.
     NotYet(String),
+    /// It will never be.
+    Never(Problem),
 }
 
 impl Look<()> {
@@ -167,6 +169,7 @@ impl Patience {
                     Problem::new(Exit::Timeout, format!("{reason} (waited {seconds} s)"))
                         .next("meshctl status shows more")
                 }
+                Ok(Look::Never(problem)) => return Err(problem),
                 Err(problem) if matches!(problem.exit, Exit::Unreachable | Exit::Timeout) => {
                     problem
                 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podmesh_proto::time::UnixSeconds;
 
-/// Bytes in IEC units with two or three digits: `880B`, `9.8GiB`, `310MiB`.
+/// Bytes in IEC units with two digits or more: `880B`, `9.8GiB`, `310MiB`.
 pub(crate) fn bytes(count: u64) -> String {
     let (mut tenths, mut unit) = (u128::from(count) * 10, "B");
     for larger in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
@@ -14,7 +14,7 @@ pub(crate) fn bytes(count: u64) -> String {
         tenths = (tenths + 512) / 1024;
         unit = larger;
     }
-    if unit == "B" || tenths >= 100 {
+    if unit == "B" || tenths >= 100 || tenths % 10 == 0 {
         format!("{}{unit}", (tenths + 5) / 10)
     } else {
         format!("{}.{}{unit}", tenths / 10, tenths % 10)
@@ -109,7 +109,8 @@ mod tests {
             (0, "0B"),
             (880, "880B"),
             (1_023, "1023B"),
-            (1_024, "1.0KiB"),
+            (1_024, "1KiB"),
+            (9_437_184, "9MiB"),
             (1_288_490_189, "1.2GiB"),
             (325_058_560, "310MiB"),
             (11_811_160_064, "11GiB"),
