@@ -10,7 +10,10 @@ const OURS: &[(&str, &[&str])] = &[
     ("podmesh-proto", &[]),
     ("podmesh-engine", &["podmesh-proto"]),
     ("podmesh-kernel", &[]),
-    ("podmesh-daemon", &["podmesh-proto", "podmesh-engine", "podmesh-kernel"]),
+    (
+        "podmesh-daemon",
+        &["podmesh-proto", "podmesh-engine", "podmesh-kernel"],
+    ),
     ("podmesh-planet", &["podmesh-proto"]),
     ("podmesh-ctl", &["podmesh-proto"]),
     ("podmesh-cni-plugin", &["podmesh-proto", "podmesh-kernel"]),
@@ -19,23 +22,50 @@ const OURS: &[(&str, &[&str])] = &[
 
 /// Crates that only the named ones of ours may depend on.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("boringtun", &["podmesh-engine"]),
+    ("boringtun", &["podmesh-engine", "podmesh-tests"]),
     ("rtnetlink", &["podmesh-kernel"]),
     ("netlink-packet-route", &["podmesh-kernel"]),
     ("netlink-packet-core", &["podmesh-kernel"]),
     ("netlink-sys", &["podmesh-kernel"]),
     ("libc", &["podmesh-kernel", "podmesh-tests"]),
-    ("quinn", &["podmesh-daemon", "podmesh-planet"]),
+    (
+        "quinn",
+        &["podmesh-daemon", "podmesh-planet", "podmesh-tests"],
+    ),
     ("quinn-udp", &["podmesh-planet"]),
-    ("rustls", &["podmesh-daemon", "podmesh-planet"]),
+    (
+        "rustls",
+        &["podmesh-daemon", "podmesh-planet", "podmesh-tests"],
+    ),
     ("redb", &["podmesh-planet"]),
-    ("tokio", &["podmesh-daemon", "podmesh-planet", "podmesh-kernel", "podmesh-cni-plugin"]),
+    (
+        "tokio",
+        &[
+            "podmesh-daemon",
+            "podmesh-planet",
+            "podmesh-kernel",
+            "podmesh-cni-plugin",
+            "podmesh-tests",
+        ],
+    ),
 ];
 
 /// Licences that may occur in what we ship.
 const LICENCES: &[&str] = &[
-    "MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "Unicode-3.0", "0BSD",
-    "Unlicense", "CC0-1.0", "MIT-0", "BSL-1.0", "LLVM-exception", "CDLA-Permissive-2.0",
+    "MIT",
+    "Apache-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Zlib",
+    "Unicode-3.0",
+    "0BSD",
+    "Unlicense",
+    "CC0-1.0",
+    "MIT-0",
+    "BSL-1.0",
+    "LLVM-exception",
+    "CDLA-Permissive-2.0",
 ];
 
 fn metadata() -> Value {
@@ -44,7 +74,11 @@ fn metadata() -> Value {
         .current_dir(super::top())
         .output()
         .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).expect("cargo prints JSON")
 }
 
@@ -58,8 +92,13 @@ fn arrows(metadata: &Value) -> BTreeMap<String, BTreeSet<String>> {
         .filter(|package| text(&package["name"]).starts_with("podmesh-"))
         .map(|package| {
             let needed = package["dependencies"].as_array().expect("dependencies");
-            let shipped = needed.iter().filter(|needed| text(&needed["kind"]) != "dev");
-            (text(&package["name"]), shipped.map(|needed| text(&needed["name"])).collect())
+            let shipped = needed
+                .iter()
+                .filter(|needed| text(&needed["kind"]) != "dev");
+            (
+                text(&package["name"]),
+                shipped.map(|needed| text(&needed["name"])).collect(),
+            )
         })
         .collect()
 }
@@ -70,14 +109,24 @@ fn crates_know_only_whom_they_may() {
     for (name, allowed) in OURS {
         let found = &arrows[*name];
         for needed in found.iter().filter(|needed| needed.starts_with("podmesh-")) {
-            assert!(allowed.contains(&needed.as_str()), "{name} must not depend on {needed}");
+            assert!(
+                allowed.contains(&needed.as_str()),
+                "{name} must not depend on {needed}"
+            );
         }
     }
-    assert_eq!(arrows.len(), OURS.len(), "every crate of ours is in the table");
+    assert_eq!(
+        arrows.len(),
+        OURS.len(),
+        "every crate of ours is in the table"
+    );
     for (room, owners) in ROOMS {
         for (name, found) in &arrows {
             let allowed = owners.contains(&name.as_str());
-            assert!(allowed || !found.contains(*room), "{name} must not depend on {room}");
+            assert!(
+                allowed || !found.contains(*room),
+                "{name} must not depend on {room}"
+            );
         }
     }
 }
@@ -91,7 +140,10 @@ fn what_is_shipped_comes_from_the_registry_under_a_fitting_licence() {
             continue;
         }
         let source = package["source"].as_str().unwrap_or_default();
-        assert!(source.starts_with("registry+"), "{name} comes from {source}");
+        assert!(
+            source.starts_with("registry+"),
+            "{name} comes from {source}"
+        );
         let licence = package["license"].as_str().unwrap_or_default();
         let words: Vec<&str> = licence
             .split(|c: char| c.is_whitespace() || matches!(c, '(' | ')' | '/'))
@@ -109,11 +161,25 @@ fn what_is_shipped_comes_from_the_registry_under_a_fitting_licence() {
 #[test]
 fn the_fake_clock_is_in_no_shipped_program() {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--workspace", "--locked", "-e", "normal,features", "-i", "boringtun"])
+        .args([
+            "tree",
+            "--workspace",
+            "--locked",
+            "-e",
+            "normal,features",
+            "-i",
+            "boringtun",
+        ])
         .current_dir(super::top())
         .output()
         .expect("cargo runs");
     let tree = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && tree.contains("boringtun"), "{tree}");
-    assert!(!tree.contains("mock"), "boringtun's fake clock is switched on:\n{tree}");
+    assert!(
+        output.status.success() && tree.contains("boringtun"),
+        "{tree}"
+    );
+    assert!(
+        !tree.contains("mock"),
+        "boringtun's fake clock is switched on:\n{tree}"
+    );
 }
