@@ -50,7 +50,12 @@ fn a_packet_takes_as_long_as_the_sites_are_apart() {
             least >= 40.0,
             "{least} ms to {target} is faster than the delay"
         );
-        assert!(average < 45.0, "{average} ms to {target} on average");
+        assert!(
+            (..44.0).contains(&least),
+            "{least} ms to {target} is slower"
+        );
+        // The average includes what a busy machine does to ping itself.
+        assert!(average < 60.0, "{average} ms to {target} on average");
     }
     let report = lab.wire().report().unwrap();
     println!(
@@ -76,7 +81,7 @@ fn each_direction_has_its_own_delay() {
         panic!("no times")
     };
     assert!((35.0..40.0).contains(&least), "{least} ms at least");
-    assert!(average < 42.0, "{average} ms on average");
+    assert!(average < 55.0, "{average} ms on average");
 }
 
 #[test]
