@@ -5,7 +5,11 @@ use std::fs;
 #[test]
 fn every_path_in_the_architecture_page_exists() {
     let page = fs::read_to_string(super::top().join("ARCHITECTURE.md")).expect("the page");
-    assert!(page.lines().count() <= 150, "the page has {} lines", page.lines().count());
+    assert!(
+        page.lines().count() <= 150,
+        "the page has {} lines",
+        page.lines().count()
+    );
     let paths = page.split('`').skip(1).step_by(2).filter(|word| {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
         word.contains('/') && word.chars().all(plain) && !word.starts_with('/')
@@ -13,7 +17,10 @@ fn every_path_in_the_architecture_page_exists() {
     let mut count = 0;
     for path in paths {
         count += 1;
-        assert!(super::top().join(path).exists(), "ARCHITECTURE.md names {path}, which is not there");
+        assert!(
+            super::top().join(path).exists(),
+            "ARCHITECTURE.md names {path}, which is not there"
+        );
     }
     assert!(count > 20, "the page names files");
 }

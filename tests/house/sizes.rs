@@ -26,7 +26,8 @@ fn all_sources() -> Vec<PathBuf> {
 }
 
 fn before_tests(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"))
+    text.lines()
+        .take_while(|line| !line.starts_with("#[cfg(test)]"))
 }
 
 #[test]
@@ -44,9 +45,16 @@ fn unsafe_code_stays_in_the_kernel_room() {
         let text = fs::read_to_string(&path).expect("a source");
         let allowed = ["kernel/", "tests/lab/wire", "tests/lab/"]
             .iter()
-            .any(|room| path.strip_prefix(super::top()).is_ok_and(|path| path.starts_with(room)));
+            .any(|room| {
+                path.strip_prefix(super::top())
+                    .is_ok_and(|path| path.starts_with(room))
+            });
         let opens = text.lines().any(|line| line.contains("allow(unsafe_code"));
-        assert!(allowed || !opens || path.ends_with("sizes.rs"), "{} opens unsafe", path.display());
+        assert!(
+            allowed || !opens || path.ends_with("sizes.rs"),
+            "{} opens unsafe",
+            path.display()
+        );
     }
 }
 
@@ -56,7 +64,11 @@ fn no_unfinished_marks_are_left() {
     for path in all_sources() {
         let text = fs::read_to_string(&path).expect("a source");
         for mark in &marks {
-            assert!(!text.contains(mark.as_str()), "{} has {mark}", path.display());
+            assert!(
+                !text.contains(mark.as_str()),
+                "{} has {mark}",
+                path.display()
+            );
         }
     }
 }
