@@ -19,12 +19,22 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::cli::Cli;
 use crate::problem::Exit;
 use crate::show::Screen;
 
 fn main() -> ExitCode {
+    // A core file could hold a root key or a token; where it can't be forbidden, nothing is lost.
+    let none = Some(0);
+    let _forbidden = setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: none,
+            maximum: none,
+        },
+    );
     let screen = Screen::new();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

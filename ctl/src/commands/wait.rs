@@ -13,7 +13,7 @@ use crate::show::quantity::parse_patience;
 use crate::show::status::word;
 
 /// Time between two looks.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Arguments of `meshctl wait`.
 #[derive(Debug, Args)]

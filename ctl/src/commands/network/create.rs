@@ -24,7 +24,7 @@ use crate::{clock, files};
 pub(crate) struct Create {
     /// Name of the network: a-z, 0-9, '-' and '.'
     name: Name,
-    /// A planet: its key, as `planet key` prints it, and its address; the first one arbitrates
+    /// A planet: its key, as `planet init` prints it, and its address; the first one arbitrates
     /// leases
     #[arg(long = "planet", required = true, value_name = "[NAME=]KEY@HOST:PORT")]
     planets: Vec<PlanetArg>,

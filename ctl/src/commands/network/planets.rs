@@ -98,9 +98,9 @@ impl FromStr for PlanetArg {
         };
         let (id, address) = rest
             .split_once('@')
-            .ok_or("write KEY@HOST:PORT, with the key that `planet key` prints")?;
+            .ok_or("write KEY@HOST:PORT, with the key that `planet init` prints")?;
         let id = PlanetId::from_str(id)
-            .map_err(|_| "the key before '@' is not 64 hex digits, as `planet key` prints it")?;
+            .map_err(|_| "the key before '@' is not 64 hex digits, as `planet init` prints it")?;
         let address = address.to_owned();
         check_address(&address)?;
         Ok(Self { name, id, address })
