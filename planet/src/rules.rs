@@ -1,0 +1,507 @@
+//! What a planet decides, without sockets, disk or clock.
+//!
+//! A [`Planet`] is told [`Input`]s with the time, and gives [`Action`]s. The simulator plays whole
+//! networks with it; `planet run` puts sockets and a store around it.
+//!
+//! **The one rule for whoever drives it:** actions are carried out in the order in which they come. An
+//! [`Action::Commit`] has to be durable before anything that follows it, and is answered by
+//! [`Planet::committed`]; until then no action comes. So no receipt leaves a planet that could have
+//! forgotten it after a power cut.
+//!
+//! What a planet can't do, whatever it decides: read traffic, make a member (the token's key signs
+//! certificates, not the planet's) or move an address to another key. Nodes check all of that.
+
+pub mod books;
+pub mod bucket;
+pub mod directory;
+pub mod introductions;
+pub mod leases;
+pub mod numbers;
+pub mod records;
+pub mod relaying;
+pub mod view;
+
+mod admission;
+mod claims;
+mod driving;
+mod greeting;
+mod random;
+mod refusal;
+mod relearning;
+mod requests;
+mod statements;
+mod telling;
+
+pub use crate::rules::driving::{Action, ConnectionId, Event, Input};
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::id::{Name, NodeId, PlanetId};
+use podmesh_proto::key::SigningKey;
+use podmesh_proto::planet_api::{DirectoryCursor, PlanetMessage};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::{Moment, Now};
+
+use crate::rules::books::Books;
+use crate::rules::bucket::Bucket;
+use crate::rules::directory::{Directory, Topic};
+use crate::rules::introductions::Introductions;
+use crate::rules::random::Random;
+use crate::rules::records::{Change, Record, RecordKey};
+
+/// A connection that says nothing has this long to say hello.
+pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// Between two heartbeats of the planet.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A node that says nothing for this long is cut: three of its heartbeats are missing.
+pub const SILENCE: Duration = Duration::from_secs(50);
+/// News is gathered this long before it is told.
+pub const COALESCE: Duration = Duration::from_millis(50);
+/// A relay session outlives its control connection by this.
+pub const RELAY_GRACE: Duration = Duration::from_secs(60);
+/// How often a planet with nothing to do looks around.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// A planet's mind.
+pub struct Planet {
+    key: SigningKey,
+    books: Books,
+    directory: Directory,
+    connections: BTreeMap<ConnectionId, Connection>,
+    online: BTreeMap<NodeId, ConnectionId>,
+    endpoints: BTreeMap<NodeId, (Signed<EndpointRecord>, EndpointRecord)>,
+    introductions: Introductions,
+    /// Sessions whose connection is gone, until when they go on.
+    ending: BTreeMap<u32, Moment>,
+    relearning: relearning::Relearning,
+    random: Random,
+    outbox: VecDeque<Action>,
+    pending: Option<Pending>,
+    waiting: VecDeque<Input>,
+    write_error: Option<String>,
+    flush_at: Option<Moment>,
+    housekeeping_at: Moment,
+}
+
+/// What waits for a commit.
+struct Pending {
+    changes: Vec<Change>,
+    /// Learning is no grant: it holds at once, on disk or not.
+    applied: bool,
+    then: Vec<Then>,
+    otherwise: Vec<Then>,
+}
+
+enum Then {
+    Do(Action),
+    Greet(ConnectionId),
+    Dismiss(ConnectionId),
+}
+
+struct Connection {
+    remote: SocketAddr,
+    rtt: Duration,
+    exported: Vec<u8>,
+    opened: Moment,
+    heard: Moment,
+    heartbeat_at: Moment,
+    messages: Bucket,
+    introductions: Bucket,
+    /// Proven by the hello.
+    node: Option<NodeId>,
+    /// Of the hello.
+    cursor: Option<DirectoryCursor>,
+    incarnation: u64,
+    software: String,
+    /// Up to which version the directory was told; absent for who isn't a member.
+    told: Option<Told>,
+    session: Option<u32>,
+    asked: bool,
+    reported: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Told {
+    version: u64,
+    from_start: bool,
+}
+
+impl Planet {
+    /// A planet with its books. `seed` must be fresh random bytes at each start.
+    #[must_use]
+    pub fn new(key: SigningKey, books: Books, seed: [u8; 32], now: Now) -> Self {
+        let mut random = Random::new(seed);
+        let mut directory = Directory::new(random.number());
+        directory.touch(Topic::Network);
+        for (hash, _) in books.statements() {
+            directory.touch(Topic::Statement(*hash));
+        }
+        for (node, entry) in books.entries() {
+            if entry.member.is_some() && !books.is_out(node) {
+                directory.touch(Topic::Member(*node));
+            }
+        }
+        for node in books.departures() {
+            directory.touch(Topic::Left(*node));
+        }
+        let relearning = relearning::Relearning::new(&books, now.moment);
+        Self {
+            key,
+            books,
+            directory,
+            connections: BTreeMap::new(),
+            online: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            introductions: Introductions::default(),
+            ending: BTreeMap::new(),
+            relearning,
+            random,
+            outbox: VecDeque::new(),
+            pending: None,
+            waiting: VecDeque::new(),
+            write_error: None,
+            flush_at: None,
+            housekeeping_at: now.moment + HOUSEKEEPING,
+        }
+    }
+
+    /// The planet's id.
+    #[must_use]
+    pub fn id(&self) -> PlanetId {
+        self.key.planet_id()
+    }
+
+    /// Everything durable, as it stands.
+    #[must_use]
+    pub fn books(&self) -> &Books {
+        &self.books
+    }
+
+    /// Whether this planet arbitrates leases: the network's first one does.
+    #[must_use]
+    pub fn is_arbiter(&self) -> bool {
+        let first = self.books.network.planets.first();
+        first.is_some_and(|planet| planet.id == self.id())
+    }
+
+    /// Tells the planet something. While a commit is under way it is heard afterwards.
+    pub fn handle(&mut self, input: Input, now: Now) {
+        if self.pending.is_some() {
+            self.waiting.push_back(input);
+            return;
+        }
+        match input {
+            Input::Connected {
+                connection,
+                remote,
+                rtt,
+                exported,
+            } => self.connected(connection, (remote, rtt), exported, now),
+            Input::Rtt { connection, rtt } => {
+                if let Some(known) = self.connections.get_mut(&connection) {
+                    known.rtt = rtt;
+                }
+            }
+            Input::Message {
+                connection,
+                message,
+            } => self.message(connection, *message, now),
+            Input::Disconnected { connection } => self.disconnected(connection, now),
+            Input::Statement { request, statement } => self.operator_says(request, &statement, now),
+            Input::TrustEmpty { request } => self.trust_empty(request, now),
+            Input::Drain => self.drain(),
+            Input::Tick => self.tick(now),
+        }
+    }
+
+    /// Answers [`Action::Commit`]: durable, or why not.
+    pub fn committed(&mut self, result: Result<(), String>, now: Now) {
+        let Some(pending) = self.pending.take() else {
+            return;
+        };
+        self.write_error = result.err();
+        let done = self.write_error.is_none();
+        if done && !pending.applied {
+            self.apply(&pending.changes, now);
+        }
+        let next = if done || pending.applied {
+            pending.then
+        } else {
+            pending.otherwise
+        };
+        for then in next {
+            match then {
+                Then::Do(action) => self.outbox.push_back(action),
+                Then::Greet(connection) => self.greet(connection, now),
+                Then::Dismiss(connection) => {
+                    self.demote(connection);
+                    self.close(connection, "left", now);
+                }
+            }
+        }
+        if done || pending.applied {
+            self.attend(&pending.changes, now);
+        }
+        while self.pending.is_none()
+            && let Some(input) = self.waiting.pop_front()
+        {
+            self.handle(input, now);
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.outbox.pop_front()
+    }
+
+    /// When [`Input::Tick`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Moment {
+        let flush = self.flush_at.unwrap_or(self.housekeeping_at);
+        flush.min(self.housekeeping_at)
+    }
+
+    fn connected(
+        &mut self,
+        connection: ConnectionId,
+        (remote, rtt): (SocketAddr, Duration),
+        exported: Vec<u8>,
+        now: Now,
+    ) {
+        let fresh = Connection {
+            remote: podmesh_proto::candidate::canonical(remote),
+            rtt,
+            exported,
+            opened: now.moment,
+            heard: now.moment,
+            heartbeat_at: now.moment + HEARTBEAT,
+            messages: Bucket::new(200, 2_000, now.moment),
+            introductions: Bucket::new(50, 100, now.moment),
+            node: None,
+            cursor: None,
+            incarnation: 0,
+            software: String::new(),
+            told: None,
+            session: None,
+            asked: false,
+            reported: false,
+        };
+        self.connections.insert(connection, fresh);
+    }
+
+    fn disconnected(&mut self, connection: ConnectionId, now: Now) {
+        let Some(gone) = self.connections.remove(&connection) else {
+            return;
+        };
+        if let Some(session) = gone.session {
+            self.ending.insert(session, now.moment + RELAY_GRACE);
+        }
+        let Some(node) = gone.node else {
+            return;
+        };
+        self.relearning.unheard(&node, now.moment);
+        if self.online.get(&node) == Some(&connection) {
+            self.online.remove(&node);
+            if gone.told.is_some() {
+                self.news(Topic::Presence(node), now.moment);
+                let name = self.name_of(&node);
+                self.outbox
+                    .extend(name.map(|name| Action::Happened(Event::Offline(node, name))));
+            }
+        }
+    }
+
+    /// Ends a connection from this side.
+    fn close(&mut self, connection: ConnectionId, reason: &'static str, now: Now) {
+        self.outbox.push_back(Action::Close { connection, reason });
+        self.disconnected(connection, now);
+    }
+
+    fn send(&mut self, connection: ConnectionId, message: PlanetMessage) {
+        let message = Box::new(message);
+        self.outbox.push_back(Action::Send {
+            connection,
+            message,
+        });
+    }
+
+    /// Has `changes` committed, then does `then`; if the store refuses, `otherwise`.
+    fn transact(&mut self, changes: Vec<Change>, then: Vec<Then>, otherwise: Vec<Then>) {
+        self.outbox.push_back(Action::Commit(changes.clone()));
+        self.pending = Some(Pending {
+            changes,
+            applied: false,
+            then,
+            otherwise,
+        });
+    }
+
+    /// Has `changes`, which hold already, committed, then does `then` in any case.
+    fn remember(&mut self, changes: Vec<Change>, then: Vec<Then>) {
+        self.outbox.push_back(Action::Commit(changes.clone()));
+        self.pending = Some(Pending {
+            changes,
+            applied: true,
+            then,
+            otherwise: Vec::new(),
+        });
+    }
+
+    /// Makes `changes` hold in memory, and news of them.
+    fn apply(&mut self, changes: &[Change], now: Now) {
+        for change in changes {
+            // Every change was made from documents that were read before, so this can't fail.
+            if self.books.apply(change).is_err() {
+                debug_assert!(false, "an unreadable change was committed");
+                continue;
+            }
+            match change {
+                Change::Put(record) => self.announce(record, now),
+                Change::Remove(RecordKey::Admission(node) | RecordKey::Claim(node)) => {
+                    self.directory.forget_node(*node);
+                    self.endpoints.remove(node);
+                }
+                Change::Remove(RecordKey::Departure(node)) => {
+                    self.directory.forget(Topic::Left(*node));
+                }
+                Change::Remove(_) => {}
+            }
+        }
+    }
+
+    fn announce(&mut self, record: &Record, now: Now) {
+        match record {
+            Record::Network(_) => {
+                self.news(Topic::Network, now.moment);
+                let nodes: Vec<NodeId> = self.books.entries().map(|(node, _)| *node).collect();
+                nodes
+                    .iter()
+                    .for_each(|node| self.announce_member(node, now));
+            }
+            Record::Statement(statement) => {
+                self.news(Topic::Statement(statement.hash()), now.moment);
+            }
+            Record::Admission(admission) => {
+                if let Ok(receipt) = admission.receipt.unverified() {
+                    self.announce_member(&receipt.node, now);
+                }
+            }
+            Record::Claim(claim) => {
+                if let Ok(receipt) = claim.receipt.unverified() {
+                    self.announce_member(&receipt.node, now);
+                }
+            }
+            Record::Departure(departure) => {
+                if let Ok(departure) = departure.unverified() {
+                    self.news(Topic::Left(departure.node), now.moment);
+                }
+            }
+            Record::Replaced { former, .. } => self.directory.forget_node(*former),
+            Record::Origin(_) | Record::Use { .. } | Record::Loose(_) | Record::Trusted(_) => {}
+        }
+    }
+
+    fn announce_member(&mut self, node: &NodeId, now: Now) {
+        if self.books.member(node, now.unix).is_some() {
+            self.news(Topic::Member(*node), now.moment);
+        } else {
+            self.directory.forget_node(*node);
+        }
+    }
+
+    fn news(&mut self, topic: Topic, now: Moment) {
+        self.directory.touch(topic);
+        self.flush_at.get_or_insert(now + COALESCE);
+    }
+
+    fn name_of(&self, node: &NodeId) -> Option<Name> {
+        let entry = self.books.entry(node)?;
+        Some(entry.certificate.name.clone())
+    }
+
+    fn tick(&mut self, now: Now) {
+        if self.flush_at.is_some_and(|at| now.moment >= at) {
+            self.flush_at = None;
+            self.tell_all(now);
+        }
+        if now.moment >= self.housekeeping_at {
+            self.housekeeping_at = now.moment + HOUSEKEEPING;
+            self.look_around(now);
+        }
+    }
+
+    fn look_around(&mut self, now: Now) {
+        let cursor = self.directory.cursor();
+        let (mut late, mut due) = (Vec::new(), Vec::new());
+        for (id, connection) in &mut self.connections {
+            let silent = now.moment.since(connection.heard) >= SILENCE;
+            let nameless =
+                connection.node.is_none() && now.moment.since(connection.opened) >= HELLO_DEADLINE;
+            if silent || nameless {
+                late.push(*id);
+            } else if connection.node.is_some() && now.moment >= connection.heartbeat_at {
+                connection.heartbeat_at = now.moment + HEARTBEAT;
+                due.push(*id);
+            }
+        }
+        for connection in late {
+            self.close(connection, "silence", now);
+        }
+        for connection in due {
+            self.send(connection, PlanetMessage::Heartbeat { cursor });
+        }
+        let ended: Vec<u32> = self
+            .ending
+            .iter()
+            .filter(|(_, until)| now.moment >= **until)
+            .map(|(session, _)| *session)
+            .collect();
+        for session in ended {
+            self.ending.remove(&session);
+            self.outbox.push_back(Action::CloseRelay { session });
+        }
+        self.introductions.sweep(now.moment);
+        self.expel_expired(now);
+        self.watch_relearning(now);
+    }
+
+    /// A certificate that ran out while its node was connected ends its rights here too.
+    fn expel_expired(&mut self, now: Now) {
+        let expired: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| {
+                let node = connection.node.filter(|_| connection.told.is_some());
+                node.is_some_and(|node| self.books.member(&node, now.unix).is_none())
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for connection in expired {
+            self.demote(connection);
+            self.close(connection, "no member any more", now);
+        }
+    }
+
+    fn drain(&mut self) {
+        let connections: Vec<ConnectionId> = self.connections.keys().copied().collect();
+        // About a hundred nodes a second come back, within bounds that people don't notice.
+        let spread = u64::try_from(connections.len())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(10);
+        for connection in connections {
+            let wait = 200 + self.random.below(spread.clamp(800, 30_000));
+            let retry_in = Duration::from_millis(wait);
+            self.send(connection, PlanetMessage::Draining { retry_in });
+        }
+    }
+}
+
+impl fmt::Debug for Planet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Planet({})", self.id().short())
+    }
+}

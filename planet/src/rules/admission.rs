@@ -1,0 +1,235 @@
+//! Who gets in: judges an application and writes the receipt.
+//!
+//! Everything is decided against the books as they stand; the caller makes the changes durable
+//! before the receipt leaves.
+
+use ipnet::IpNet;
+use podmesh_proto::certificate::{AdmissionReceipt, Application, Grant, Leases, NodeCertificate};
+use podmesh_proto::frame;
+use podmesh_proto::id::{NodeId, TokenId};
+use podmesh_proto::key::SigningKey;
+use podmesh_proto::limits::CLOCK_SKEW;
+use podmesh_proto::planet_api::{Refusal, RefusalCode};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::UnixSeconds;
+
+use crate::rules::books::{Books, Holder};
+use crate::rules::leases;
+use crate::rules::records::{Admission, Change, Record, RecordKey};
+use crate::rules::refusal::refuse;
+
+/// Bytes of the largest application, so that a directory record always fits a message.
+const MAX_APPLICATION: usize = 16 * 1024;
+
+/// A decision in favour of a node.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    /// To be committed before the receipt leaves; empty when the node only asks again.
+    pub(crate) changes: Vec<Change>,
+    /// The answer.
+    pub(crate) receipt: Signed<AdmissionReceipt>,
+}
+
+/// What the judgement needs besides the application.
+pub(crate) struct Court<'a> {
+    pub(crate) books: &'a Books,
+    pub(crate) key: &'a SigningKey,
+    /// The number that the next receipt gets.
+    pub(crate) next: u64,
+    pub(crate) now: UnixSeconds,
+}
+
+impl Court<'_> {
+    /// Judges the application that `node` (proven by its connection) hands in. `granting` says why
+    /// nothing may be granted at the moment, if so.
+    pub(crate) fn admit(
+        &self,
+        node: &NodeId,
+        application: &Application,
+        granting: Result<(), Refusal>,
+    ) -> Result<Admitted, Refusal> {
+        let length =
+            frame::encode(application, "application").map_or(usize::MAX, |bytes| bytes.len());
+        if length > MAX_APPLICATION {
+            return Err(refuse(RefusalCode::Invalid, "the application is too long"));
+        }
+        let (grant, certificate) = application
+            .verify(&self.books.network)
+            .map_err(|error| refuse(RefusalCode::Unproven, error))?;
+        if certificate.node != *node {
+            let reason = "the certificate belongs to another node";
+            return Err(refuse(RefusalCode::Unproven, reason));
+        }
+        if self.books.is_out(node) {
+            let reason = format!("the root revoked node {}", node.short());
+            return Err(refuse(RefusalCode::NodeRevoked, reason));
+        }
+        if self.books.is_revoked(&grant.token) {
+            let reason = "the root revoked this join token; make a new one";
+            return Err(refuse(RefusalCode::TokenRevoked, reason));
+        }
+        if let Some(again) = self.admitted_before(node, application) {
+            return Ok(again);
+        }
+        self.in_time(&grant)?;
+        granting?;
+        let number = self.use_number(&grant)?;
+        self.unique(&grant, &certificate)?;
+        let leases = self.leases(node, &grant)?;
+        self.write(application, (&grant, number), &certificate, leases)
+    }
+
+    /// The answer got lost, or the node forgot it: the same one again.
+    fn admitted_before(&self, node: &NodeId, application: &Application) -> Option<Admitted> {
+        let entry = self.books.entry(node)?;
+        let same = entry.receipt.certificate == application.certificate.hash();
+        same.then(|| Admitted {
+            changes: Vec::new(),
+            receipt: entry.admission.receipt.clone(),
+        })
+    }
+
+    fn in_time(&self, grant: &Grant) -> Result<(), Refusal> {
+        if self.now > grant.expires {
+            let reason = format!(
+                "the join token expired at {}; make a new one",
+                grant.expires
+            );
+            return Err(refuse(RefusalCode::TokenExpired, reason));
+        }
+        if self.now < grant.issued.minus(CLOCK_SKEW) {
+            let reason = format!(
+                "the join token is valid from {}, and this planet's clock says {}; check both clocks",
+                grant.issued, self.now
+            );
+            return Err(refuse(RefusalCode::Invalid, reason));
+        }
+        Ok(())
+    }
+
+    fn use_number(&self, grant: &Grant) -> Result<u32, Refusal> {
+        let spent = self.books.spent(&grant.token);
+        let free = |number: &u32| spent.is_none_or(|spent| !spent.contains_key(number));
+        (1..=grant.uses).find(free).ok_or_else(|| {
+            let reason = format!(
+                "all {} uses of this join token are spent; make a new one",
+                grant.uses
+            );
+            refuse(RefusalCode::TokenUsedUp, reason)
+        })
+    }
+
+    fn unique(&self, grant: &Grant, certificate: &NodeCertificate) -> Result<(), Refusal> {
+        let conflict = |what: &str, holder: Holder<'_>| {
+            Err(refuse(
+                RefusalCode::Conflict,
+                format!("{holder} has {what}"),
+            ))
+        };
+        for (node, entry) in self.books.entries() {
+            let other = &entry.certificate;
+            let holder = Holder::Node(node, &other.name);
+            if *node == certificate.node || self.books.is_out(node) || grant.replaces == Some(*node)
+            {
+                continue;
+            }
+            if other.name == certificate.name {
+                let what = format!(
+                    "the name {}; to let a new machine take its place, make a token for that name",
+                    other.name
+                );
+                return conflict(&what, holder);
+            }
+            if other.wireguard == certificate.wireguard {
+                return conflict("this WireGuard key", holder);
+            }
+            if other.probe == certificate.probe {
+                return conflict("this probe key", holder);
+            }
+            if node.relay_address() == certificate.node.relay_address() {
+                return conflict("this relay address", holder);
+            }
+        }
+        for peer in self.books.externals() {
+            let holder = Holder::External(&peer.name);
+            if peer.name == certificate.name {
+                return conflict("this name", holder);
+            }
+            if peer.wireguard == certificate.wireguard {
+                return conflict("this WireGuard key", holder);
+            }
+        }
+        Ok(())
+    }
+
+    /// A lease belongs to a node id, or comes with the place of the node that is replaced.
+    fn leases(&self, node: &NodeId, grant: &Grant) -> Result<Leases, Refusal> {
+        let kept = self.books.leases(node);
+        let inherited = grant.replaces.and_then(|former| self.books.leases(&former));
+        if let Some(leases) = kept.or(inherited) {
+            let allowed = |prefix: &IpNet| {
+                grant.ranges.is_empty() || grant.ranges.iter().any(|range| range.contains(prefix))
+            };
+            if leases.prefixes().iter().all(allowed) {
+                return Ok(leases.clone());
+            }
+        }
+        let own = |other: &NodeId| other == node || grant.replaces == Some(*other);
+        let taken: Vec<IpNet> = self.books.taken(own).map(|(_, prefix)| prefix).collect();
+        leases::choose(&self.books.network, grant, &taken)
+            .map_err(|error| refuse(RefusalCode::Exhausted, error))
+    }
+
+    fn write(
+        &self,
+        application: &Application,
+        (grant, number): (&Grant, u32),
+        certificate: &NodeCertificate,
+        leases: Leases,
+    ) -> Result<Admitted, Refusal> {
+        let node = certificate.node;
+        let receipt = AdmissionReceipt {
+            network: self.books.network.id,
+            planet: self.key.planet_id(),
+            token: grant.token,
+            use_number: number,
+            node,
+            name: certificate.name.clone(),
+            certificate: application.certificate.hash(),
+            leases,
+            sequence: self.next,
+            time: self.now,
+        };
+        let receipt = Signed::seal(&receipt, self.key)
+            .map_err(|error| refuse(RefusalCode::Invalid, error))?;
+        let mut changes = vec![Change::Put(spent(grant.token, number, node))];
+        if self.books.departure(&node).is_some() {
+            changes.push(Change::Remove(RecordKey::Departure(node)));
+        }
+        let former = grant.replaces.filter(|former| *former != node);
+        changes.extend(self.books.release(former.as_slice()));
+        if let Some(former) = former {
+            changes.push(Change::Put(Record::Replaced { former, by: node }));
+        }
+        if let Some(entry) = self.books.entry(&node) {
+            // The claim's own numbers stay with it until it is replaced too.
+            let mut numbers = vec![(entry.receipt.sequence, entry.receipt.sequence)];
+            let held = former.and_then(|former| self.books.entry(&former));
+            numbers.extend(held.iter().flat_map(|held| held.numbers()));
+            changes.push(self.books.loosen(numbers));
+        }
+        changes.push(Change::Put(Record::Admission(Box::new(Admission {
+            application: application.clone(),
+            receipt: receipt.clone(),
+        }))));
+        Ok(Admitted { changes, receipt })
+    }
+}
+
+fn spent(token: TokenId, number: u32, node: NodeId) -> Record {
+    Record::Use {
+        token,
+        number,
+        node,
+    }
+}

@@ -1,0 +1,483 @@
+//! What a planet must never forget, as it stands in memory.
+//!
+//! The same [`Change`]s that a store keeps on disk are what changes the books, so that a planet that
+//! starts holds exactly what a planet that stopped had committed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use podmesh_proto::certificate::{
+    AdmissionReceipt, Claim, ClaimReceipt, Departure, Grant, Leases, Member, Membership,
+    NodeCertificate,
+};
+use podmesh_proto::error::CertificateError;
+use podmesh_proto::frame;
+use podmesh_proto::id::{Name, NodeId, TokenId};
+use podmesh_proto::key::PublicKey;
+use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::UnixSeconds;
+
+use crate::rules::numbers::Numbers;
+use crate::rules::records::{Admission, Change, Origin, ReceiptedClaim, Record, RecordKey};
+
+/// What the books say about one node.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its admission.
+    pub admission: Admission,
+    /// The grant that its token gave.
+    pub grant: Grant,
+    /// Its certificate.
+    pub certificate: NodeCertificate,
+    /// The receipt of its admission.
+    pub receipt: AdmissionReceipt,
+    /// Its claim.
+    pub claim: Option<(ReceiptedClaim, Claim, ClaimReceipt)>,
+    /// The verified whole; absent until the node has claimed, and if the chain doesn't hold.
+    pub member: Option<Member>,
+    /// Bytes of the encoded membership.
+    pub length: usize,
+}
+
+impl Entry {
+    /// The chain as nodes pass it on.
+    #[must_use]
+    pub fn membership(&self) -> Option<Membership> {
+        let (kept, ..) = self.claim.as_ref()?;
+        Some(Membership {
+            application: self.admission.application.clone(),
+            receipt: self.admission.receipt.clone(),
+            claim: kept.claim.clone(),
+            claim_receipt: kept.receipt.clone(),
+        })
+    }
+
+    /// Everything that nobody else may have: leases and claims.
+    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
+        let claimed = self.claim.iter().flat_map(|(_, claim, _)| {
+            let overlay4 = claim
+                .overlay4
+                .map(|address| IpNet::from(std::net::IpAddr::V4(address)));
+            overlay4.into_iter().chain(claim.pod_cidrs.iter().copied())
+        });
+        self.receipt.leases.prefixes().into_iter().chain(claimed)
+    }
+
+    /// The highest receipt number that this node's documents bear.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        let claimed = self.claim.as_ref().map(|(_, _, receipt)| receipt.sequence);
+        self.receipt.sequence.max(claimed.unwrap_or(0))
+    }
+
+    /// Receipt numbers that this node's documents bear or settle.
+    pub fn numbers(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let claimed = self.claim.iter().flat_map(|(_, _, receipt)| {
+            std::iter::once((receipt.sequence, receipt.sequence))
+                .chain(receipt.settles.iter().copied())
+        });
+        std::iter::once((self.receipt.sequence, self.receipt.sequence)).chain(claimed)
+    }
+}
+
+/// Everything durable.
+#[derive(Debug, Clone)]
+pub struct Books {
+    /// How they came to be.
+    pub origin: Origin,
+    /// The network.
+    pub network: Network,
+    /// The same, signed.
+    pub network_statement: Signed<RootStatement>,
+    entries: BTreeMap<NodeId, Entry>,
+    uses: BTreeMap<TokenId, BTreeMap<u32, NodeId>>,
+    statements: BTreeMap<[u8; 32], (Signed<RootStatement>, RootStatement)>,
+    departures: BTreeMap<NodeId, Signed<Departure>>,
+    replaced: BTreeMap<NodeId, NodeId>,
+    revoked_nodes: BTreeSet<NodeId>,
+    revoked_tokens: BTreeSet<TokenId>,
+    resolved: BTreeSet<NodeId>,
+    externals: BTreeMap<PublicKey, ExternalPeer>,
+    loose: Vec<(u64, u64)>,
+    trusted: u64,
+}
+
+impl Books {
+    /// Empty books of a network.
+    ///
+    /// # Errors
+    /// The statement is not signed by the root of the network that it describes.
+    pub fn new(network: Signed<RootStatement>, origin: Origin) -> Result<Self, CertificateError> {
+        Ok(Self {
+            origin,
+            network: Network::from_statement(&network)?,
+            network_statement: network,
+            entries: BTreeMap::new(),
+            uses: BTreeMap::new(),
+            statements: BTreeMap::new(),
+            departures: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            revoked_nodes: BTreeSet::new(),
+            revoked_tokens: BTreeSet::new(),
+            resolved: BTreeSet::new(),
+            externals: BTreeMap::new(),
+            loose: Vec::new(),
+            trusted: 0,
+        })
+    }
+
+    /// Books as a store gives them back, in any order.
+    ///
+    /// # Errors
+    /// There is no network among the records, or a record can't be read.
+    pub fn from_records(records: Vec<Record>) -> Result<Self, CertificateError> {
+        let origin = records.iter().find_map(|record| match record {
+            Record::Origin(origin) => Some(*origin),
+            _ => None,
+        });
+        let network = records.iter().find_map(|record| match record {
+            Record::Network(network) => Some(network.as_ref().clone()),
+            _ => None,
+        });
+        let network = network.ok_or(CertificateError::Mismatch {
+            document: "store",
+            field: "network",
+        })?;
+        let mut books = Self::new(network, origin.unwrap_or(Origin::Lost))?;
+        // Claims need their admission, and both are judged by what the root said.
+        let mut records = records;
+        records.sort_by_key(|record| match record {
+            Record::Claim(_) => 2,
+            Record::Admission(_) => 1,
+            _ => 0,
+        });
+        for record in records {
+            books.apply(&Change::Put(record))?;
+        }
+        Ok(books)
+    }
+
+    /// Applies one change.
+    ///
+    /// # Errors
+    /// A signed part can't be read; nothing is changed then.
+    pub fn apply(&mut self, change: &Change) -> Result<(), CertificateError> {
+        match change {
+            Change::Put(record) => self.put(record),
+            Change::Remove(key) => {
+                self.remove(key);
+                Ok(())
+            }
+        }
+    }
+
+    /// Every node, members and those that have yet to claim.
+    pub fn entries(&self) -> impl Iterator<Item = (&NodeId, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// What the books say about `node`.
+    #[must_use]
+    pub fn entry(&self, node: &NodeId) -> Option<&Entry> {
+        self.entries.get(node)
+    }
+
+    /// The entry of the node that a membership says it is of, whoever signed it.
+    #[must_use]
+    pub fn entry_of(&self, membership: &Membership) -> Option<&Entry> {
+        let node = membership.receipt.unverified().ok()?.node;
+        self.entries.get(&node)
+    }
+
+    /// The member `node`, if it is one at `now`.
+    #[must_use]
+    pub fn member(&self, node: &NodeId, now: UnixSeconds) -> Option<&Member> {
+        let member = self.entries.get(node)?.member.as_ref()?;
+        let expired = member
+            .expires
+            .is_some_and(|at| now > at.plus(podmesh_proto::limits::CLOCK_SKEW));
+        (!expired && !self.is_out(node)).then_some(member)
+    }
+
+    /// Whether the root put `node` out: revoked, or replaced by another.
+    #[must_use]
+    pub fn is_out(&self, node: &NodeId) -> bool {
+        self.revoked_nodes.contains(node) || self.replaced.contains_key(node)
+    }
+
+    /// Whether the root revoked `token`.
+    #[must_use]
+    pub fn is_revoked(&self, token: &TokenId) -> bool {
+        self.revoked_tokens.contains(token)
+    }
+
+    /// Whether the root called `node` the rightful holder of what it claims.
+    #[must_use]
+    pub fn is_resolved(&self, node: &NodeId) -> bool {
+        self.resolved.contains(node)
+    }
+
+    /// The uses of `token` that are spent.
+    #[must_use]
+    pub fn spent(&self, token: &TokenId) -> Option<&BTreeMap<u32, NodeId>> {
+        self.uses.get(token)
+    }
+
+    /// External peers.
+    pub fn externals(&self) -> impl Iterator<Item = &ExternalPeer> {
+        self.externals.values()
+    }
+
+    /// Statements of the root other than the network itself, with their hashes.
+    pub fn statements(&self) -> impl Iterator<Item = (&[u8; 32], &Signed<RootStatement>)> {
+        self.statements
+            .iter()
+            .map(|(hash, (signed, _))| (hash, signed))
+    }
+
+    /// One statement by its hash.
+    #[must_use]
+    pub fn statement(&self, hash: &[u8; 32]) -> Option<&Signed<RootStatement>> {
+        self.statements.get(hash).map(|(signed, _)| signed)
+    }
+
+    /// The departure of `node`.
+    #[must_use]
+    pub fn departure(&self, node: &NodeId) -> Option<&Signed<Departure>> {
+        self.departures.get(node)
+    }
+
+    /// All departures.
+    pub fn departures(&self) -> impl Iterator<Item = &NodeId> {
+        self.departures.keys()
+    }
+
+    /// Receipt numbers of which the books know what became.
+    #[must_use]
+    pub fn accounted(&self) -> Numbers {
+        let mut numbers = Numbers::default();
+        numbers.add(1, self.trusted);
+        numbers.add_all(self.loose.iter().copied());
+        for entry in self.entries.values() {
+            numbers.add_all(entry.numbers());
+        }
+        numbers
+    }
+
+    /// Receipt numbers that no receipt settles yet.
+    #[must_use]
+    pub fn loose(&self) -> &[(u64, u64)] {
+        &self.loose
+    }
+
+    /// The change that adds `numbers` to them.
+    pub fn loosen(&self, numbers: impl IntoIterator<Item = (u64, u64)>) -> Change {
+        let mut loose = Numbers::default();
+        loose.add_all(self.loose.iter().copied());
+        loose.add_all(numbers);
+        Change::Put(Record::Loose(loose.ranges().collect()))
+    }
+
+    /// The changes that free everything that `nodes` hold.
+    #[must_use]
+    pub fn release(&self, nodes: &[NodeId]) -> Vec<Change> {
+        let held = nodes.iter().filter_map(|node| self.entries.get(node));
+        let numbers: Vec<(u64, u64)> = held.flat_map(Entry::numbers).collect();
+        if numbers.is_empty() {
+            return Vec::new();
+        }
+        let removals = nodes.iter().flat_map(|node| {
+            [RecordKey::Admission(*node), RecordKey::Claim(*node)].map(Change::Remove)
+        });
+        std::iter::once(self.loosen(numbers))
+            .chain(removals)
+            .collect()
+    }
+
+    /// Everything that is leased or claimed by others than `except`, and external peers' prefixes.
+    pub fn taken<'a>(
+        &'a self,
+        except: impl Fn(&NodeId) -> bool + 'a,
+    ) -> impl Iterator<Item = (Holder<'a>, IpNet)> + 'a {
+        let nodes = self
+            .entries
+            .iter()
+            .filter(move |(node, _)| !except(node) && !self.is_out(node))
+            .flat_map(|(node, entry)| {
+                let holder = Holder::Node(node, &entry.certificate.name);
+                entry.prefixes().map(move |prefix| (holder, prefix))
+            });
+        let externals = self.externals.values().flat_map(|peer| {
+            let holder = Holder::External(&peer.name);
+            peer.prefixes.iter().map(move |prefix| (holder, *prefix))
+        });
+        nodes.chain(externals)
+    }
+
+    /// Leases of `node`.
+    #[must_use]
+    pub fn leases(&self, node: &NodeId) -> Option<&Leases> {
+        self.entries.get(node).map(|entry| &entry.receipt.leases)
+    }
+
+    fn put(&mut self, record: &Record) -> Result<(), CertificateError> {
+        match record {
+            Record::Origin(origin) => self.origin = *origin,
+            Record::Network(statement) => {
+                self.network = Network::from_statement(statement)?;
+                self.network_statement = statement.as_ref().clone();
+                let nodes: Vec<NodeId> = self.entries.keys().copied().collect();
+                nodes.iter().for_each(|node| self.judge(node));
+            }
+            Record::Statement(statement) => {
+                let said = self.network.verify(statement)?;
+                self.listen(&said);
+                let kept = (statement.as_ref().clone(), said);
+                self.statements.insert(statement.hash(), kept);
+            }
+            Record::Use {
+                token,
+                number,
+                node,
+            } => {
+                self.uses.entry(*token).or_default().insert(*number, *node);
+            }
+            Record::Admission(admission) => self.admit(admission)?,
+            Record::Claim(claim) => self.claim(claim)?,
+            Record::Departure(departure) => {
+                let node = departure.unverified()?.node;
+                self.departures.insert(node, departure.clone());
+            }
+            Record::Replaced { former, by } => {
+                self.replaced.insert(*former, *by);
+            }
+            Record::Loose(numbers) => self.loose.clone_from(numbers),
+            Record::Trusted(number) => self.trusted = *number,
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &RecordKey) {
+        match key {
+            RecordKey::Statement(hash) => {
+                self.statements.remove(hash);
+            }
+            RecordKey::Use(token, number) => {
+                if let Some(uses) = self.uses.get_mut(token) {
+                    uses.remove(number);
+                }
+            }
+            RecordKey::Admission(node) => {
+                self.entries.remove(node);
+            }
+            RecordKey::Claim(node) => {
+                if let Some(entry) = self.entries.get_mut(node) {
+                    entry.claim = None;
+                    entry.member = None;
+                }
+            }
+            RecordKey::Departure(node) => {
+                self.departures.remove(node);
+            }
+            RecordKey::Replaced(node) => {
+                self.replaced.remove(node);
+            }
+            RecordKey::Loose => self.loose.clear(),
+            RecordKey::Trusted => self.trusted = 0,
+            RecordKey::Origin | RecordKey::Network => {}
+        }
+    }
+
+    fn admit(&mut self, admission: &Admission) -> Result<(), CertificateError> {
+        let receipt = admission.receipt.unverified()?;
+        let node = receipt.node;
+        let entry = Entry {
+            admission: admission.clone(),
+            grant: admission.application.grant.unverified()?,
+            certificate: admission.application.certificate.unverified()?,
+            receipt,
+            claim: self.entries.remove(&node).and_then(|entry| entry.claim),
+            member: None,
+            length: 0,
+        };
+        self.entries.insert(node, entry);
+        self.judge(&node);
+        Ok(())
+    }
+
+    fn claim(&mut self, kept: &ReceiptedClaim) -> Result<(), CertificateError> {
+        let (claim, receipt) = (kept.claim.unverified()?, kept.receipt.unverified()?);
+        let node = receipt.node;
+        if let Some(entry) = self.entries.get_mut(&node) {
+            entry.claim = Some((kept.clone(), claim, receipt));
+        }
+        self.judge(&node);
+        Ok(())
+    }
+
+    /// Decides anew whether `node` is a member: a chain that doesn't hold (any more) is kept, so that
+    /// its leases stay taken, but is shown to nobody.
+    fn judge(&mut self, node: &NodeId) {
+        let Some(entry) = self.entries.get_mut(node) else {
+            return;
+        };
+        // Expiry is judged at each use, by the clock of that moment.
+        let Some(chain) = entry.membership() else {
+            return;
+        };
+        entry.length = frame::encode(&chain, "membership").map_or(usize::MAX, |bytes| bytes.len());
+        entry.member = chain.verify(&self.network, UnixSeconds(0)).ok();
+    }
+
+    fn listen(&mut self, said: &RootStatement) {
+        match said {
+            RootStatement::Network(_) => {}
+            RootStatement::RevokeNode { node, .. } => {
+                self.revoked_nodes.insert(*node);
+            }
+            RootStatement::RevokeToken { token, .. } => {
+                self.revoked_tokens.insert(*token);
+            }
+            RootStatement::Resolve { node, .. } => {
+                self.resolved.insert(*node);
+            }
+            RootStatement::External(peer) => {
+                let revoked = self.statements.values().any(|(_, other)| {
+                    matches!(other, RootStatement::RevokeExternal { wireguard, issued, .. }
+                        if *wireguard == peer.wireguard && *issued >= peer.issued)
+                });
+                let known = self.externals.get(&peer.wireguard);
+                if !revoked && known.is_none_or(|known| known.issued <= peer.issued) {
+                    self.externals.insert(peer.wireguard, peer.clone());
+                }
+            }
+            RootStatement::RevokeExternal {
+                wireguard, issued, ..
+            } => {
+                let older = self.externals.get(wireguard);
+                if older.is_some_and(|peer| peer.issued <= *issued) {
+                    self.externals.remove(wireguard);
+                }
+            }
+        }
+    }
+}
+
+/// Who has something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder<'a> {
+    /// A node.
+    Node(&'a NodeId, &'a Name),
+    /// An external peer.
+    External(&'a Name),
+}
+
+impl std::fmt::Display for Holder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(_, name) => write!(f, "node {name}"),
+            Self::External(name) => write!(f, "external peer {name}"),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The beginning of a connection: who is there, and what it may hear.
+
+use podmesh_proto::id::NodeId;
+use podmesh_proto::key::VerifyingKey;
+use podmesh_proto::planet_api::{
+    HELLO_CONTEXT, Hello, PROTOCOL, PlanetMessage, RefusalCode, Welcome,
+};
+use podmesh_proto::relayed::RelayGrant;
+use podmesh_proto::time::Now;
+
+use crate::rules::directory::Topic;
+use crate::rules::records::{Change, Record, RecordKey};
+use crate::rules::refusal::refuse;
+use crate::rules::{Action, ConnectionId, Event, Planet, Then, Told};
+
+/// Characters of a node's program and version that are kept for people.
+const MAX_SOFTWARE: usize = 64;
+
+impl Planet {
+    pub(super) fn hello(&mut self, connection: ConnectionId, hello: &Hello, now: Now) {
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        let code = if hello.protocol != PROTOCOL {
+            Some((
+                RefusalCode::Protocol,
+                "this planet speaks another version of the protocol",
+            ))
+        } else if hello.network != self.books.network.id {
+            Some((
+                RefusalCode::OtherNetwork,
+                "this planet serves another network",
+            ))
+        } else if !VerifyingKey::from(hello.node).verifies(
+            HELLO_CONTEXT,
+            &known.exported,
+            &hello.proof,
+        ) {
+            Some((RefusalCode::Unproven, "the proof of identity does not hold"))
+        } else if self.books.is_out(&hello.node) {
+            Some((RefusalCode::NodeRevoked, "the root revoked this node"))
+        } else {
+            None
+        };
+        if let Some((code, reason)) = code {
+            self.send(connection, PlanetMessage::Refused(refuse(code, reason)));
+            self.close(connection, "refused", now);
+            return;
+        }
+        known.node = Some(hello.node);
+        known.cursor = hello.cursor;
+        known.incarnation = hello.incarnation;
+        let printable = hello
+            .software
+            .chars()
+            .filter(|c| c.is_ascii_graphic() || *c == ' ');
+        known.software = printable.take(MAX_SOFTWARE).collect();
+        if let Some(former) = self.online.insert(hello.node, connection) {
+            self.supersede(former, now);
+        }
+        self.recognise(connection, hello, now);
+    }
+
+    /// A newer connection of the same node takes over.
+    fn supersede(&mut self, former: ConnectionId, now: Now) {
+        self.close(former, "another connection of the same node", now);
+    }
+
+    /// Takes note of the membership that the node shows, then greets it.
+    fn recognise(&mut self, connection: ConnectionId, hello: &Hello, now: Now) {
+        let mut changes = Vec::new();
+        if let Some(membership) = &hello.membership {
+            match self.learn(membership, Some(hello.node), now) {
+                Ok(learned) => changes = learned,
+                Err(reason) => {
+                    let refusal = refuse(RefusalCode::NotMember, &reason);
+                    self.send(connection, PlanetMessage::Refused(refusal));
+                    self.note(Event::NotLearned(hello.node, reason));
+                }
+            }
+        }
+        if self.books.member(&hello.node, now.unix).is_some() {
+            self.relearning
+                .rumour(hello.node, hello.sequence, &self.books, now.moment);
+        }
+        if changes.is_empty() {
+            self.greet(connection, now);
+        } else {
+            self.remember(changes, vec![Then::Greet(connection)]);
+        }
+    }
+
+    /// Welcomes a node whose identity is proven; a member also gets a relay session and everything
+    /// that it doesn't know yet. Also told to a node that has just become a member.
+    pub(super) fn greet(&mut self, connection: ConnectionId, now: Now) {
+        let Some(known) = self.connections.get(&connection) else {
+            return;
+        };
+        let Some(node) = known.node else {
+            return;
+        };
+        let (observed, cursor) = (known.remote, known.cursor);
+        let member = self
+            .books
+            .member(&node, now.unix)
+            .map(|member| member.name.clone());
+        let relay = member.as_ref().map(|_| self.open_session(connection, node));
+        let welcome = Welcome {
+            planet: self.id(),
+            observed,
+            relay,
+            time: now.unix,
+            cursor: self.directory.cursor(),
+        };
+        self.send(connection, PlanetMessage::Welcome(welcome));
+        let Some(name) = member else {
+            return;
+        };
+        let version = self.directory.version_of(cursor);
+        if let Some(known) = self.connections.get_mut(&connection) {
+            known.told = Some(Told {
+                version: version.unwrap_or(0),
+                from_start: version.is_none(),
+            });
+        }
+        self.news(Topic::Presence(node), now.moment);
+        self.note(Event::Online(node, name));
+        self.tell(connection, now);
+        self.consult(connection, now);
+    }
+
+    fn open_session(&mut self, connection: ConnectionId, node: NodeId) -> RelayGrant {
+        let key = self.random.bytes();
+        let session = loop {
+            let number = u32::try_from(self.random.below(1 << 32)).unwrap_or(0);
+            let used = self.ending.contains_key(&number)
+                || self
+                    .connections
+                    .values()
+                    .any(|other| other.session == Some(number));
+            if number != 0 && !used {
+                break number;
+            }
+        };
+        let grant = RelayGrant { session, key };
+        self.outbox.push_back(Action::OpenRelay {
+            grant: grant.clone(),
+            node,
+        });
+        if let Some(known) = self.connections.get_mut(&connection)
+            && let Some(former) = known.session.replace(session)
+        {
+            self.outbox
+                .push_back(Action::CloseRelay { session: former });
+        }
+        grant
+    }
+
+    /// Looks after the connections of nodes that `changes` are about.
+    pub(super) fn attend(&mut self, changes: &[Change], now: Now) {
+        for change in changes {
+            let node = match change {
+                Change::Put(record) => self.concerned(record),
+                Change::Remove(RecordKey::Admission(node) | RecordKey::Claim(node)) => Some(*node),
+                Change::Remove(_) => None,
+            };
+            if let Some(node) = node {
+                self.attend_node(node, now);
+            }
+        }
+    }
+
+    fn concerned(&self, record: &Record) -> Option<NodeId> {
+        match record {
+            Record::Admission(admission) => Some(admission.receipt.unverified().ok()?.node),
+            Record::Claim(claim) => Some(claim.receipt.unverified().ok()?.node),
+            Record::Replaced { former, .. } => Some(*former),
+            Record::Statement(statement) => match statement.unverified().ok()? {
+                podmesh_proto::network::RootStatement::RevokeNode { node, .. } => Some(node),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn attend_node(&mut self, node: NodeId, now: Now) {
+        let connection = self.online.get(&node).copied();
+        if self.books.is_out(&node) {
+            self.endpoints.remove(&node);
+            if let Some(connection) = connection {
+                self.demote(connection);
+                let refusal = refuse(RefusalCode::NodeRevoked, "the root revoked this node");
+                self.send(connection, PlanetMessage::Refused(refusal));
+                self.close(connection, "revoked", now);
+                self.note(Event::Out(node));
+            }
+            return;
+        }
+        let Some(connection) = connection else {
+            return;
+        };
+        let member = self.books.member(&node, now.unix).is_some();
+        let told = self
+            .connections
+            .get(&connection)
+            .and_then(|known| known.told);
+        match (member, told) {
+            (true, None) => self.greet(connection, now),
+            (false, Some(_)) => self.demote(connection),
+            _ => {}
+        }
+    }
+
+    /// Ends what only members have.
+    pub(super) fn demote(&mut self, connection: ConnectionId) {
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        known.told = None;
+        if let Some(session) = known.session.take() {
+            self.outbox.push_back(Action::CloseRelay { session });
+        }
+    }
+
+    pub(super) fn note(&mut self, event: Event) {
+        self.outbox.push_back(Action::Happened(event));
+    }
+}

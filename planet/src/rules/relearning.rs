@@ -1,0 +1,331 @@
+//! What a planet does that may have forgotten something: it asks, and grants nothing meanwhile.
+//!
+//! Every receipt has a number, and every claim receipt names the numbers that no membership bears
+//! any more. So a planet knows that it knows everything when no number up to the highest that
+//! anybody has seen is unaccounted for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use podmesh_proto::certificate::{Member, Membership};
+use podmesh_proto::id::NodeId;
+use podmesh_proto::planet_api::{PlanetMessage, Refusal, RefusalCode};
+use podmesh_proto::time::{Moment, Now, UnixSeconds};
+
+use crate::rules::books::{Books, Entry, Holder};
+use crate::rules::leases::overlap;
+use crate::rules::records::{Admission, Change, Origin, ReceiptedClaim, Record, RecordKey};
+use crate::rules::refusal::not_now;
+use crate::rules::{Action, ConnectionId, Event, Planet, Then};
+
+/// After a start, members have this long to show that something was forgotten.
+pub(super) const LISTENING: Duration = Duration::from_secs(30);
+/// A node that says it has seen a higher number has this long to show it.
+const RUMOUR: Duration = Duration::from_secs(30);
+
+/// What is known of what may have been forgotten.
+#[derive(Debug)]
+pub(super) struct Relearning {
+    started: Moment,
+    /// When the first member had nothing to tell, or had told all.
+    first_report: Option<Moment>,
+    /// Receipt numbers that nodes have seen and not shown yet, and until when that is believed.
+    rumours: BTreeMap<NodeId, (u64, Moment)>,
+    /// The reason of the last refusal, so that the log has it once.
+    said: Option<String>,
+}
+
+impl Relearning {
+    pub(super) fn new(books: &Books, now: Moment) -> Self {
+        let nothing_to_tell = books.origin == Origin::Fresh && books.entries().next().is_none();
+        Self {
+            started: now,
+            first_report: nothing_to_tell.then_some(now),
+            rumours: BTreeMap::new(),
+            said: None,
+        }
+    }
+
+    /// A member says which number it has seen.
+    pub(super) fn rumour(&mut self, node: NodeId, sequence: u64, books: &Books, now: Moment) {
+        if sequence > books.accounted().highest() {
+            self.rumours.insert(node, (sequence, now + RUMOUR));
+        }
+    }
+
+    /// A node went before it showed what it has seen; what it said is believed for a while.
+    pub(super) fn unheard(&mut self, node: &NodeId, now: Moment) {
+        if let Some((_, until)) = self.rumours.get_mut(node) {
+            *until = now + RUMOUR;
+        }
+    }
+
+    /// The highest number that anybody has seen.
+    pub(super) fn highest(&self, books: &Books) -> u64 {
+        let rumoured = self.rumours.values().map(|(sequence, _)| *sequence).max();
+        books.accounted().highest().max(rumoured.unwrap_or(0))
+    }
+
+    /// Why nothing may be granted now.
+    pub(super) fn why_not(&self, books: &Books, now: Moment) -> Option<String> {
+        if let Some((first, last)) = books.accounted().first_gap(self.highest(books)) {
+            return Some(format!(
+                "the planet has forgotten receipts {first} to {last} and waits for the nodes that hold them"
+            ));
+        }
+        let listened = now.since(self.started) >= LISTENING;
+        let ready = match books.origin {
+            Origin::Lost | Origin::Restored => {
+                let since = self.first_report.map(|first| now.since(first));
+                since.is_some_and(|since| since >= LISTENING)
+            }
+            Origin::Fresh | Origin::Relearned => self.first_report.is_some() || listened,
+        };
+        if ready {
+            return None;
+        }
+        Some(match books.origin {
+            Origin::Lost => "the planet has lost its books and asks the members".to_owned(),
+            Origin::Restored => {
+                "the planet was restored from a backup and asks the members".to_owned()
+            }
+            Origin::Fresh | Origin::Relearned => {
+                "the planet has just started and listens to the members first".to_owned()
+            }
+        })
+    }
+
+    /// What to commit together with the first grant after everything was relearned.
+    pub(super) fn conclude(&self, books: &Books) -> Option<Change> {
+        matches!(books.origin, Origin::Lost | Origin::Restored)
+            .then_some(Change::Put(Record::Origin(Origin::Relearned)))
+    }
+}
+
+impl Planet {
+    pub(super) fn may_grant(&self, now: Now) -> Result<(), Refusal> {
+        match self.relearning.why_not(&self.books, now.moment) {
+            None => Ok(()),
+            Some(reason) => {
+                let wait = Duration::from_secs(2);
+                Err(not_now(RefusalCode::Relearning, reason, wait))
+            }
+        }
+    }
+
+    /// Asks a member for what it holds, if there may be something to learn.
+    pub(super) fn consult(&mut self, connection: ConnectionId, now: Now) {
+        let gap = self
+            .books
+            .accounted()
+            .first_gap(self.relearning.highest(&self.books));
+        let wanted = gap.is_some() || self.relearning.conclude(&self.books).is_some();
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        if !wanted {
+            known.reported = true;
+            self.relearning.first_report.get_or_insert(now.moment);
+        } else if !known.asked {
+            known.asked = true;
+            self.send(connection, PlanetMessage::Relearn);
+        }
+    }
+
+    pub(super) fn report(
+        &mut self,
+        connection: ConnectionId,
+        node: NodeId,
+        memberships: &[Membership],
+        now: Now,
+    ) {
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        if !known.asked || known.reported {
+            return;
+        }
+        if memberships.is_empty() {
+            known.reported = true;
+            self.relearning.rumours.remove(&node);
+            self.relearning.first_report.get_or_insert(now.moment);
+            return;
+        }
+        let mut changes = Vec::new();
+        for membership in memberships {
+            match self.learn(membership, None, now) {
+                Ok(learned) => changes.extend(learned),
+                Err(reason) => self.note(Event::NotLearned(node, reason)),
+            }
+        }
+        if !changes.is_empty() {
+            self.remember(changes, Vec::new());
+        }
+    }
+
+    /// Takes a membership into the books if it holds and is news; `shown_by` is who it must belong to.
+    /// It holds at once; the changes are returned to be made durable.
+    pub(super) fn learn(
+        &mut self,
+        membership: &Membership,
+        shown_by: Option<NodeId>,
+        now: Now,
+    ) -> Result<Vec<Change>, String> {
+        let known = self.books.entry_of(membership);
+        if known.is_some_and(|entry| entry.membership().as_ref() == Some(membership)) {
+            return Ok(Vec::new());
+        }
+        // A lease outlives the certificate it was given with, so expiry is no reason to forget.
+        let member = membership
+            .verify(&self.books.network, UnixSeconds(0))
+            .map_err(|error| error.to_string())?;
+        if shown_by.is_some_and(|node| node != member.node) {
+            return Err("the membership belongs to another node".to_owned());
+        }
+        if self.books.is_out(&member.node) {
+            return Err(format!("the root revoked node {}", member.node.short()));
+        }
+        if !self.is_news(membership, &member)? {
+            return Ok(Vec::new());
+        }
+        let known = self.books.entry(&member.node);
+        let mut leaving = self.make_room(&member)?;
+        let former = member.replaces.filter(|former| *former != member.node);
+        leaving.extend(former);
+        let mut changes = self.books.release(&leaving);
+        if let Some(entry) = known {
+            // What a newer receipt doesn't settle must not become a gap.
+            let gone = leaving.iter().filter_map(|node| self.books.entry(node));
+            let numbers: Vec<(u64, u64)> = gone
+                .chain(std::iter::once(entry))
+                .flat_map(Entry::numbers)
+                .collect();
+            changes.push(self.books.loosen(numbers));
+        }
+        changes.push(Change::Remove(RecordKey::Departure(member.node)));
+        let (former, by) = (former.into_iter(), member.node);
+        changes.extend(former.map(|former| Change::Put(Record::Replaced { former, by })));
+        changes.extend(records(membership, &member).map(Change::Put));
+        self.apply(&changes, now);
+        Ok(changes)
+    }
+
+    /// Whether the books know less of a member than `membership` says.
+    fn is_news(&self, membership: &Membership, member: &Member) -> Result<bool, String> {
+        let receipt = membership
+            .receipt
+            .unverified()
+            .map_err(|error| error.to_string())?;
+        if let Some(departure) = self.books.departure(&member.node) {
+            let left = departure.unverified().map_err(|error| error.to_string())?;
+            if left.time >= receipt.time {
+                return Err(format!("node {} has left", member.name));
+            }
+        }
+        let newest = self.books.entry(&member.node).map_or(0, Entry::newest);
+        Ok(newest < member.sequence)
+    }
+
+    /// Whether a learned member fits in beside the ones that are known, and who has to go for it. The
+    /// known ones stay, unless the root said that the new one is right or they are outdated.
+    fn make_room(&self, member: &Member) -> Result<Vec<NodeId>, String> {
+        let yields = |node: &NodeId| {
+            let resolved = self.books.is_resolved(&member.node) && !self.books.is_resolved(node);
+            resolved || self.is_outdated(node, member.sequence)
+        };
+        let mut evicted: Vec<NodeId> = Vec::new();
+        let wanted = member.prefixes();
+        let own = |node: &NodeId| *node == member.node || member.replaces == Some(*node);
+        for (holder, prefix) in self.books.taken(own) {
+            if wanted.iter().any(|wanted| overlap(wanted, &prefix)) {
+                match holder {
+                    Holder::Node(node, _) if yields(node) => {
+                        evicted.push(*node);
+                    }
+                    _ => return Err(format!("{} claims {prefix} of {holder}", member.name)),
+                }
+            }
+        }
+        for (node, entry) in self.books.entries() {
+            let other = &entry.certificate;
+            let same = other.name == member.name
+                || other.wireguard == member.wireguard
+                || node.relay_address() == member.node.relay_address();
+            if !same || own(node) || self.books.is_out(node) || evicted.contains(node) {
+                continue;
+            }
+            if !yields(node) {
+                let holder = Holder::Node(node, &other.name);
+                return Err(format!("{} has the name or key of {holder}", member.name));
+            }
+            evicted.push(*node);
+        }
+        Ok(evicted)
+    }
+
+    /// Whether a node that a backup names has given up its place since: a later receipt gave away
+    /// what it held, which no planet does before the holder has left, and it was not seen again.
+    fn is_outdated(&self, node: &NodeId, sequence: u64) -> bool {
+        let newest = self.books.entry(node).map_or(0, Entry::newest);
+        let restored = self.books.origin == Origin::Restored;
+        restored && newest < sequence && !self.online.contains_key(node)
+    }
+
+    /// Forgets rumours that nobody has shown, asks members again, and says when grants stop or start.
+    pub(super) fn watch_relearning(&mut self, now: Now) {
+        self.relearning
+            .rumours
+            .retain(|_, (_, until)| now.moment < *until);
+        let reason = self.relearning.why_not(&self.books, now.moment);
+        if reason.is_some() {
+            let members: Vec<ConnectionId> = self
+                .connections
+                .iter()
+                .filter(|(_, known)| known.told.is_some() && !known.asked)
+                .map(|(id, _)| *id)
+                .collect();
+            members.into_iter().for_each(|id| self.consult(id, now));
+        }
+        if reason != self.relearning.said && self.is_arbiter() {
+            let event = reason.clone().map_or(Event::Granting, Event::Relearning);
+            self.note(event);
+            self.relearning.said = reason;
+        }
+    }
+
+    /// The operator takes the decision.
+    pub(super) fn trust_empty(&mut self, request: u64, now: Now) {
+        let highest = self.relearning.highest(&self.books);
+        let changes = vec![
+            Change::Put(Record::Trusted(highest)),
+            Change::Put(Record::Origin(Origin::Relearned)),
+        ];
+        self.relearning.first_report.get_or_insert(now.moment);
+        let result = Ok(format!(
+            "the planet grants again; everything up to receipt {highest} counts as known"
+        ));
+        let failed = Err("the planet can't write to its disk; free some space first".to_owned());
+        let answer = |result| Then::Do(Action::Answer { request, result });
+        self.transact(changes, vec![answer(result)], vec![answer(failed)]);
+    }
+}
+
+/// A membership as the books keep it, with the token's use that it proves.
+fn records(membership: &Membership, member: &Member) -> impl Iterator<Item = Record> + use<> {
+    let (token, number) = member.admitted_by;
+    let spent = Record::Use {
+        token,
+        number,
+        node: member.node,
+    };
+    let admission = Admission {
+        application: membership.application.clone(),
+        receipt: membership.receipt.clone(),
+    };
+    let claim = ReceiptedClaim {
+        claim: membership.claim.clone(),
+        receipt: membership.claim_receipt.clone(),
+    };
+    let (admission, claim) = (Box::new(admission), Box::new(claim));
+    [spent, Record::Admission(admission), Record::Claim(claim)].into_iter()
+}

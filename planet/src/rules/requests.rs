@@ -1,0 +1,300 @@
+//! What nodes ask, one function per message.
+
+use std::time::Duration;
+
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::certificate::{Application, Claim, Departure};
+use podmesh_proto::frame;
+use podmesh_proto::id::NodeId;
+use podmesh_proto::limits::MAX_RECORDS_PER_UPDATE;
+use podmesh_proto::network::RootStatement;
+use podmesh_proto::planet_api::{NodeMessage, PlanetMessage, Refusal, RefusalCode};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::Now;
+
+use crate::rules::admission::Court;
+use crate::rules::directory::Topic;
+use crate::rules::introductions;
+use crate::rules::records::{Change, Record};
+use crate::rules::refusal::{not_now, refuse};
+use crate::rules::{Action, ConnectionId, Event, Planet, Then};
+
+/// Bytes of the largest endpoint record: sixteen candidates and eight planets fit.
+const MAX_ENDPOINTS: usize = 2 * 1024;
+
+impl Planet {
+    pub(super) fn message(&mut self, connection: ConnectionId, message: NodeMessage, now: Now) {
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        known.heard = now.moment;
+        if !known.messages.take(1, now.moment) {
+            self.close(connection, "too many messages", now);
+            return;
+        }
+        let node = match (&message, known.node) {
+            (NodeMessage::Hello(hello), None) => {
+                self.hello(connection, hello, now);
+                return;
+            }
+            (NodeMessage::Hello(_), Some(_)) | (_, None) => {
+                self.close(connection, "out of order", now);
+                return;
+            }
+            (_, Some(node)) => node,
+        };
+        match message {
+            NodeMessage::Hello(_) | NodeMessage::Heartbeat => {}
+            NodeMessage::Join(application) => self.join(connection, node, &application, now),
+            NodeMessage::Claim(claim) => self.claim(connection, node, &claim, now),
+            NodeMessage::Publish(record) => self.publish(connection, node, record, now),
+            NodeMessage::Introduce { peer, attempt } => {
+                self.introduce(connection, (node, peer), attempt, now);
+            }
+            NodeMessage::Statement(statement) => {
+                self.node_says(connection, node, &statement, now);
+            }
+            NodeMessage::Report { memberships } => {
+                let few = memberships.len() <= MAX_RECORDS_PER_UPDATE;
+                if few && self.may_ask(connection) {
+                    self.report(connection, node, &memberships, now);
+                }
+            }
+            NodeMessage::Leave(departure) => self.leave(connection, node, departure, now),
+        }
+    }
+
+    fn join(
+        &mut self,
+        connection: ConnectionId,
+        node: NodeId,
+        application: &Application,
+        now: Now,
+    ) {
+        if !self.is_arbiter() {
+            // Whoever holds a token of this network may know where its planets are now.
+            if application.verify(&self.books.network).is_ok() {
+                let network = Box::new(self.books.network_statement.clone());
+                self.send(connection, PlanetMessage::Statement(network));
+            }
+            self.refused(connection, node, self.not_arbiter());
+            return;
+        }
+        let granting = self.may_grant(now);
+        let court = self.court(now);
+        match court.admit(&node, application, granting) {
+            Ok(admitted) => {
+                let answer = PlanetMessage::Admitted(admitted.receipt);
+                self.grant(connection, node, (admitted.changes, answer));
+            }
+            Err(refusal) => self.refused(connection, node, refusal),
+        }
+    }
+
+    fn claim(&mut self, connection: ConnectionId, node: NodeId, claim: &Signed<Claim>, now: Now) {
+        if !self.is_arbiter() {
+            self.refused(connection, node, self.not_arbiter());
+            return;
+        }
+        let granting = self.may_grant(now);
+        let court = self.court(now);
+        match court.claim(&node, claim, granting) {
+            Ok(claimed) => {
+                let answer = PlanetMessage::Claimed(claimed.receipt);
+                self.grant(connection, node, (claimed.changes, answer));
+            }
+            Err(refusal) => self.refused(connection, node, refusal),
+        }
+    }
+
+    /// Lets the answer out once what it says is durable.
+    fn grant(
+        &mut self,
+        connection: ConnectionId,
+        node: NodeId,
+        (mut changes, answer): (Vec<Change>, PlanetMessage),
+    ) {
+        let claimed = matches!(answer, PlanetMessage::Claimed(_));
+        let send = |message| {
+            Then::Do(Action::Send {
+                connection,
+                message: Box::new(message),
+            })
+        };
+        if changes.is_empty() {
+            self.send(connection, answer);
+            return;
+        }
+        changes.extend(self.relearning.conclude(&self.books));
+        let mut then = vec![send(answer)];
+        let name = self.name_of(&node).filter(|_| claimed);
+        then.extend(name.map(|name| Then::Do(Action::Happened(Event::Member(node, name)))));
+        let reason = "the planet can't write to its disk and grants nothing until it can";
+        let refusal = not_now(RefusalCode::Busy, reason, Duration::from_secs(10));
+        self.transact(changes, then, vec![send(PlanetMessage::Refused(refusal))]);
+    }
+
+    fn court(&self, now: Now) -> Court<'_> {
+        Court {
+            books: &self.books,
+            key: &self.key,
+            next: self.relearning.highest(&self.books).saturating_add(1),
+            now: now.unix,
+        }
+    }
+
+    fn publish(
+        &mut self,
+        connection: ConnectionId,
+        node: NodeId,
+        signed: Signed<EndpointRecord>,
+        now: Now,
+    ) {
+        if !self.may_ask(connection) {
+            let reason = "only members may publish where they are";
+            self.refused(connection, node, refuse(RefusalCode::NotMember, reason));
+            return;
+        }
+        let short =
+            frame::encode(&signed, "record").is_ok_and(|bytes| bytes.len() <= MAX_ENDPOINTS);
+        let record = EndpointRecord::verify(&signed, self.books.network.id)
+            .ok()
+            .filter(|record| short && record.node == node);
+        let Some(record) = record else {
+            let reason = "the endpoint record is not this node's, or too long";
+            self.refused(connection, node, refuse(RefusalCode::Invalid, reason));
+            return;
+        };
+        let known = self.endpoints.get(&node);
+        if known.is_none_or(|(_, known)| record.is_newer_than(known)) {
+            self.endpoints.insert(node, (signed, record));
+            self.news(Topic::Endpoints(node), now.moment);
+        }
+    }
+
+    fn introduce(
+        &mut self,
+        connection: ConnectionId,
+        (node, peer): (NodeId, NodeId),
+        attempt: u32,
+        now: Now,
+    ) {
+        if !self.may_ask(connection) || node == peer {
+            let reason = "only members may be introduced to each other";
+            self.refused(connection, node, refuse(RefusalCode::NotMember, reason));
+            return;
+        }
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        let here = known.rtt;
+        if !known.introductions.take(1, now.moment) {
+            let reason = "too many introductions at once";
+            let refusal = not_now(RefusalCode::Busy, reason, Duration::from_secs(1));
+            self.refused(connection, node, refusal);
+            return;
+        }
+        // Whether the peer is connected is no secret among members: their directory says so.
+        let Some(there) = self
+            .online
+            .get(&peer)
+            .copied()
+            .filter(|peer| self.may_ask(*peer))
+        else {
+            return;
+        };
+        let Some(rtt) = self.connections.get(&there).map(|peer| peer.rtt) else {
+            return;
+        };
+        if !self.introductions.allow(node, peer, now.moment) {
+            return;
+        }
+        let (wait_here, wait_there) = introductions::waits(here, rtt);
+        for (to, peer, fire_in) in [(connection, peer, wait_here), (there, node, wait_there)] {
+            let punch = PlanetMessage::Punch {
+                peer,
+                attempt,
+                fire_in,
+            };
+            self.send(to, punch);
+        }
+    }
+
+    fn node_says(
+        &mut self,
+        connection: ConnectionId,
+        node: NodeId,
+        statement: &Signed<RootStatement>,
+        now: Now,
+    ) {
+        match self.judge_statement(statement) {
+            Ok((changes, _)) if changes.is_empty() => {}
+            Ok((changes, what)) => {
+                self.apply(&changes, now);
+                self.remember(changes, vec![Then::Do(Action::Happened(what))]);
+            }
+            Err(refusal) => self.refused(connection, node, refusal),
+        }
+    }
+
+    fn leave(
+        &mut self,
+        connection: ConnectionId,
+        node: NodeId,
+        signed: Signed<Departure>,
+        now: Now,
+    ) {
+        let departure = signed.verify(&node.into(), "the node").ok();
+        let own = departure.filter(|departure| {
+            departure.node == node && departure.network == self.books.network.id
+        });
+        if own.is_none() {
+            let reason = "the departure is not this node's own";
+            self.refused(connection, node, refuse(RefusalCode::Unproven, reason));
+            return;
+        }
+        let Some(entry) = self.books.entry(&node) else {
+            return;
+        };
+        let name = entry.certificate.name.clone();
+        let mut changes = self.books.release(&[node]);
+        changes.push(Change::Put(Record::Departure(signed)));
+        // The end of the connection tells the node that its departure is on disk.
+        let happened = Action::Happened(Event::Left(node, name));
+        let then = vec![Then::Do(happened), Then::Dismiss(connection)];
+        let reason = "the planet can't write to its disk; leave again when it can";
+        let refusal = not_now(RefusalCode::Busy, reason, Duration::from_secs(10));
+        let refused = Then::Do(Action::Send {
+            connection,
+            message: Box::new(PlanetMessage::Refused(refusal)),
+        });
+        self.endpoints.remove(&node);
+        self.flush_at.get_or_insert(now.moment);
+        self.transact(changes, then, vec![refused]);
+    }
+
+    /// Whether a connection has what only members have.
+    pub(super) fn may_ask(&self, connection: ConnectionId) -> bool {
+        let known = self.connections.get(&connection);
+        known.is_some_and(|known| known.told.is_some())
+    }
+
+    pub(super) fn refused(&mut self, connection: ConnectionId, node: NodeId, refusal: Refusal) {
+        self.send(connection, PlanetMessage::Refused(refusal.clone()));
+        self.note(Event::Refused(node, refusal));
+    }
+
+    fn not_arbiter(&self) -> Refusal {
+        let first = self.books.network.planets.first();
+        let reason = first.map_or_else(
+            || "this network has no planet".to_owned(),
+            |first| {
+                format!(
+                    "planet {} at {} gives the leases; ask it",
+                    first.name, first.address
+                )
+            },
+        );
+        refuse(RefusalCode::NotArbiter, reason)
+    }
+}
