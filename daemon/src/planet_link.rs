@@ -222,18 +222,4 @@ fn wait_after(failures: u32) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_and_are_spread() {
-        for (failures, longest) in [(0, 200), (1, 400), (5, 6_400), (8, 30_000), (40, 30_000)] {
-            let waits: Vec<u128> = (0..300).map(|_| wait_after(failures).as_millis()).collect();
-            let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
-            assert!(
-                *most <= longest && *most > longest / 2 && *least < longest / 4,
-                "{failures}: {least}..{most}"
-            );
-        }
-    }
-}
+mod tests;

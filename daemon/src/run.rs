@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_engine::engine::Engine;
-use podmesh_engine::output::{Output, PlanetEvent, SlowItem};
+use podmesh_engine::output::{Output, PlanetEvent, SlowItem, Transmit};
 use podmesh_kernel::process;
 use podmesh_kernel::tun::{TunDevice, TunQueue};
 use podmesh_proto::id::PlanetId;
@@ -220,19 +220,11 @@ impl Node {
         while let Some(output) = self.engine.poll_output() {
             self.do_output(output);
         }
-        let shared = self.shards.shared();
-        let sent = self.outbox.flush(&shared.sockets);
-        shared.counters.add_sent(&sent);
     }
 
     fn do_output(&mut self, output: Output) {
         match output {
-            Output::Transmit(datagram) => {
-                let way = (datagram.socket, datagram.to);
-                let sockets = &self.shards.shared().sockets;
-                self.outbox
-                    .push(sockets, way, datagram.ttl, &datagram.bytes);
-            }
+            Output::Transmit(datagram) => self.transmit(&datagram),
             Output::Planet { planet, message } => self.do_in_order(Effect::Planet(planet, message)),
             Output::JoinDone(outcome) => self.do_in_order(Effect::JoinDone(outcome)),
             Output::Planets(planets) => self.links.keep(planets),
@@ -242,6 +234,20 @@ impl Node {
             Output::Persist(state) => self.held.wait_for(self.writer.put(*state)),
             Output::PodPacket(packet) => self.write_packet(&packet),
             Output::PingDone { id, result } => self.finish_ping(id, result),
+        }
+    }
+
+    /// Sends one datagram. The engine's are few, and it wants to know of each whether there is a way.
+    fn transmit(&mut self, datagram: &Transmit) {
+        let shared = self.shards.shared();
+        let way = (datagram.socket, datagram.to);
+        self.outbox
+            .push(&shared.sockets, way, datagram.ttl, &datagram.bytes);
+        let sent = self.outbox.flush(&shared.sockets);
+        shared.counters.add_sent(&sent);
+        if sent.unreachable + sent.refused > 0 {
+            self.engine
+                .handle_unreachable(datagram.socket, datagram.to, clock::now());
         }
     }
 

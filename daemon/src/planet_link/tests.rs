@@ -1,0 +1,159 @@
+use std::net::{Ipv4Addr, SocketAddr};
+
+use podmesh_proto::frame::{self, FrameDecoder};
+use podmesh_proto::key::SigningKey;
+use podmesh_proto::planet_api::{ALPN, EXPORTER_LABEL};
+use podmesh_proto::spki;
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Endpoint, ServerConfig};
+use rustls::crypto::ring::{default_provider, sign::any_eddsa_type};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::server::AlwaysResolvesServerRawPublicKeys;
+use rustls::sign::CertifiedKey;
+
+use super::*;
+
+/// A planet's side of the connection, and nothing of its mind.
+fn listen(key: &SigningKey) -> (Endpoint, SocketAddr) {
+    let private = spki::private_key(key.seed());
+    let private = PrivatePkcs8KeyDer::from(private.to_vec());
+    let public = CertificateDer::from(spki::encode(&key.public().0).to_vec());
+    let certified = CertifiedKey::new(vec![public], any_eddsa_type(&private).unwrap());
+    let mut tls = rustls::ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::new(
+            certified,
+        ))));
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    let quic = QuicServerConfig::try_from(tls).unwrap();
+    let config = ServerConfig::with_crypto(Arc::new(quic));
+    let endpoint = Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = endpoint.local_addr().unwrap();
+    (endpoint, address)
+}
+
+fn entry(key: &SigningKey, address: SocketAddr) -> PlanetEntry {
+    PlanetEntry {
+        id: key.planet_id(),
+        name: "planet-1".parse().unwrap(),
+        address: address.to_string(),
+    }
+}
+
+fn links() -> (PlanetLinks, mpsc::Receiver<LinkEvent>) {
+    let (sender, receiver) = mpsc::channel(16);
+    (PlanetLinks::new(sender), receiver)
+}
+
+async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> LinkEvent {
+    loop {
+        let event = timeout(Duration::from_secs(15), events.recv()).await;
+        let event = event.expect("an event in time").expect("an open channel");
+        if !matches!(event.news, LinkNews::Rtt(_)) {
+            return event;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_share_keying_material_and_talk_until_the_planet_drains() {
+    let key = SigningKey::from_seed([7; 32]);
+    let (endpoint, address) = listen(&key);
+    let planet = tokio::spawn(async move {
+        let connection = endpoint.accept().await.unwrap().await.unwrap();
+        let mut exported = [0; 32];
+        connection
+            .export_keying_material(&mut exported, EXPORTER_LABEL, b"")
+            .unwrap();
+        let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+        let mut decoder = FrameDecoder::default();
+        let first = loop {
+            let chunk = receive.read_chunk(9, true).await.unwrap().unwrap();
+            decoder.push(&chunk.bytes);
+            if let Some(message) = decoder.next::<NodeMessage>("test").unwrap() {
+                break message;
+            }
+        };
+        let retry_in = Duration::from_millis(50);
+        let bytes = frame::encode(&PlanetMessage::Draining { retry_in }, "test").unwrap();
+        send.write_all(&bytes).await.unwrap();
+        send.finish().unwrap();
+        let again = endpoint.accept().await.unwrap().await.is_ok();
+        (exported, first, again)
+    });
+
+    let (mut links, mut events) = links();
+    links.keep(vec![entry(&key, address)]);
+    let event = next(&mut events).await;
+    assert!(links.admit(&event));
+    let LinkNews::Connected(connected) = event.news else {
+        panic!("not connected")
+    };
+    assert_eq!(connected.remote, address);
+    links.send(key.planet_id(), NodeMessage::Heartbeat);
+    let event = next(&mut events).await;
+    assert!(
+        matches!(&event.news, LinkNews::Message(message) if matches!(**message, PlanetMessage::Draining { .. }))
+    );
+    let event = next(&mut events).await;
+    assert!(links.admit(&event) && matches!(event.news, LinkNews::Disconnected(_)));
+
+    let (exported, first, again) = planet.await.unwrap();
+    assert_eq!(exported, *connected.exported);
+    assert_eq!(first, NodeMessage::Heartbeat);
+    assert!(
+        again,
+        "the node comes back after the time that the planet named"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key_at_the_planets_address_is_named() {
+    let (endpoint, address) = listen(&SigningKey::from_seed([8; 32]));
+    tokio::spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            tokio::spawn(async move { incoming.await.is_ok() });
+        }
+    });
+    let (mut links, mut events) = links();
+    links.keep(vec![entry(&SigningKey::from_seed([7; 32]), address)]);
+    let LinkNews::Disconnected(reason) = next(&mut events).await.news else {
+        panic!("connected")
+    };
+    assert!(reason.contains("has another key"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_connection_that_was_given_up_are_not_admitted() {
+    let key = SigningKey::from_seed([7; 32]);
+    let (mut links, mut events) = links();
+    let mut nowhere = entry(&key, (Ipv4Addr::LOCALHOST, 9).into());
+    nowhere.address = "no.such.name.invalid:7077".to_owned();
+    links.keep(vec![nowhere]);
+    let old = next(&mut events).await;
+    let LinkNews::Disconnected(reason) = &old.news else {
+        panic!("connected")
+    };
+    assert!(
+        reason.contains("can't resolve no.such.name.invalid:7077"),
+        "{reason}"
+    );
+    links.reconnect(key.planet_id());
+    assert!(!links.admit(&old));
+    links.keep(Vec::new());
+    assert!(links.links.is_empty());
+}
+
+#[test]
+fn waits_grow_and_are_spread() {
+    for (failures, longest) in [(0, 200), (1, 400), (5, 6_400), (8, 30_000), (40, 30_000)] {
+        let waits: Vec<u128> = (0..300).map(|_| wait_after(failures).as_millis()).collect();
+        let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+        assert!(
+            *most <= longest && *most > longest / 2 && *least < longest / 4,
+            "{failures}: {least}..{most}"
+        );
+    }
+}

@@ -1,0 +1,198 @@
+//! The program as its service manager and its users meet it, in a network namespace of its own.
+//!
+//! Needs root, `/dev/net/tun` and iproute2, as all tests of this kind in the workspace do.
+
+mod node;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use node::{Node, ask, wait_until};
+
+const REQUESTS: [&str; 10] = [
+    r#"{"request":"Status"}"#,
+    r#"{"request":"Peers"}"#,
+    r#"{"request":"Peer","target":"a"}"#,
+    r#"{"request":"Routes"}"#,
+    r#"{"request":"Ready"}"#,
+    r#"{"request":"Ping","target":"a","timeout_ms":10}"#,
+    r#"{"request":"Network"}"#,
+    r#"{"request":"Join","token":"x"}"#,
+    r#"{"request":"Leave"}"#,
+    r#"{"request":"Statement","statement":"x"}"#,
+];
+
+#[test]
+fn a_second_meshd_ends_with_one_sentence_and_touches_nothing() {
+    let node = Node::new();
+    let first = node.start();
+    let before = (node.ip(&["-d", "link"]), node.ip(&["rule"]), node.files());
+    let (code, words) = node.run_to_end(&[]);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(
+        words.contains("another meshd uses the state folder"),
+        "{words}"
+    );
+    assert_eq!(words.lines().count(), 1, "{words}");
+    assert_eq!(
+        before,
+        (node.ip(&["-d", "link"]), node.ip(&["rule"]), node.files())
+    );
+    assert!(node.ask(REQUESTS[0]).contains("not-joined"));
+    drop(first);
+}
+
+#[test]
+fn a_stop_by_the_service_manager_is_quick_and_leaves_the_interface() {
+    let node = Node::new();
+    let mut meshd = node.start();
+    let link = node.ip(&["-o", "link", "show", "mesh0"]);
+    meshd.signal("HUP");
+    meshd.signal("HUP");
+    assert!(
+        node.ask(REQUESTS[0]).contains("not-joined"),
+        "a hang-up must not end it"
+    );
+    let start = Instant::now();
+    meshd.signal("TERM");
+    meshd.signal("TERM");
+    assert_eq!(meshd.wait(), Some(0));
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    let after = node.ip(&["-o", "link", "show", "mesh0"]);
+    assert_eq!(
+        link.split(':').next(),
+        after.split(':').next(),
+        "the index must stay"
+    );
+    drop(node.start());
+}
+
+#[test]
+fn a_deleted_interface_is_made_anew() {
+    let node = Node::new();
+    let _meshd = node.start();
+    node.ip(&["link", "del", "mesh0"]);
+    let start = Instant::now();
+    wait_until(Duration::from_secs(3), || {
+        node.ip(&["link"]).contains("mesh0")
+    });
+    wait_until(Duration::from_secs(3), || {
+        node.ask(REQUESTS[0]).contains("\"index\":3")
+    });
+    assert!(start.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn a_start_with_another_number_of_shards_keeps_the_interface() {
+    let node = Node::new();
+    for shards in ["1", "3", "2"] {
+        node.configure(&format!("shards = {shards}\n"));
+        let mut meshd = node.start();
+        let link = node.ip(&["-d", "link", "show", "mesh0"]);
+        assert!(
+            link.starts_with("2: ") && link.contains(&format!("numqueues {shards} ")),
+            "{link}"
+        );
+        meshd.signal("KILL");
+        meshd.wait();
+    }
+}
+
+#[test]
+fn each_bad_start_gets_one_sentence_and_its_exit_code() {
+    let node = Node::new();
+    drop(node.start());
+    let state = node.path("state");
+    let identity = fs::read(state.join("identity")).expect("an identity");
+
+    node.configure("prot = 7\n");
+    let (code, words) = node.run_to_end(&["--check"]);
+    assert_eq!(
+        (code, words.contains("did you mean 'port'?")),
+        (Some(3), true),
+        "{words}"
+    );
+    node.configure("log = \"what=ever=\"\n");
+    assert_eq!(node.run_to_end(&["--check"]).0, Some(3));
+    node.configure("port = 41000\n");
+    assert_eq!(node.run_to_end(&["--check"]), (Some(0), String::new()));
+    assert_eq!(node.run_to_end(&["--no-such-flag"]).0, Some(3));
+    assert_eq!(node.run_to_end(&["--config", "/no/such/file"]).0, Some(3));
+
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).expect("a changed mode");
+    let (code, words) = node.run_to_end(&[]);
+    assert_eq!(
+        (code, words.contains("chmod 700")),
+        (Some(5), true),
+        "{words}"
+    );
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).expect("a changed mode");
+
+    for cut in (0..identity.len()).step_by(64) {
+        fs::write(state.join("identity"), &identity[..cut]).expect("a torn file");
+        let (code, words) = node.run_to_end(&[]);
+        assert_eq!(
+            (code, words.contains("is damaged")),
+            (Some(1), true),
+            "{words}"
+        );
+        assert_eq!(words.lines().count(), 1, "{words}");
+    }
+    fs::write(state.join("identity"), &identity).expect("a whole file");
+
+    node.ip(&["link", "del", "mesh0"]);
+    node.ip(&["link", "add", "mesh0", "type", "bridge"]);
+    let (code, words) = node.run_to_end(&[]);
+    assert_eq!(
+        (code, words.contains("ip link del mesh0")),
+        (Some(1), true),
+        "{words}"
+    );
+    node.ip(&["link", "del", "mesh0"]);
+    drop(node.start());
+}
+
+#[test]
+fn strangers_are_refused_whatever_the_modes_are() {
+    let node = Node::new();
+    let _meshd = node.start();
+    for path in [node.root(), node.path("run"), node.path("run/meshd.sock")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("a changed mode");
+    }
+    let before = node.files();
+    let me = std::env::current_exe().expect("this program");
+    let output = Command::new(me)
+        .args(["--ignored", "--exact", "stranger", "--nocapture"])
+        .env("PODMESH_TEST_SOCKET", node.path("run/meshd.sock"))
+        .uid(65_534)
+        .gid(65_534)
+        .output()
+        .expect("a process of another user");
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && words.contains("1 passed"),
+        "{words}"
+    );
+    assert_eq!(before, node.files());
+}
+
+/// Run by `strangers_are_refused_whatever_the_modes_are`, as another user.
+#[test]
+#[ignore = "only makes sense as another user"]
+fn stranger() {
+    let socket = std::env::var_os("PODMESH_TEST_SOCKET").expect("a socket to try");
+    for request in REQUESTS {
+        let answer = ask(socket.as_ref(), request);
+        assert!(
+            answer.contains("\"code\":\"permission\""),
+            "{request}: {answer}"
+        );
+    }
+}

@@ -1,0 +1,172 @@
+//! A namespace, two folders and a meshd in them.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) struct Node {
+    namespace: String,
+    folder: PathBuf,
+}
+
+impl Node {
+    pub(crate) fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("pmd{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(&namespace);
+        fs::create_dir(&folder).expect("a folder for the test");
+        let node = Self { namespace, folder };
+        succeed(Command::new("ip").args(["netns", "add", &node.namespace]));
+        node.configure("");
+        node
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.folder.clone()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Writes the configuration; nothing outside the folder is touched by it.
+    pub(crate) fn configure(&self, text: &str) {
+        let text = format!("subnet-env = \"\"\n{text}");
+        fs::write(self.path("meshd.toml"), text).expect("a configuration");
+    }
+
+    /// Starts meshd and waits until it answers.
+    pub(crate) fn start(&self) -> Meshd {
+        let log = fs::File::create(self.path("log")).expect("a log");
+        let child = self.command(&[]).stderr(log).spawn().expect("a process");
+        let mut meshd = Meshd { child };
+        let start = Instant::now();
+        while UnixStream::connect(self.path("run/meshd.sock")).is_err() {
+            let ended = meshd.child.try_wait().expect("a process").is_some();
+            let log = || fs::read_to_string(self.path("log")).unwrap_or_default();
+            assert!(
+                !ended && start.elapsed() < PATIENCE,
+                "meshd doesn't start: {}",
+                log()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        meshd
+    }
+
+    /// Runs meshd until it ends by itself: exit code and what it said.
+    pub(crate) fn run_to_end(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = self.command(arguments).output().expect("a process");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+
+    pub(crate) fn ip(&self, arguments: &[&str]) -> String {
+        succeed(
+            Command::new("ip")
+                .args(["-n", &self.namespace])
+                .args(arguments),
+        )
+    }
+
+    pub(crate) fn ask(&self, request: &str) -> String {
+        ask(&self.path("run/meshd.sock"), request)
+    }
+
+    /// Names and contents of everything that meshd keeps.
+    pub(crate) fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let entries = fs::read_dir(self.path("state"))
+            .expect("a folder")
+            .flatten();
+        let mut files: Vec<_> = entries
+            .map(|entry| (entry.path(), fs::read(entry.path()).expect("a file")))
+            .collect();
+        files.sort();
+        files
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args([
+            "netns",
+            "exec",
+            &self.namespace,
+            env!("CARGO_BIN_EXE_meshd"),
+        ]);
+        if !arguments.contains(&"--config") {
+            command.arg("--config").arg(self.path("meshd.toml"));
+        }
+        command.arg("--state-dir").arg(self.path("state"));
+        command.arg("--runtime-dir").arg(self.path("run"));
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.namespace])
+            .status();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+pub(crate) struct Meshd {
+    child: Child,
+}
+
+impl Meshd {
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        succeed(Command::new("kill").args(["-s", name, &pid]));
+    }
+
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        self.child.wait().expect("an ended process").code()
+    }
+}
+
+impl Drop for Meshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One request and its one answer.
+pub(crate) fn ask(socket: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(socket).expect("a connection");
+    // A refusal may come before the request is taken.
+    let _ = writeln!(stream, "{request}");
+    let mut answer = String::new();
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .expect("an answer");
+    answer
+}
+
+pub(crate) fn wait_until(patience: Duration, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < patience, "not so within {patience:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().expect("a process");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{command:?}: {words}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
