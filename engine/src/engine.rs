@@ -1,13 +1,13 @@
 //! One node: the slow half's inputs, outputs and views.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::certificate::Claim;
 use podmesh_proto::id::{Name, NodeId, PlanetId};
-use podmesh_proto::local_api::{
-    InterfaceView, NodeState, PeerCounts, PeerDetail, PeerView, ReadyView, RouteView, StatusView,
-};
+use podmesh_proto::local_api::RouteView;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::planet_api::NodeMessage;
 use podmesh_proto::signed::Signed;
@@ -16,19 +16,71 @@ use podmesh_proto::token::JoinToken;
 
 use crate::config::EngineConfig;
 use crate::drops::Drops;
-use crate::error::{JoinError, PingError, RequestError, StartError};
+use crate::error::{JoinError, RequestError, StartError};
 use crate::forwarding::ForwardingTable;
 use crate::host_plan::HostPlan;
 use crate::inbound::{Arrived, InboundBatch, open_batch};
+use crate::join::Join;
+use crate::limiter::HandshakeLimiter;
+use crate::limits;
+use crate::membership::Members;
 use crate::outbound::{OutboundBatch, seal_batch};
 use crate::output::{Output, PlanetEvent, Received, SlowItem, Transmit};
+use crate::paths::ProbeBudget;
+use crate::peers::Peers;
+use crate::planets::Planets;
+use crate::publishing::OwnEndpoints;
+use crate::random::Random;
+use crate::timers::{Timer, Timers};
+use crate::tunnel::{TunnelKeys, buffer_for};
+
+mod arrivals;
+mod directory;
+mod gossip;
+mod joining;
+mod peer_work;
+mod pings;
+mod planet_work;
+mod record;
+mod start;
+mod syncing;
+mod tunnel_work;
+
+pub(crate) use self::joining::printable;
+use self::pings::Ping;
 
 /// The slow half of a node.
 pub struct Engine {
-    config: EngineConfig,
+    pub(crate) config: EngineConfig,
+    pub(crate) started: Now,
+    pub(crate) members: Option<Members>,
+    pub(crate) join: Option<Join>,
+    pub(crate) planets: Planets,
+    pub(crate) peers: Peers,
+    pub(crate) endpoints: OwnEndpoints,
+    pub(crate) drops: Arc<Drops>,
+    pub(crate) plan: HostPlan,
+    pub(crate) record: Option<(EndpointRecord, Signed<EndpointRecord>)>,
+    /// Difference to a planet's wall clock that is too large to go unnoticed, in seconds.
+    pub(crate) clock_off: Option<i64>,
     outputs: VecDeque<Output>,
+    random: Random,
+    timers: Timers,
+    keys: TunnelKeys,
+    limiter: HandshakeLimiter,
+    budget: ProbeBudget,
     table: Arc<ForwardingTable>,
-    plan: HostPlan,
+    presence: BTreeMap<(NodeId, PlanetId), bool>,
+    pings: BTreeMap<u64, Ping>,
+    claim: Option<Signed<Claim>>,
+    claim_serial: u64,
+    incarnation: u64,
+    sequence: u64,
+    waiting_bytes: usize,
+    rebuilt: Option<Moment>,
+    persisted: Option<Moment>,
+    dirty: bool,
+    scratch: Vec<u8>,
 }
 
 impl Engine {
@@ -36,15 +88,46 @@ impl Engine {
     ///
     /// # Errors
     /// What was stored is of another node or a newer program.
-    pub fn new(config: EngineConfig, _seed: [u8; 32], _now: Now) -> Result<Self, StartError> {
-        let table = Arc::new(ForwardingTable::empty(Arc::new(Drops::default())));
-        let plan = HostPlan::empty(&config.device, config.mtu);
-        Ok(Self {
-            config,
+    pub fn new(mut config: EngineConfig, seed: [u8; 32], now: Now) -> Result<Self, StartError> {
+        let stored = config.stored.take();
+        let drops = Arc::new(Drops::default());
+        let mut engine = Self {
+            started: now,
+            members: None,
+            join: None,
+            planets: Planets::default(),
+            peers: Peers::default(),
+            endpoints: OwnEndpoints::new(config.ports, config.configured.clone()),
+            plan: HostPlan::empty(&config.device, config.mtu),
+            record: None,
+            clock_off: None,
             outputs: VecDeque::new(),
-            table,
-            plan,
-        })
+            random: Random::new(seed),
+            timers: Timers::default(),
+            keys: TunnelKeys::new(&config.wireguard),
+            limiter: HandshakeLimiter::default(),
+            budget: ProbeBudget::new(now.moment),
+            table: Arc::new(ForwardingTable::empty(Arc::clone(&drops))),
+            presence: BTreeMap::new(),
+            pings: BTreeMap::new(),
+            claim: None,
+            claim_serial: 0,
+            incarnation: now.unix.0,
+            sequence: 0,
+            waiting_bytes: 0,
+            rebuilt: None,
+            persisted: None,
+            dirty: false,
+            scratch: vec![0; buffer_for(limits::MAX_PACKET)],
+            drops,
+            config,
+        };
+        engine.timers.set(Timer::Second, now.moment);
+        if let Some(stored) = stored {
+            engine.restore(*stored, now)?;
+        }
+        engine.settle(now);
+        Ok(engine)
     }
 
     /// This node's id.
@@ -66,20 +149,22 @@ impl Engine {
     pub fn handle_join(
         &mut self,
         token: &JoinToken,
-        _name: Name,
-        _now: Now,
+        name: Name,
+        now: Now,
     ) -> Result<(), JoinError> {
-        let (network, _) = token.verify()?;
-        self.outputs.push_back(Output::Planets(network.planets));
+        self.begin_join(token, name, now)?;
+        self.settle(now);
         Ok(())
     }
 
     /// Leaves the network: tells the planets, forgets members and paths, keeps keys.
     ///
     /// # Errors
-    /// Not a member.
-    pub fn handle_leave(&mut self, _now: Now) -> Result<(), RequestError> {
-        Err(RequestError::NotJoined)
+    /// Neither a member nor joining.
+    pub fn handle_leave(&mut self, now: Now) -> Result<(), RequestError> {
+        self.leave(now)?;
+        self.settle(now);
+        Ok(())
     }
 
     /// Takes something that the root said, and passes it on.
@@ -88,24 +173,43 @@ impl Engine {
     /// Not a member, or the root of this network didn't say it.
     pub fn handle_statement(
         &mut self,
-        _statement: Signed<RootStatement>,
-        _now: Now,
+        statement: Signed<RootStatement>,
+        now: Now,
     ) -> Result<(), RequestError> {
-        Err(RequestError::NotJoined)
+        self.take_operators_statement(&statement, now)?;
+        self.settle(now);
+        Ok(())
     }
 
     /// Something happened on the control connection to a planet.
-    pub fn handle_planet(&mut self, _planet: PlanetId, _event: PlanetEvent, _now: Now) {}
+    pub fn handle_planet(&mut self, planet: PlanetId, event: PlanetEvent, now: Now) {
+        match event {
+            PlanetEvent::Connected { remote, rtt } => {
+                self.planet_connected(planet, (remote, rtt), now);
+            }
+            PlanetEvent::Rtt(rtt) => {
+                if let Some(connection) = self.planets.connection(&planet) {
+                    connection.rtt = rtt;
+                }
+            }
+            PlanetEvent::Message(message) => self.planet_said(planet, *message, now),
+            PlanetEvent::Disconnected { reason } => self.planet_lost(planet, reason, now),
+        }
+        self.settle(now);
+    }
 
     /// The first message on a new control connection to `planet`, whose exported keying material is
-    /// `exported`.
+    /// `exported`; `None` for a node that neither is a member nor wants to be.
     #[must_use]
-    pub fn hello(&self, _planet: PlanetId, _exported: &[u8]) -> Option<NodeMessage> {
-        None
+    pub fn hello(&self, planet: PlanetId, exported: &[u8]) -> Option<NodeMessage> {
+        self.hello_to(&planet, exported)
     }
 
     /// Something that the fast half couldn't do.
-    pub fn handle_item(&mut self, _item: SlowItem, _now: Now) {}
+    pub fn handle_item(&mut self, item: SlowItem, now: Now) {
+        self.take_item(item, now);
+        self.settle(now);
+    }
 
     /// A datagram of any kind, for a shell without a fast half.
     pub fn handle_datagram(&mut self, received: Received, now: Now) {
@@ -119,80 +223,62 @@ impl Engine {
         let packets = batch.packets().map(<[u8]>::to_vec);
         self.outputs.extend(packets.map(Output::PodPacket));
         for item in batch.items {
-            self.handle_item(item, now);
+            self.take_item(item, now);
         }
+        self.settle(now);
     }
 
     /// A packet that the host sent into the TUN, for a shell without a fast half.
     pub fn handle_pod_packet(&mut self, packet: &[u8], now: Now) {
-        let mut batch = OutboundBatch::default();
-        seal_batch(&self.table, &[packet], &mut batch);
-        let datagrams = batch.datagrams().map(|outgoing| Transmit {
-            socket: outgoing.socket,
-            to: outgoing.to,
-            ttl: None,
-            bytes: outgoing.bytes.to_vec(),
-        });
-        self.outputs.extend(datagrams.map(Output::Transmit));
-        for item in batch.items {
-            self.handle_item(item, now);
-        }
+        self.send_pod_packets(&[packet], now);
+        self.settle(now);
     }
 
     /// The underlay addresses that others might reach this node by have changed: all of them.
-    pub fn handle_underlay(&mut self, _addresses: Vec<IpAddr>, _now: Now) {}
+    pub fn handle_underlay(&mut self, addresses: Vec<IpAddr>, now: Now) {
+        if self.endpoints.set_addresses(addresses) {
+            self.underlay_changed(now);
+        }
+        self.settle(now);
+    }
+
+    /// The system refused to send a datagram to `to` from `socket`: no route, or not permitted.
+    pub fn handle_unreachable(
+        &mut self,
+        socket: crate::path_id::SocketId,
+        to: std::net::SocketAddr,
+        now: Now,
+    ) {
+        self.paths_unreachable(socket, to, now);
+        self.settle(now);
+    }
 
     /// The time that [`Self::poll_timeout`] gave has come.
-    pub fn handle_timeout(&mut self, _now: Now) {}
+    pub fn handle_timeout(&mut self, now: Now) {
+        for timer in self.timers.take_due(now.moment) {
+            self.run(timer, now);
+        }
+        // Bounded, so that paths that are always due can't keep the engine in here.
+        for _ in 0..=self.peers.len() {
+            let Some(node) = self.peers.due(now.moment) else {
+                break;
+            };
+            self.with_paths(&node, now, |paths| paths.handle_timeout(now));
+        }
+        self.settle(now);
+    }
 
     /// When to call [`Self::handle_timeout`] next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Moment> {
-        None
+        let next = [self.timers.next(), self.peers.next_deadline()];
+        next.into_iter().flatten().min()
     }
 
     /// Sends one in-tunnel echo; `Output::PingDone` with the same `id` follows.
-    pub fn start_ping(&mut self, target: &str, id: u64, _now: Now) {
-        let target = target.to_owned();
-        let result = Err(PingError::NotFound { target });
-        self.outputs.push_back(Output::PingDone { id, result });
-    }
-
-    /// The node as a whole. The shell fills in the interface's index, shards and offloads.
-    #[must_use]
-    pub fn status(&self, now: Now) -> StatusView {
-        StatusView {
-            state: NodeState::NotJoined,
-            version: self.config.software.clone(),
-            generated: now.unix.to_string(),
-            uptime_s: 0,
-            network: None,
-            node: None,
-            planets: Vec::new(),
-            interface: InterfaceView {
-                name: self.plan.device.clone(),
-                index: None,
-                mtu: self.plan.mtu,
-                shards: 0,
-                offloads: Vec::new(),
-            },
-            peers: PeerCounts::default(),
-            candidates: Vec::new(),
-            drops: Vec::new(),
-            health: Vec::new(),
-        }
-    }
-
-    /// All peers, sorted by site, then name.
-    #[must_use]
-    pub fn peers(&self, _now: Now) -> Vec<PeerView> {
-        Vec::new()
-    }
-
-    /// One peer by name, id, overlay or pod address.
-    #[must_use]
-    pub fn peer(&self, _target: &str, _now: Now) -> Option<PeerDetail> {
-        None
+    pub fn start_ping(&mut self, target: &str, id: u64, now: Now) {
+        self.begin_ping(target, id, now);
+        self.settle(now);
     }
 
     /// What the host should hold, sorted by prefix.
@@ -201,20 +287,60 @@ impl Engine {
         self.plan.routes()
     }
 
-    /// Whether this node is a member with addresses, and whether any peer can be reached. The shell
-    /// adds what it knows of the host.
-    #[must_use]
-    pub fn ready(&self) -> ReadyView {
-        ReadyView {
-            ready: false,
-            connected: false,
-            reason: Some("this node has not joined a network".to_owned()),
-        }
-    }
-
     /// The network as its root signed it.
     #[must_use]
     pub fn network_statement(&self) -> Option<Signed<RootStatement>> {
-        None
+        let joined = self.members.as_ref().map(Members::network_statement);
+        joined.or(self.join.as_ref().map(Join::statement)).cloned()
+    }
+
+    fn run(&mut self, timer: Timer, now: Now) {
+        match timer {
+            Timer::Second => self.each_second(now),
+            Timer::Tunnels => self.tick_tunnels(now),
+            Timer::Traffic => self.sample_traffic(now),
+            Timer::Heartbeat(planet) => self.heartbeat(planet, now),
+            Timer::Observe(planet) => self.observe(planet, now),
+            Timer::Report(planet) => self.report(planet, now),
+            Timer::Join => self.ask_again(),
+            Timer::Rebuild => self.rebuild(now),
+            Timer::Persist => self.persist(now),
+        }
+    }
+
+    fn each_second(&mut self, now: Now) {
+        self.timers.set(
+            Timer::Second,
+            now.moment + std::time::Duration::from_secs(1),
+        );
+        self.keys.start_second();
+        if let Some(members) = &mut self.members {
+            members.expire(now.unix);
+        }
+        self.end_pings(now);
+        self.forget_waiting(now);
+    }
+
+    /// Gives packets of the host to the fast half's stage.
+    fn send_pod_packets(&mut self, packets: &[&[u8]], now: Now) {
+        let mut batch = OutboundBatch::default();
+        seal_batch(&self.table, packets, &mut batch);
+        let datagrams = batch.datagrams().map(|outgoing| Transmit {
+            socket: outgoing.socket,
+            to: outgoing.to,
+            ttl: None,
+            bytes: outgoing.bytes.to_vec(),
+        });
+        self.outputs.extend(datagrams.map(Output::Transmit));
+        for item in batch.items {
+            self.take_item(item, now);
+        }
+    }
+
+    fn say(&mut self, planet: PlanetId, message: NodeMessage) {
+        self.outputs.push_back(Output::Planet {
+            planet,
+            message: Box::new(message),
+        });
     }
 }

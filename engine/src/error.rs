@@ -146,6 +146,9 @@ pub enum PingError {
         /// The peer.
         peer: Name,
     },
+    /// Too many at once.
+    #[error("too many pings are under way; wait for one to end")]
+    TooMany,
     /// A stock WireGuard machine doesn't answer in-tunnel echoes.
     #[error("{peer} is an external WireGuard machine; ping its address instead")]
     External {

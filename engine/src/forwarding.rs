@@ -176,6 +176,8 @@ pub struct LinkState {
     pub path: Option<PathId>,
     /// Another path by which authentic data came lately.
     pub elsewhere: Option<PathId>,
+    /// The slow half knows that the tunnel has a session.
+    pub session: bool,
     /// Removed: nothing goes in or out any more, whatever table a thread still holds.
     pub closed: bool,
 }

@@ -17,7 +17,7 @@ use crate::forwarding::{ForwardingTable, LinkState, Owned, PeerIndex, PeerLink, 
 use crate::output::{Received, RelayOrigin, SlowItem};
 use crate::packet::Header;
 use crate::path_id::{PathId, SocketId};
-use crate::tunnel::{Opened, TunnelError, buffer_for, receiver_of};
+use crate::tunnel::{Opened, Tunnel, TunnelError, buffer_for, receiver_of};
 
 /// A datagram as a socket gave it.
 #[derive(Debug, Clone, Copy)]
@@ -227,12 +227,10 @@ fn open_run(
             Err(reason) => table.drops().count(reason),
         }
     }
-    if state
-        .tunnel
-        .as_ref()
-        .is_some_and(crate::tunnel::Tunnel::can_flush)
-    {
-        batch.items.push(SlowItem::Flush { peer: link.index });
+    // An empty first message on a session that the peer made tells that it can be used.
+    let news = |tunnel: &Tunnel| tunnel.can_flush() || (!state.session && tunnel.has_session());
+    if state.tunnel.as_ref().is_some_and(news) {
+        batch.items.push(SlowItem::Session { peer: link.index });
     }
     let counters = &link.counters;
     counters

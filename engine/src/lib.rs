@@ -18,21 +18,33 @@
 //! A shell without threads may give every datagram to `handle_datagram` and every inner packet to
 //! `handle_pod_packet`, which run the same two functions inside.
 //!
-//! [`tunnel`] is the only file that knows the `WireGuard` implementation.
+//! Membership is judged in [`membership`], a join in [`join`], paths in [`paths`]; [`tunnel`] is the
+//! only file that knows the `WireGuard` implementation.
 
 pub mod config;
+pub mod control;
 pub mod drops;
 pub mod engine;
 pub mod error;
 pub mod forwarding;
 pub mod host_plan;
 pub mod inbound;
+pub mod join;
+pub mod limiter;
 pub mod limits;
+pub mod membership;
 pub mod outbound;
 pub mod output;
 pub mod packet;
 pub mod path_id;
 pub mod paths;
+mod peer;
+mod peers;
+pub mod planets;
 pub mod prefix_table;
+pub mod publishing;
+mod random;
 pub mod stored;
+mod timers;
 pub mod tunnel;
+mod views;

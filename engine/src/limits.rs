@@ -43,11 +43,20 @@ pub const EAGER_PEERS: usize = 256;
 /// Per peer: how long the forwarding table, host plan and stored state may lag behind, so that
 /// building them stays a small share of the work however many members arrive.
 pub const REBUILD_PER_PEER: Duration = Duration::from_micros(100);
-/// Seconds that the incarnation is written ahead of, so that a clock that jumps back can't repeat it.
-pub const INCARNATION_AHEAD: u64 = 60;
 /// Health entries that one planet can cause.
 pub const MAX_LIES: usize = 64;
 /// Quarantined members that are remembered.
 pub const MAX_QUARANTINED: usize = 1_024;
 /// Pings under way.
 pub const MAX_PINGS: usize = 64;
+/// How long a packet waits for a first path.
+pub const MAX_WAIT: Duration = Duration::from_secs(5);
+/// How long a ping waits for its answer.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer without traffic for this long is let go, if there are more than [`EAGER_PEERS`].
+pub const IDLE: Duration = Duration::from_secs(600);
+/// Memberships per message of a report, and how often one goes out: a planet that relearns from
+/// many members is not flooded.
+pub const REPORT_GAP: Duration = Duration::from_millis(50);
+/// Members that news are told to through tunnels at once.
+pub const GOSSIP_FANOUT: usize = 32;

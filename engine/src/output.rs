@@ -122,8 +122,8 @@ pub enum SlowItem {
         /// The inner packet.
         packet: Vec<u8>,
     },
-    /// Packets that waited for a session of this peer can go now.
-    Flush {
+    /// The tunnel has a session now; packets that waited for it can go.
+    Session {
         /// The peer.
         peer: PeerIndex,
     },

@@ -1,0 +1,80 @@
+//! The tunnels' own messages: echoes, and news that members tell each other when planets can't.
+//!
+//! One version byte, then the message in postcard, then zeros up to the size that was asked for.
+
+use serde::{Deserialize, Serialize};
+
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::network::RootStatement;
+use podmesh_proto::signed::Signed;
+
+const VERSION: u8 = 1;
+/// Bytes. Longer messages don't go through tunnels: every path carries this much.
+pub const MAX_CONTROL: usize = 1_200;
+
+/// A message between two members.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlMessage {
+    /// Answer me, by the same path.
+    EchoRequest {
+        /// Repeated by the answer.
+        id: u64,
+    },
+    /// The answer.
+    EchoReply {
+        /// Of the request.
+        id: u64,
+    },
+    /// Where a member may be reached, by its own word.
+    Endpoints(Box<Signed<EndpointRecord>>),
+    /// Something the root said.
+    Statement(Box<Signed<RootStatement>>),
+}
+
+impl ControlMessage {
+    /// The payload of a control packet, at least `length` bytes long; `None` if the message is
+    /// longer than [`MAX_CONTROL`].
+    #[must_use]
+    pub fn encode(&self, length: usize) -> Option<Vec<u8>> {
+        let body = postcard::to_allocvec(self).ok()?;
+        if body.len() > MAX_CONTROL {
+            return None;
+        }
+        let mut payload = Vec::with_capacity(length.max(body.len() + 1));
+        payload.push(VERSION);
+        payload.extend(body);
+        let padded = payload.len().max(length);
+        payload.resize(padded, 0);
+        Some(payload)
+    }
+
+    /// Reads a payload.
+    #[must_use]
+    pub fn decode(payload: &[u8]) -> Option<Self> {
+        let (version, body) = payload.split_first()?;
+        if *version != VERSION {
+            return None;
+        }
+        postcard::take_from_bytes(body)
+            .ok()
+            .map(|(message, _padding)| message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_padding_and_nothing_else_is_one() {
+        let echo = ControlMessage::EchoRequest { id: u64::MAX };
+        for length in [0, 12, 1_240, 8_000] {
+            let payload = echo.encode(length).unwrap();
+            assert!(payload.len() >= length);
+            assert_eq!(ControlMessage::decode(&payload), Some(echo.clone()));
+        }
+        assert_eq!(ControlMessage::decode(&[]), None);
+        assert_eq!(ControlMessage::decode(&[2, 0, 1]), None);
+        assert_eq!(ControlMessage::decode(&[1, 200]), None);
+    }
+}

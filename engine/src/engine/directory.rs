@@ -1,0 +1,263 @@
+//! What planets tell about the members, and what they are told.
+
+use std::ops::Bound;
+
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::certificate::Membership;
+use podmesh_proto::id::{NodeId, PlanetId};
+use podmesh_proto::limits::MAX_RECORDS_PER_UPDATE;
+use podmesh_proto::network::RootStatement;
+use podmesh_proto::planet_api::{DirectoryRecord, DirectoryUpdate, NodeMessage};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::Now;
+
+use crate::engine::Engine;
+use crate::error::RequestError;
+use crate::limits;
+use crate::membership::Members;
+use crate::membership::lies::{Lie, Source};
+use crate::output::Output;
+use crate::timers::Timer;
+
+impl Engine {
+    pub(super) fn directory(&mut self, planet: PlanetId, update: DirectoryUpdate, now: Now) {
+        if self.members.is_none() {
+            return;
+        }
+        // What a node learns while it knows nothing of a directory yet is one batch: the order in
+        // which a planet tells it must not decide who was first.
+        if !self.planets.syncing()
+            && let Some(members) = &mut self.members
+        {
+            members.start_batch();
+        }
+        for record in update.records {
+            self.directory_record(planet, record, now);
+        }
+        if let Some(entry) = self.planets.get_mut(&planet) {
+            entry.cursor = Some(update.cursor);
+        }
+        self.end_sync(planet, update.cursor.version);
+    }
+
+    /// Ends the batch of first updates, if this version completes it.
+    pub(super) fn end_sync(&mut self, planet: PlanetId, version: u64) {
+        if let Some(connection) = self.planets.connection(&planet)
+            && connection.syncing.is_some_and(|until| version >= until)
+        {
+            connection.syncing = None;
+            if let Some(members) = &mut self.members {
+                members.start_batch();
+            }
+        }
+    }
+
+    fn directory_record(&mut self, planet: PlanetId, record: DirectoryRecord, now: Now) {
+        let Some(members) = &mut self.members else {
+            return;
+        };
+        let source = Source::Planet(planet);
+        match record {
+            DirectoryRecord::Member(membership) => {
+                members.learn(*membership, source, now.unix);
+                self.follow_members(now);
+            }
+            DirectoryRecord::Endpoints(signed) => {
+                match EndpointRecord::verify(&signed, members.network().id) {
+                    Ok(record) => self.take_record(record, signed, now),
+                    Err(error) => {
+                        let sentence =
+                            format!("sent an endpoint record that doesn't hold: {error}");
+                        let told = ("endpoints".to_owned(), sentence);
+                        members.note(Lie::Forged, source, told, now.unix);
+                    }
+                }
+            }
+            DirectoryRecord::Presence { node, online } => {
+                self.presence.insert((node, planet), online);
+                self.spread_relays_to(&node, now);
+            }
+            DirectoryRecord::Left(departure) => {
+                if let Err(error) = members.depart(&departure) {
+                    let sentence = format!("sent a departure that doesn't hold: {error}");
+                    let told = ("departure".to_owned(), sentence);
+                    members.note(Lie::Forged, source, told, now.unix);
+                }
+                self.follow_members(now);
+            }
+        }
+    }
+
+    /// A verified endpoint record of a member.
+    pub(super) fn take_record(
+        &mut self,
+        mut record: EndpointRecord,
+        signed: Signed<EndpointRecord>,
+        now: Now,
+    ) {
+        let excluded = self.excluded();
+        let node = record.node;
+        let Some(peer) = self.peers.get_mut(&node) else {
+            return;
+        };
+        let known = peer.record.as_ref();
+        if known.is_some_and(|(known, _)| !record.is_newer_than(known)) {
+            return;
+        }
+        record.candidates.retain(|candidate| {
+            !excluded
+                .iter()
+                .any(|range| range.contains(&candidate.endpoint.ip()))
+        });
+        peer.is_new_life(record.incarnation);
+        peer.record = Some((record.clone(), signed));
+        self.spread_relays_to(&node, now);
+        self.with_paths(&node, now, |paths| paths.set_remote(&record, now));
+        self.paths_changed(now);
+    }
+
+    pub(super) fn take_planets_statement(
+        &mut self,
+        planet: PlanetId,
+        statement: &Signed<RootStatement>,
+        now: Now,
+    ) {
+        if let Some(join) = &mut self.join {
+            join.take_edition(statement);
+            let planets = join.network().planets.clone();
+            self.planets.set(&planets);
+            return;
+        }
+        self.take_statement(statement, Source::Planet(planet), now);
+    }
+
+    /// A statement of the root, from whomever; whether it was news.
+    pub(super) fn take_statement(
+        &mut self,
+        statement: &Signed<RootStatement>,
+        source: Source,
+        now: Now,
+    ) -> bool {
+        let Some(members) = &mut self.members else {
+            return false;
+        };
+        let version = members.network().version;
+        match members.apply(statement, source, now.unix) {
+            Ok(true) => {
+                let edition = members.network().version > version;
+                self.statement_is_news(statement, source, edition, now);
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                let sentence = format!("passed on a root statement that doesn't hold: {error}");
+                let told = ("statement".to_owned(), sentence);
+                members.note(Lie::Forged, source, told, now.unix);
+                false
+            }
+        }
+    }
+
+    fn statement_is_news(
+        &mut self,
+        statement: &Signed<RootStatement>,
+        source: Source,
+        edition: bool,
+        now: Now,
+    ) {
+        if edition && let Some(members) = &self.members {
+            let planets = members.network().planets.clone();
+            self.planets.set(&planets);
+            self.outputs.push_back(Output::Planets(planets));
+            self.spread_relays(now);
+        }
+        // A revocation must not be lost, however much else there is to write.
+        self.persist(now);
+        let others: Vec<PlanetId> = self
+            .planets
+            .connected()
+            .filter(|planet| source != Source::Planet(*planet))
+            .collect();
+        for planet in others {
+            self.say(planet, NodeMessage::Statement(Box::new(statement.clone())));
+        }
+        self.gossip_statement(statement, source, now);
+    }
+
+    pub(super) fn take_operators_statement(
+        &mut self,
+        statement: &Signed<RootStatement>,
+        now: Now,
+    ) -> Result<(), RequestError> {
+        let members = self.members.as_ref().ok_or(RequestError::NotJoined)?;
+        let known = members.network().version;
+        if let RootStatement::Network(network) = members.network().verify(statement)?
+            && network.version < known
+        {
+            let given = network.version;
+            return Err(RequestError::Older { given, known });
+        }
+        if !self.take_statement(statement, Source::Operator, now) {
+            // Known here, but perhaps not to the planets.
+            let planets: Vec<PlanetId> = self.planets.connected().collect();
+            for planet in planets {
+                self.say(planet, NodeMessage::Statement(Box::new(statement.clone())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells a planet everything that the root said: it may have been restored, or replaced.
+    pub(super) fn tell_statements(&mut self, planet: PlanetId) {
+        let Some(members) = &self.members else {
+            return;
+        };
+        let network = [members.network_statement()].into_iter();
+        let all: Vec<_> = network.chain(members.statements()).cloned().collect();
+        for statement in all {
+            self.say(planet, NodeMessage::Statement(Box::new(statement)));
+        }
+    }
+
+    pub(super) fn begin_report(&mut self, planet: PlanetId, now: Now) {
+        if let Some(connection) = self.planets.connection(&planet)
+            && connection.report.is_none()
+        {
+            connection.report = Some(None);
+            self.timers.set(Timer::Report(planet), now.moment);
+            self.report(planet, now);
+        }
+    }
+
+    /// The next part of a report of all memberships; an empty part ends it.
+    pub(super) fn report(&mut self, planet: PlanetId, now: Now) {
+        let Some(members) = &self.members else {
+            return;
+        };
+        let Some(connection) = self.planets.connection(&planet) else {
+            return;
+        };
+        let Some(after) = connection.report else {
+            return;
+        };
+        let part = memberships_after(members, after);
+        connection.report = part.last().map(|(node, _)| Some(*node));
+        if part.is_empty() {
+            self.timers.clear(Timer::Report(planet));
+        } else {
+            let next = now.moment + limits::REPORT_GAP;
+            self.timers.set(Timer::Report(planet), next);
+        }
+        let memberships = part.into_iter().map(|(_, one)| one).collect();
+        self.say(planet, NodeMessage::Report { memberships });
+    }
+}
+
+fn memberships_after(members: &Members, after: Option<NodeId>) -> Vec<(NodeId, Membership)> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    members
+        .range(from)
+        .take(MAX_RECORDS_PER_UPDATE)
+        .map(|known| (known.member.node, (*known.membership).clone()))
+        .collect()
+}

@@ -1,0 +1,143 @@
+//! News that members tell each other through their tunnels, for the time when planets can't.
+
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::certificate::Departure;
+use podmesh_proto::id::NodeId;
+use podmesh_proto::network::RootStatement;
+use podmesh_proto::planet_api::NodeMessage;
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::Now;
+
+use crate::control::ControlMessage;
+use crate::engine::Engine;
+use crate::limits;
+use crate::membership::lies::{Lie, Source};
+
+impl Engine {
+    /// Tells a peer, whose path has just come up, what it may have missed.
+    pub(super) fn greet_peer(&mut self, node: &NodeId, now: Now) {
+        if let Some((_, signed)) = self.record.clone() {
+            let message = ControlMessage::Endpoints(Box::new(signed));
+            self.send_control(node, &message, now);
+        }
+        let statements: Vec<Signed<RootStatement>> = self
+            .members
+            .iter()
+            .flat_map(|members| members.statements())
+            .take(limits::GOSSIP_FANOUT)
+            .cloned()
+            .collect();
+        for statement in statements {
+            self.send_control(node, &ControlMessage::Statement(Box::new(statement)), now);
+        }
+    }
+
+    pub(super) fn gossip_own_record(&mut self, now: Now) {
+        if let Some((_, signed)) = self.record.clone() {
+            let message = ControlMessage::Endpoints(Box::new(signed));
+            self.gossip(&message, None, now);
+        }
+    }
+
+    pub(super) fn gossip_statement(
+        &mut self,
+        statement: &Signed<RootStatement>,
+        source: Source,
+        now: Now,
+    ) {
+        let from = match source {
+            Source::Member(node) => Some(node),
+            _ => None,
+        };
+        let message = ControlMessage::Statement(Box::new(statement.clone()));
+        self.gossip(&message, from, now);
+    }
+
+    /// Tells it to peers whose path is up, but not to `except`; where there are very many, to some:
+    /// each of them tells it on.
+    fn gossip(&mut self, message: &ControlMessage, except: Option<NodeId>, now: Now) {
+        let mut reachable: Vec<NodeId> = self
+            .peers
+            .nodes()
+            .filter(|peer| Some(peer.member.node) != except)
+            .filter(|peer| peer.session && peer.link.lock().path.is_some())
+            .map(|peer| peer.member.node)
+            .collect();
+        while reachable.len() > limits::GOSSIP_FANOUT {
+            let length = u64::try_from(reachable.len()).unwrap_or(u64::MAX);
+            let victim = usize::try_from(self.random.number() % length).unwrap_or(0);
+            reachable.swap_remove(victim);
+        }
+        for node in reachable {
+            self.send_control(&node, message, now);
+        }
+    }
+
+    /// A departing node tells its peers by closing; planets pass the departure on.
+    pub(super) fn tell_departure(&mut self, departure: &Signed<Departure>, now: Now) {
+        let hash = departure.hash();
+        tracing::info!(time = %now.unix, departure = ?hash.first(), "left the network");
+    }
+
+    /// News from a member.
+    pub(super) fn heard_news(&mut self, from: NodeId, message: ControlMessage, now: Now) {
+        let Some(members) = &mut self.members else {
+            return;
+        };
+        match message {
+            ControlMessage::Endpoints(signed) => {
+                match EndpointRecord::verify(&signed, members.network().id) {
+                    Ok(record) => self.heard_record(from, record, *signed, now),
+                    Err(error) => {
+                        let sentence =
+                            format!("sent an endpoint record that doesn't hold: {error}");
+                        let told = ("endpoints".to_owned(), sentence);
+                        members.note(Lie::Forged, Source::Member(from), told, now.unix);
+                    }
+                }
+            }
+            ControlMessage::Statement(statement) => {
+                self.take_statement(&statement, Source::Member(from), now);
+            }
+            ControlMessage::EchoRequest { .. } | ControlMessage::EchoReply { .. } => {}
+        }
+    }
+
+    fn heard_record(
+        &mut self,
+        from: NodeId,
+        record: EndpointRecord,
+        signed: Signed<EndpointRecord>,
+        now: Now,
+    ) {
+        let node = record.node;
+        let news = self.peers.get(&node).is_some_and(|peer| {
+            peer.record
+                .as_ref()
+                .is_none_or(|(known, _)| record.is_newer_than(known))
+        });
+        if !news {
+            return;
+        }
+        self.take_record(record, signed.clone(), now);
+        // Planets spread records by themselves, while there are any.
+        if self.planets.legs().next().is_none() {
+            let message = ControlMessage::Endpoints(Box::new(signed));
+            self.gossip(&message, Some(from), now);
+        }
+    }
+
+    /// Whether a planet wants to be told something that members said.
+    pub(super) fn introduce(&mut self, node: NodeId, attempt: u32) {
+        let planet = self.relays_to(&node).into_iter().next();
+        if let Some(planet) = planet {
+            self.say(
+                planet,
+                NodeMessage::Introduce {
+                    peer: node,
+                    attempt,
+                },
+            );
+        }
+    }
+}

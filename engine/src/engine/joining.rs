@@ -1,0 +1,270 @@
+//! Joining and leaving.
+
+use std::time::Duration;
+
+use podmesh_proto::certificate::{AdmissionReceipt, Claim, ClaimReceipt, Departure, Membership};
+use podmesh_proto::error::CertificateError;
+use podmesh_proto::id::{Name, PlanetId};
+use podmesh_proto::planet_api::{NodeMessage, Refusal, RefusalCode};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::Now;
+use podmesh_proto::token::JoinToken;
+
+use crate::engine::Engine;
+use crate::error::{JoinError, RequestError};
+use crate::join::{AfterRefusal, Join};
+use crate::membership::lies::{Lie, Source};
+use crate::membership::{Learned, Members};
+use crate::output::Output;
+use crate::timers::Timer;
+
+/// Between two tries when a planet's answer makes no sense.
+const AFTER_NONSENSE: Duration = Duration::from_secs(10);
+
+impl Engine {
+    pub(super) fn begin_join(
+        &mut self,
+        token: &JoinToken,
+        name: Name,
+        now: Now,
+    ) -> Result<(), JoinError> {
+        if let Some(members) = &self.members {
+            let network = members.network().name.clone();
+            return Err(JoinError::AlreadyMember { network });
+        }
+        if let Some(join) = &self.join {
+            let network = join.network().name.clone();
+            return Err(JoinError::InProgress { network });
+        }
+        let join = Join::begin(token, name, &self.config, now.unix)?;
+        let planets = join.network().planets.clone();
+        self.join = Some(join);
+        self.planets.set(&planets);
+        self.persist(now);
+        self.outputs.push_back(Output::Planets(planets));
+        Ok(())
+    }
+
+    /// Says again what the join or claim is waiting for.
+    pub(super) fn ask_again(&mut self) {
+        let planets: Vec<PlanetId> = self.planets.connected().collect();
+        for planet in planets {
+            self.ask(planet);
+        }
+    }
+
+    /// Tells one planet what this node wants to become or to claim.
+    pub(super) fn ask(&mut self, planet: PlanetId) {
+        if let Some(join) = &self.join {
+            let message = join.message();
+            self.say(planet, message);
+        } else if let Some(claim) = self.claim.clone() {
+            self.say(planet, NodeMessage::Claim(claim));
+        }
+    }
+
+    pub(super) fn admitted(
+        &mut self,
+        planet: PlanetId,
+        receipt: &Signed<AdmissionReceipt>,
+        now: Now,
+    ) {
+        let serial = self.claim_serial.saturating_add(1).max(now.unix.0);
+        let Some(join) = &mut self.join else {
+            return;
+        };
+        let made = join.admitted(
+            receipt,
+            &self.config.pod_cidrs,
+            &self.config.identity,
+            serial,
+        );
+        match made {
+            Ok(claim) => {
+                self.claim_serial = serial;
+                // The token's use is spent: from here on this receipt must not be lost.
+                self.persist(now);
+                self.say(planet, NodeMessage::Claim(claim));
+            }
+            Err(error) => self.nonsense(planet, "an admission receipt", &error, now),
+        }
+    }
+
+    pub(super) fn claimed(&mut self, planet: PlanetId, receipt: &Signed<ClaimReceipt>, now: Now) {
+        if let Some(join) = &self.join {
+            match join.claimed(receipt, now.unix) {
+                Ok(membership) => self.become_member(membership, now),
+                Err(error) => self.nonsense(planet, "a claim receipt", &error, now),
+            }
+            return;
+        }
+        let (Some(claim), Some(members)) = (&self.claim, &mut self.members) else {
+            return;
+        };
+        let Some(own) = members.own() else {
+            return;
+        };
+        let membership = Membership {
+            claim: claim.clone(),
+            claim_receipt: receipt.clone(),
+            ..(*own.membership).clone()
+        };
+        if members.learn(membership, Source::Planet(planet), now.unix) == Learned::New {
+            self.claim = None;
+            self.persist(now);
+        }
+    }
+
+    fn become_member(&mut self, membership: Membership, now: Now) {
+        let Some(join) = self.join.take() else {
+            return;
+        };
+        let mut members = Members::new(
+            join.network().clone(),
+            join.statement().clone(),
+            self.node_id(),
+        );
+        members.learn(membership, Source::Operator, now.unix);
+        members.start_batch();
+        tracing::info!(network = %join.network().name, name = %join.name(), "joined");
+        self.members = Some(members);
+        self.timers.clear(Timer::Join);
+        self.dirty = true;
+        self.persist(now);
+        self.outputs.push_back(Output::JoinDone(Ok(())));
+    }
+
+    /// A planet answered with something that doesn't fit: it is named, and asked again later.
+    fn nonsense(&mut self, planet: PlanetId, what: &str, error: &CertificateError, now: Now) {
+        tracing::debug!(planet = %planet.short(), what, %error, "answer doesn't hold");
+        if let Some(entry) = self.planets.get_mut(&planet) {
+            entry.error = Some(format!("sent {what} that doesn't hold: {error}"));
+        }
+        self.timers.set(Timer::Join, now.moment + AFTER_NONSENSE);
+    }
+
+    pub(super) fn refused(&mut self, planet: PlanetId, refusal: Refusal, now: Now) {
+        if let Some(entry) = self.planets.get_mut(&planet) {
+            entry.error = Some(printable(&refusal.reason));
+        }
+        if let Some(join) = &mut self.join {
+            match join.refused(refusal) {
+                AfterRefusal::Retry(wait) => {
+                    self.timers.set_earlier(Timer::Join, now.moment + wait);
+                }
+                AfterRefusal::Failed(error) => {
+                    self.forget_network(now);
+                    self.outputs.push_back(Output::JoinDone(Err(error)));
+                }
+            }
+            return;
+        }
+        if self.claim.is_none() {
+            return;
+        }
+        if matches!(refusal.code, RefusalCode::Conflict | RefusalCode::Invalid) {
+            self.claim = None;
+            if let Some(members) = &mut self.members {
+                let sentence = format!("refused this node's claim: {}", printable(&refusal.reason));
+                let told = ("own claim".to_owned(), sentence);
+                members.note(Lie::Conflict, Source::Planet(planet), told, now.unix);
+            }
+        } else {
+            let wait = refusal.retry_in.unwrap_or(AFTER_NONSENSE);
+            self.timers.set_earlier(Timer::Join, now.moment + wait);
+        }
+    }
+
+    /// Claims the pod CIDRs of the configuration, if they are not what the membership says.
+    pub(super) fn claim_configured(&mut self, now: Now) {
+        if self.config.pod_cidrs.is_empty() || self.claim.is_some() {
+            return;
+        }
+        let Some(own) = self.members.as_ref().and_then(Members::own) else {
+            return;
+        };
+        if own.member.pod_cidrs == self.config.pod_cidrs {
+            return;
+        }
+        let serial = self
+            .claim_serial
+            .max(own.member.serial)
+            .saturating_add(1)
+            .max(now.unix.0);
+        let claim = Claim {
+            network: self.members.as_ref().map_or_else(
+                || podmesh_proto::id::NetworkId([0; 16]),
+                |members| members.network().id,
+            ),
+            node: own.member.node,
+            serial,
+            overlay4: own.member.overlay4,
+            pod_cidrs: self.config.pod_cidrs.clone(),
+        };
+        if let Ok(signed) = Signed::seal(&claim, &self.config.identity) {
+            self.claim_serial = serial;
+            self.claim = Some(signed);
+            self.persist(now);
+        }
+    }
+
+    pub(super) fn leave(&mut self, now: Now) -> Result<(), RequestError> {
+        if self.join.take().is_some() {
+            self.forget_network(now);
+            self.outputs
+                .push_back(Output::JoinDone(Err(JoinError::Cancelled)));
+            return Ok(());
+        }
+        let members = self.members.as_ref().ok_or(RequestError::NotJoined)?;
+        let admitted = members.own().map(|own| own.member.admitted);
+        let departure = Departure {
+            network: members.network().id,
+            node: self.node_id(),
+            time: admitted.map_or(now.unix, |admitted| admitted.max(now.unix)),
+        };
+        let departure = Signed::seal(&departure, &self.config.identity)?;
+        let connected: Vec<PlanetId> = self.planets.connected().collect();
+        for planet in connected {
+            self.say(planet, NodeMessage::Leave(departure.clone()));
+        }
+        self.tell_departure(&departure, now);
+        self.forget_network(now);
+        Ok(())
+    }
+
+    /// Back to the state before any join; only keys and ports stay.
+    fn forget_network(&mut self, now: Now) {
+        let peers: Vec<_> = self.peers.nodes().map(|peer| peer.member.node).collect();
+        for node in peers {
+            if let Some(peer) = self.peers.remove(&node) {
+                peer.close();
+            }
+        }
+        let externals: Vec<_> = self.peers.externals().map(|peer| peer.wireguard).collect();
+        for key in externals {
+            if let Some(peer) = self.peers.remove_external(&key) {
+                peer.close();
+            }
+        }
+        self.members = None;
+        self.join = None;
+        self.claim = None;
+        self.record = None;
+        self.waiting_bytes = 0;
+        self.presence.clear();
+        self.timers = crate::timers::Timers::default();
+        self.timers.set(Timer::Second, now.moment);
+        self.persist(now);
+        self.rebuild(now);
+        self.planets.set(&[]);
+        self.outputs.push_back(Output::Planets(Vec::new()));
+    }
+}
+
+/// A sentence from outside, fit for a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|letter| !letter.is_control())
+        .take(200)
+        .collect()
+}

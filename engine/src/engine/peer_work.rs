@@ -1,0 +1,279 @@
+//! Looking after the paths of each peer: who is reached for, and what its paths ask for.
+
+use std::time::Duration;
+
+use podmesh_proto::id::NodeId;
+use podmesh_proto::probe::Probe;
+use podmesh_proto::time::Now;
+
+use crate::control::ControlMessage;
+use crate::engine::Engine;
+use crate::limits;
+use crate::membership::holdings::MemberId;
+use crate::path_id::{PathId, SocketId};
+use crate::paths::{PathAction, Paths, SwitchReason, TrafficSample};
+use crate::publishing::Witness;
+
+/// Actions of one peer that are done at once; more wait for the next turn.
+const MAX_ACTIONS: usize = 256;
+
+impl Engine {
+    /// Lets `work` happen to the paths of a peer, if somebody looks after them, and does what they
+    /// ask for then.
+    pub(super) fn with_paths(&mut self, node: &NodeId, now: Now, work: impl FnOnce(&mut Paths)) {
+        let Some(paths) = self
+            .peers
+            .get_mut(node)
+            .and_then(|peer| peer.paths.as_deref_mut())
+        else {
+            return;
+        };
+        work(paths);
+        for _ in 0..MAX_ACTIONS {
+            let action = self
+                .peers
+                .get_mut(node)
+                .and_then(|peer| peer.paths.as_deref_mut())
+                .and_then(Paths::poll_action);
+            let Some(action) = action else {
+                break;
+            };
+            self.perform(node, action, now);
+        }
+        let deadline = self
+            .peers
+            .get(node)
+            .and_then(|peer| peer.paths.as_deref())
+            .and_then(|paths| paths.poll_timeout(now));
+        // Never right now: a turn ends, and the shell gets its say.
+        let soonest = now.moment + Duration::from_millis(1);
+        self.peers
+            .set_deadline(*node, deadline.map(|at| at.max(soonest)));
+    }
+
+    /// Looks after a peer's paths from now on, if there are few enough peers for that.
+    pub(super) fn wake_if_few(&mut self, node: &NodeId, now: Now) {
+        if self.peers.len() <= limits::EAGER_PEERS {
+            self.wake(node, now);
+        }
+    }
+
+    /// After members have gone, there may be few enough again.
+    pub(super) fn wake_all(&mut self, now: Now) {
+        if self.peers.len() > limits::EAGER_PEERS {
+            return;
+        }
+        let asleep: Vec<NodeId> = self
+            .peers
+            .nodes()
+            .filter(|peer| peer.paths.is_none())
+            .map(|peer| peer.member.node)
+            .collect();
+        for node in asleep {
+            self.wake(&node, now);
+        }
+    }
+
+    /// Looks after a peer's paths from now on.
+    pub(super) fn wake(&mut self, node: &NodeId, now: Now) {
+        let me = self.node_id();
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.paths.is_none()) else {
+            return;
+        };
+        let seed = self.random.number();
+        peer.paths = Some(Box::new(Paths::new(me, *node, seed, now)));
+        peer.busy = Some(now.moment);
+        let cached = peer.cached.clone();
+        let record = peer.record.as_ref().map(|(record, _)| record.clone());
+        let session = peer.session;
+        let relays = self.relays_to(node);
+        let local = self.endpoints.local();
+        let mtu = u16::try_from(self.config.mtu).unwrap_or(u16::MAX);
+        self.with_paths(node, now, |paths| {
+            paths.set_mtu(mtu);
+            paths.set_local(local, now);
+            if session {
+                paths.handle_session(true, now);
+            }
+            if let Some(record) = &record {
+                paths.set_remote(record, now);
+            }
+            paths.set_relays(&relays, now);
+            if !cached.is_empty() {
+                paths.set_cached(&cached, now);
+            }
+        });
+    }
+
+    /// Lets go of a peer that nobody has talked to for long.
+    fn sleep(&mut self, node: &NodeId) {
+        if let Some(peer) = self.peers.get_mut(node) {
+            if let Some(paths) = peer.paths.take() {
+                peer.cached = paths.last_good();
+            }
+            let mut state = peer.link.lock();
+            state.path = None;
+            state.tunnel = None;
+            state.session = false;
+            drop(state);
+            peer.session = false;
+        }
+        self.peers.set_deadline(*node, None);
+        self.peers.set_tunnel(MemberId::Node(*node), false);
+    }
+
+    fn perform(&mut self, node: &NodeId, action: PathAction, now: Now) {
+        match action {
+            PathAction::SendProbe {
+                path,
+                body,
+                ttl,
+                unproven,
+            } => {
+                if let (PathId::Direct { endpoint, .. }, true) = (path, unproven)
+                    && !self.budget.take(endpoint.ip(), now.moment)
+                {
+                    return;
+                }
+                let nonce = self.random.bytes();
+                let incarnation = self.incarnation;
+                let Some(peer) = self.peers.get_mut(node) else {
+                    return;
+                };
+                let counter = peer.next_probe();
+                let probe = Probe {
+                    incarnation,
+                    counter,
+                    body,
+                };
+                let bytes = peer.probes.seal(&probe, &nonce);
+                let link = std::sync::Arc::clone(&peer.link);
+                self.send_over(&link, path, bytes, ttl);
+            }
+            PathAction::SendEcho {
+                path,
+                id,
+                reply,
+                length,
+            } => {
+                let message = if reply {
+                    ControlMessage::EchoReply { id }
+                } else {
+                    ControlMessage::EchoRequest { id }
+                };
+                self.send_control_over(node, path, (&message, length), now);
+            }
+            PathAction::Introduce { attempt } => self.introduce(*node, attempt),
+            PathAction::Handshake { path } => self.start_handshake(node, path),
+            PathAction::Select { path, reason } => self.select(node, path, reason, now),
+            PathAction::Observed { socket, endpoint } => {
+                let witness = Witness::Peer(*node);
+                if self.endpoints.saw(witness, socket, endpoint) {
+                    self.publish(false, now);
+                }
+            }
+        }
+    }
+
+    /// Another path carries the data of a peer.
+    fn select(&mut self, node: &NodeId, path: Option<PathId>, reason: SwitchReason, now: Now) {
+        let Some(peer) = self.peers.get_mut(node) else {
+            return;
+        };
+        let name = peer.member.name.clone();
+        let mut state = peer.link.lock();
+        let before = state.path;
+        state.path = path;
+        state.elsewhere = None;
+        drop(state);
+        peer.sampled = peer.counted();
+        let waiting = peer.take_waiting();
+        match path {
+            Some(path) => tracing::info!(peer = %name, %path, %reason, "path"),
+            None => tracing::info!(peer = %name, %reason, "no path"),
+        }
+        if path.is_some_and(|path| path.is_direct()) {
+            self.paths_changed(now);
+        }
+        if path.is_none() {
+            self.peers.get_mut(node).into_iter().for_each(|peer| {
+                for (at, packet) in waiting.iter().cloned() {
+                    peer.wait(packet, at);
+                }
+            });
+            return;
+        }
+        let length: usize = waiting.iter().map(|(_, packet)| packet.len()).sum();
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(length);
+        let packets: Vec<&[u8]> = waiting
+            .iter()
+            .map(|(_, packet)| packet.as_slice())
+            .collect();
+        if !packets.is_empty() {
+            self.send_pod_packets(&packets, now);
+        }
+        if before.is_none() {
+            self.greet_peer(node, now);
+            self.ping_waiting(node, now);
+        }
+    }
+
+    /// Tells the paths what the fast half has counted.
+    pub(super) fn sample_traffic(&mut self, now: Now) {
+        let many = self.peers.len() > limits::EAGER_PEERS;
+        for id in self.peers.tunnels() {
+            let MemberId::Node(node) = id else {
+                continue;
+            };
+            let Some(peer) = self.peers.get_mut(&node) else {
+                continue;
+            };
+            let (before, counted) = (peer.sampled, peer.counted());
+            peer.sampled = counted;
+            let mut state = peer.link.lock();
+            let (path, elsewhere) = (state.path, state.elsewhere.take());
+            drop(state);
+            let sent = counted.sent.saturating_sub(before.sent);
+            let on_path = counted.on_path.saturating_sub(before.on_path);
+            if sent > 0 || counted.received > before.received {
+                peer.busy = Some(now.moment);
+            }
+            let idle = peer
+                .busy
+                .is_some_and(|busy| now.moment.since(busy) >= limits::IDLE);
+            if sent > 0 || on_path > 0 || elsewhere.is_some() {
+                let received: Vec<(PathId, u64)> = path
+                    .map(|path| (path, on_path))
+                    .into_iter()
+                    .chain(elsewhere.map(|path| (path, 1)))
+                    .collect();
+                let sample = TrafficSample {
+                    sent,
+                    received: &received,
+                };
+                self.with_paths(&node, now, |paths| paths.handle_traffic(&sample, now));
+            } else if idle && many {
+                self.sleep(&node);
+            }
+        }
+    }
+
+    /// The system refused to send to an endpoint.
+    pub(super) fn paths_unreachable(
+        &mut self,
+        socket: SocketId,
+        endpoint: std::net::SocketAddr,
+        now: Now,
+    ) {
+        let path = PathId::Direct { socket, endpoint };
+        let using: Vec<NodeId> = self
+            .peers
+            .nodes()
+            .filter(|peer| peer.link.lock().path == Some(path))
+            .map(|peer| peer.member.node)
+            .collect();
+        for node in using {
+            self.with_paths(&node, now, |paths| paths.handle_unreachable(path, now));
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The life of a control connection: hello, welcome, heartbeats, the end; and where planets see this
+//! node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_proto::id::PlanetId;
+use podmesh_proto::planet_api::{
+    HELLO_CONTEXT, Hello, NodeMessage, PROTOCOL, PlanetMessage, Welcome,
+};
+use podmesh_proto::relayed::{RelayHeader, RelaySeal};
+use podmesh_proto::time::Now;
+
+use crate::engine::Engine;
+use crate::engine::joining::printable;
+use crate::forwarding::RelayLeg;
+use crate::join::Join;
+use crate::limits;
+use crate::membership::Members;
+use crate::output::{Output, Received, Transmit};
+use crate::path_id::SocketId;
+use crate::planets::Connection;
+use crate::publishing::Witness;
+use crate::timers::Timer;
+
+/// Tries of a question that are made in quick succession.
+const QUICK_TRIES: u32 = 5;
+/// A planet's clock may be off by this many seconds before a person should know.
+const CLOCK_TOLERANCE: u64 = 60;
+
+impl Engine {
+    pub(super) fn hello_to(&self, planet: &PlanetId, exported: &[u8]) -> Option<NodeMessage> {
+        let members = self.members.as_ref();
+        let network = members
+            .map(Members::network)
+            .or(self.join.as_ref().map(Join::network))?;
+        let own = members.and_then(Members::own);
+        Some(NodeMessage::Hello(Hello {
+            protocol: PROTOCOL,
+            network: network.id,
+            node: self.node_id(),
+            proof: self.config.identity.sign(HELLO_CONTEXT, exported),
+            incarnation: self.incarnation,
+            membership: own.map(|own| Box::new((*own.membership).clone())),
+            cursor: self.planets.get(planet).and_then(|planet| planet.cursor),
+            sequence: members.map_or(0, Members::sequence),
+            network_version: network.version,
+            software: self.config.software.clone(),
+        }))
+    }
+
+    pub(super) fn planet_connected(
+        &mut self,
+        planet: PlanetId,
+        (remote, rtt): (SocketAddr, Duration),
+        now: Now,
+    ) {
+        let remote = podmesh_proto::candidate::canonical(remote);
+        if let Some(entry) = self.planets.get_mut(&planet) {
+            entry.connection = Some(Connection::new(remote, rtt, now.moment));
+            let heartbeat = now.moment + limits::HEARTBEAT;
+            self.timers.set(Timer::Heartbeat(planet), heartbeat);
+        }
+    }
+
+    pub(super) fn planet_lost(&mut self, planet: PlanetId, reason: String, now: Now) {
+        let Some(entry) = self.planets.get_mut(&planet) else {
+            return;
+        };
+        let was_connected = entry.connection.take().is_some();
+        entry.error = Some(printable(&reason));
+        self.timers.clear(Timer::Heartbeat(planet));
+        self.timers.clear(Timer::Observe(planet));
+        self.timers.clear(Timer::Report(planet));
+        if was_connected {
+            tracing::info!(planet = %self.planets.name(&planet), reason = %printable(&reason), "planet lost");
+            self.presence.retain(|(_, at), _| *at != planet);
+            self.relays_changed(now);
+        }
+    }
+
+    pub(super) fn planet_said(&mut self, planet: PlanetId, message: PlanetMessage, now: Now) {
+        let Some(connection) = self.planets.connection(&planet) else {
+            return;
+        };
+        connection.heard = now.moment;
+        match message {
+            PlanetMessage::Welcome(welcome) => self.welcomed(planet, welcome, now),
+            PlanetMessage::Admitted(receipt) => self.admitted(planet, &receipt, now),
+            PlanetMessage::Claimed(receipt) => self.claimed(planet, &receipt, now),
+            PlanetMessage::Refused(refusal) => self.refused(planet, refusal, now),
+            PlanetMessage::Directory(update) => self.directory(planet, update, now),
+            PlanetMessage::Punch {
+                peer,
+                attempt,
+                fire_in,
+            } => {
+                self.with_paths(&peer, now, |paths| {
+                    paths.handle_punch(attempt, fire_in, now);
+                });
+            }
+            PlanetMessage::Statement(statement) => {
+                self.take_planets_statement(planet, &statement, now);
+            }
+            PlanetMessage::Relearn => self.begin_report(planet, now),
+            PlanetMessage::Heartbeat { .. } => {}
+            PlanetMessage::Draining { retry_in } => {
+                if let Some(entry) = self.planets.get_mut(&planet) {
+                    let wait = retry_in.as_secs();
+                    entry.error = Some(format!("goes away on purpose, back in {wait} s"));
+                }
+            }
+        }
+    }
+
+    fn welcomed(&mut self, planet: PlanetId, welcome: Welcome, now: Now) {
+        let Some(entry) = self.planets.get_mut(&planet) else {
+            return;
+        };
+        let known = entry.cursor;
+        entry.error = None;
+        let Some(connection) = entry.connection.as_mut() else {
+            return;
+        };
+        let first = !connection.welcome;
+        connection.welcome = true;
+        if let Some(grant) = &welcome.relay {
+            let leg = RelayLeg::new(planet, connection.remote, grant);
+            connection.leg = Some(Arc::new(leg));
+            connection.asked.clear();
+            if known.is_none_or(|known| known.epoch != welcome.cursor.epoch) {
+                connection.syncing = Some(welcome.cursor.version);
+            }
+        }
+        let granted = welcome.relay.is_some();
+        let (ours, theirs) = (now.unix.0, welcome.time.0);
+        self.clock_off = (ours.abs_diff(theirs) > CLOCK_TOLERANCE)
+            .then(|| i64::try_from(theirs).unwrap_or(0) - i64::try_from(ours).unwrap_or(0));
+        if first {
+            tracing::info!(planet = %self.planets.name(&planet), "planet connected");
+        }
+        if granted {
+            self.end_sync(planet, known.map_or(0, |known| known.version));
+            self.relays_changed(now);
+            self.tell_statements(planet);
+            self.claim_configured(now);
+            self.observe(planet, now);
+        }
+        self.ask(planet);
+    }
+
+    /// A relay session has come or gone.
+    fn relays_changed(&mut self, now: Now) {
+        self.dirty = true;
+        self.rebuilt = None;
+        self.publish(true, now);
+        self.spread_relays(now);
+    }
+
+    pub(super) fn heartbeat(&mut self, planet: PlanetId, now: Now) {
+        let Some(connection) = self.planets.connection(&planet) else {
+            return;
+        };
+        if now.moment.since(connection.heard) >= limits::PLANET_SILENCE {
+            let reason = format!("nothing heard for {} s", limits::PLANET_SILENCE.as_secs());
+            self.planet_lost(planet, reason, now);
+            self.outputs.push_back(Output::Reconnect(planet));
+            return;
+        }
+        self.say(planet, NodeMessage::Heartbeat);
+        let next = now.moment + limits::HEARTBEAT;
+        self.timers.set(Timer::Heartbeat(planet), next);
+    }
+
+    /// Asks where a planet sees this node's sockets. The main socket is asked last: a relay sends
+    /// to where it heard a node last.
+    pub(super) fn observe(&mut self, planet: PlanetId, now: Now) {
+        let Some(connection) = self.planets.connection(&planet) else {
+            return;
+        };
+        let Some(leg) = connection.leg.clone() else {
+            return;
+        };
+        let answered = connection.asked.is_empty();
+        connection.tries = if answered {
+            0
+        } else {
+            connection.tries.saturating_add(1)
+        };
+        let quick = !answered && connection.tries < QUICK_TRIES;
+        connection.asked.clear();
+        for socket in [SocketId::SPARE, SocketId::MAIN] {
+            let mut bytes = Vec::new();
+            let counter = leg.observe(&mut bytes);
+            connection.asked.insert(counter, socket);
+            self.outputs.push_back(Output::Transmit(Transmit {
+                socket,
+                to: leg.endpoint,
+                ttl: None,
+                bytes,
+            }));
+        }
+        let first = connection.tries == 0 && self.endpoints.seen_by(&planet).is_none();
+        let wait = if quick || first {
+            limits::OBSERVE_RETRY
+        } else {
+            limits::OBSERVE
+        };
+        self.timers.set(Timer::Observe(planet), now.moment + wait);
+    }
+
+    /// A planet's answer where it sees a socket.
+    pub(super) fn observed(&mut self, received: &Received, now: Now) {
+        let Ok(header) = RelayHeader::parse(&received.bytes) else {
+            return;
+        };
+        let legs: Vec<Arc<RelayLeg>> = self.planets.legs().cloned().collect();
+        for leg in legs {
+            let Some(payload) = leg.open(&header, &received.bytes) else {
+                continue;
+            };
+            let Ok(endpoint) = RelaySeal::endpoint(payload) else {
+                return;
+            };
+            let Some(connection) = self.planets.connection(&leg.planet) else {
+                return;
+            };
+            let Some(socket) = connection.asked.remove(&header.counter) else {
+                return;
+            };
+            if connection.asked.is_empty() {
+                let next = now.moment + limits::OBSERVE;
+                self.timers.set(Timer::Observe(leg.planet), next);
+            }
+            let witness = Witness::Planet(leg.planet);
+            if self.endpoints.saw(witness, socket, endpoint) {
+                self.publish(false, now);
+                self.paths_changed(now);
+            }
+            return;
+        }
+    }
+}

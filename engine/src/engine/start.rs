@@ -1,0 +1,152 @@
+//! Coming back from disk, and going there.
+
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::network::Network;
+use podmesh_proto::time::Now;
+
+use crate::engine::Engine;
+use crate::error::StartError;
+use crate::join::Join;
+use crate::membership::lies::Source;
+use crate::membership::{Learned, Members};
+use crate::output::Output;
+use crate::path_id::SocketId;
+use crate::publishing::Witness;
+use crate::stored::{CachedPath, STORED_VERSION, StoredState};
+
+impl Engine {
+    /// Takes up the last life of this node.
+    pub(super) fn restore(&mut self, mut stored: StoredState, now: Now) -> Result<(), StartError> {
+        if stored.version > STORED_VERSION {
+            return Err(StartError::Version {
+                found: stored.version,
+                supported: STORED_VERSION,
+            });
+        }
+        let me = self.node_id();
+        self.claim_serial = stored.claim_serial;
+        self.incarnation = now.unix.0.max(stored.incarnation_floor.saturating_add(1));
+        for (socket, endpoint) in stored.reflexive.drain(..) {
+            self.endpoints.saw(Witness::Disk, socket, endpoint);
+        }
+        let Some(statement) = stored.network.clone() else {
+            return Ok(());
+        };
+        let network = Network::from_statement(&statement).map_err(StartError::Network)?;
+        if let Some(membership) = &stored.membership {
+            let certificate = membership.application.certificate.unverified();
+            if certificate.is_ok_and(|certificate| certificate.node != me) {
+                return Err(StartError::OtherNode);
+            }
+        }
+        self.planets.set(&network.planets);
+        self.outputs
+            .push_back(Output::Planets(network.planets.clone()));
+        if stored.membership.is_some() {
+            let members = Members::new(network, statement, me);
+            self.members = Some(self.recall(members, &mut stored, now));
+            self.dirty = true;
+            self.trust_changed(now);
+        } else if let Some(joining) = stored.joining.take() {
+            self.join = Join::resume(statement, joining).ok();
+        }
+        self.settle(now);
+        self.recall_endpoints(&stored, now);
+        Ok(())
+    }
+
+    fn recall(&self, mut members: Members, stored: &mut StoredState, now: Now) -> Members {
+        for statement in &stored.statements {
+            if let Err(error) = members.apply(statement, Source::Disk, now.unix) {
+                tracing::debug!(%error, "a stored statement doesn't hold");
+            }
+        }
+        for departure in &stored.departures {
+            if let Err(error) = members.depart(departure) {
+                tracing::debug!(%error, "a stored departure doesn't hold");
+            }
+        }
+        let own = stored.membership.take();
+        for membership in own.into_iter().chain(stored.members.drain(..)) {
+            if members.learn(membership, Source::Disk, now.unix) == Learned::Refused {
+                tracing::debug!("a stored membership doesn't hold any more");
+            }
+        }
+        // Those that collided before the restart collide again, and none of them is first.
+        members.start_batch();
+        for membership in stored.quarantined.drain(..) {
+            members.learn(membership, Source::Disk, now.unix);
+        }
+        members.start_batch();
+        members
+    }
+
+    fn recall_endpoints(&mut self, stored: &StoredState, now: Now) {
+        let Some(network) = self.members.as_ref().map(|members| members.network().id) else {
+            return;
+        };
+        for cached in &stored.paths {
+            if let Some(peer) = self.peers.get_mut(&cached.node) {
+                peer.cached.push((cached.socket, cached.endpoint));
+            }
+        }
+        for signed in &stored.endpoints {
+            if let Ok(record) = EndpointRecord::verify(signed, network) {
+                self.take_record(record, signed.clone(), now);
+            }
+        }
+        let awake: Vec<_> = self
+            .peers
+            .nodes()
+            .filter(|peer| peer.paths.is_some() && !peer.cached.is_empty())
+            .map(|peer| (peer.member.node, peer.cached.clone()))
+            .collect();
+        for (node, cached) in awake {
+            self.with_paths(&node, now, |paths| paths.set_cached(&cached, now));
+        }
+    }
+
+    /// Everything that the next life needs.
+    pub(super) fn stored_state(&self) -> StoredState {
+        let mut stored = StoredState {
+            version: STORED_VERSION,
+            network: self.network_statement(),
+            joining: self.join.as_ref().map(Join::stored),
+            claim_serial: self.claim_serial,
+            incarnation_floor: self.incarnation,
+            reflexive: self.endpoints.reflexive(),
+            ..StoredState::default()
+        };
+        let Some(members) = &self.members else {
+            return stored;
+        };
+        let me = self.node_id();
+        stored.membership = members.own().map(|own| (*own.membership).clone());
+        let others = members.all().filter(|known| known.member.node != me);
+        stored.members = others.map(|known| (*known.membership).clone()).collect();
+        let quarantined = members.quarantined_memberships();
+        stored.quarantined = quarantined.map(|one| (**one).clone()).collect();
+        stored.statements = members.statements().cloned().collect();
+        stored.departures = members.departures().cloned().collect();
+        let records = self.peers.nodes().filter_map(|peer| peer.record.as_ref());
+        stored.endpoints = records.map(|(_, signed)| signed.clone()).collect();
+        stored.paths = self.last_good_paths();
+        stored
+    }
+
+    fn last_good_paths(&self) -> Vec<CachedPath> {
+        let mut all = Vec::new();
+        for peer in self.peers.nodes() {
+            let good: Vec<(SocketId, _)> = peer
+                .paths
+                .as_ref()
+                .map_or_else(|| peer.cached.clone(), |paths| paths.last_good());
+            all.extend(good.into_iter().map(|(socket, endpoint)| CachedPath {
+                node: peer.member.node,
+                socket,
+                endpoint,
+            }));
+        }
+        all
+    }
+}

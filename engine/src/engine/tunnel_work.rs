@@ -1,0 +1,286 @@
+//! Handshakes, sessions and timers of the tunnels.
+
+use podmesh_proto::id::NodeId;
+use podmesh_proto::time::Now;
+
+use crate::control::ControlMessage;
+use crate::drops::DropReason;
+use crate::engine::Engine;
+use crate::forwarding::PeerLink;
+use crate::membership::holdings::MemberId;
+use crate::output::{Output, Received, Transmit};
+use crate::packet::control_packet;
+use crate::path_id::{PathId, SocketId};
+use crate::tunnel::{Opened, Sealed, Tunnel, TunnelError};
+
+/// Bytes of a control packet before its payload.
+const CONTROL_HEADER: usize = 40;
+
+impl Engine {
+    /// Sends a datagram for a peer over a path.
+    pub(super) fn send_over(
+        &mut self,
+        link: &PeerLink,
+        path: PathId,
+        bytes: Vec<u8>,
+        ttl: Option<u8>,
+    ) {
+        let transmit = match path {
+            PathId::Direct { socket, endpoint } => Transmit {
+                socket,
+                to: endpoint,
+                ttl,
+                bytes,
+            },
+            PathId::Relay { planet } => {
+                let (Some(leg), Some(address)) = (self.planets.leg(&planet), link.relay_address)
+                else {
+                    self.drops.count(DropReason::RelayDown);
+                    return;
+                };
+                let mut frame = Vec::new();
+                leg.wrap(address, &bytes, &mut frame);
+                Transmit {
+                    socket: SocketId::MAIN,
+                    to: leg.endpoint,
+                    ttl: None,
+                    bytes: frame,
+                }
+            }
+        };
+        self.outputs.push_back(Output::Transmit(transmit));
+    }
+
+    /// The link and key of a peer of either kind.
+    fn link_of(
+        &self,
+        id: MemberId,
+    ) -> Option<(std::sync::Arc<PeerLink>, podmesh_proto::key::PublicKey)> {
+        match id {
+            MemberId::Node(node) => {
+                let peer = self.peers.get(&node)?;
+                Some((std::sync::Arc::clone(&peer.link), peer.member.wireguard))
+            }
+            MemberId::External(key) => {
+                let peer = self.peers.external(&key)?;
+                Some((std::sync::Arc::clone(&peer.link), key))
+            }
+        }
+    }
+
+    /// Makes a peer's tunnel, if it has none; `false` if it can't have one.
+    pub(super) fn ensure_tunnel(&mut self, id: MemberId) -> bool {
+        let Some((link, key)) = self.link_of(id) else {
+            return false;
+        };
+        let mut state = link.lock();
+        if state.closed {
+            return false;
+        }
+        if state.tunnel.is_none() {
+            state.tunnel = Tunnel::new(&self.keys, &key, link.index.0);
+        }
+        let made = state.tunnel.is_some();
+        drop(state);
+        self.peers.set_tunnel(id, made);
+        made
+    }
+
+    /// Gives a handshake message to the tunnel that it is for.
+    pub(super) fn open_handshake(
+        &mut self,
+        id: MemberId,
+        received: &Received,
+        now: Now,
+    ) -> Result<(), DropReason> {
+        let (link, key) = self.link_of(id).ok_or(DropReason::UnknownInitiator)?;
+        if !self.ensure_tunnel(id) {
+            return Err(DropReason::UnknownInitiator);
+        }
+        let may_reset = match id {
+            MemberId::Node(node) => self.peers.get(&node).is_some_and(|peer| peer.may_reset),
+            MemberId::External(_) => false,
+        };
+        let from = Some(received.from.ip());
+        let mut state = link.lock();
+        let tunnel = state.tunnel.as_mut().ok_or(DropReason::UnknownTunnel)?;
+        let mut opened = tunnel.open(from, &received.bytes, &mut self.scratch);
+        if opened == Err(TunnelError::NotAuthentic) && may_reset {
+            // A peer whose clock went back with its restart: to a tunnel without memory its
+            // initiation is good. The old tunnel goes only if it is.
+            if let Some(mut fresh) = Tunnel::new(&self.keys, &key, link.index.0) {
+                opened = fresh.open(from, &received.bytes, &mut self.scratch);
+                if matches!(opened, Ok(Opened::Reply(_))) {
+                    state.tunnel = Some(fresh);
+                    state.session = false;
+                }
+            }
+        }
+        drop(state);
+        let opened = opened.map_err(|_| DropReason::NotAuthentic)?;
+        if let Opened::Reply(length) = opened {
+            let reply = self.scratch.get(..length).unwrap_or_default().to_vec();
+            let cookie = reply.first() == Some(&3);
+            self.send_over(&link, received.path(), reply, None);
+            if !cookie {
+                self.after_handshake(id, received.path(), now);
+            }
+        }
+        Ok(())
+    }
+
+    /// A handshake of the peer was authentic.
+    fn after_handshake(&mut self, id: MemberId, path: PathId, now: Now) {
+        match id {
+            MemberId::Node(node) => {
+                self.wake(&node, now);
+                if let Some(peer) = self.peers.get_mut(&node) {
+                    peer.handshake_path = Some(path);
+                }
+                self.with_paths(&node, now, |paths| paths.handle_heard(path, now));
+            }
+            MemberId::External(_) => self.move_external(id, path),
+        }
+        self.look_at_session(id, Some(path), now);
+        if let MemberId::Node(node) = id {
+            let session = self.peers.get(&node).is_some_and(|peer| peer.session);
+            self.with_paths(&node, now, |paths| paths.handle_session(session, now));
+        }
+    }
+
+    /// Notices when a session has come or gone, and lets go what waited for it.
+    pub(super) fn look_at_session(&mut self, id: MemberId, path: Option<PathId>, now: Now) {
+        let Some((link, _)) = self.link_of(id) else {
+            return;
+        };
+        let mut state = link.lock();
+        let session = state.tunnel.as_ref().is_some_and(Tunnel::has_session);
+        let changed = state.session != session;
+        state.session = session;
+        let way = state.path.or(path);
+        let mut flushed = Vec::new();
+        if let (Some(tunnel), true) = (state.tunnel.as_mut(), way.is_some()) {
+            while let Some(length) = tunnel.flush(&mut self.scratch) {
+                flushed.push(self.scratch.get(..length).unwrap_or_default().to_vec());
+            }
+        }
+        drop(state);
+        if let Some(way) = way {
+            for bytes in flushed {
+                self.send_over(&link, way, bytes, None);
+            }
+        }
+        if let (MemberId::Node(node), true) = (id, changed) {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.session = session;
+            }
+            self.with_paths(&node, now, |paths| paths.handle_session(session, now));
+        }
+    }
+
+    /// An external peer is where its last authentic message came from.
+    pub(super) fn move_external(&mut self, id: MemberId, path: PathId) {
+        if let Some((link, _)) = self.link_of(id)
+            && path.is_direct()
+        {
+            let mut state = link.lock();
+            state.path = Some(path);
+            state.elsewhere = None;
+        }
+    }
+
+    /// Starts a handshake over a path.
+    pub(super) fn start_handshake(&mut self, node: &NodeId, path: PathId) {
+        let id = MemberId::Node(*node);
+        if !self.ensure_tunnel(id) {
+            return;
+        }
+        let Some((link, _)) = self.link_of(id) else {
+            return;
+        };
+        let length = link
+            .lock()
+            .tunnel
+            .as_mut()
+            .and_then(|tunnel| tunnel.initiate(&mut self.scratch));
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.handshake_path = Some(path);
+        }
+        if let Some(length) = length {
+            let bytes = self.scratch.get(..length).unwrap_or_default().to_vec();
+            self.send_over(&link, path, bytes, None);
+        }
+    }
+
+    /// Drives the timers of all tunnels.
+    pub(super) fn tick_tunnels(&mut self, now: Now) {
+        for id in self.peers.tunnels() {
+            let Some((link, _)) = self.link_of(id) else {
+                continue;
+            };
+            let mut state = link.lock();
+            let length = state
+                .tunnel
+                .as_mut()
+                .and_then(|tunnel| tunnel.tick(&mut self.scratch));
+            let path = state.path;
+            let session = state.tunnel.as_ref().is_some_and(Tunnel::has_session);
+            let look =
+                session != state.session || state.tunnel.as_ref().is_some_and(Tunnel::can_flush);
+            drop(state);
+            let last = match id {
+                MemberId::Node(node) => self.peers.get(&node).and_then(|peer| peer.handshake_path),
+                MemberId::External(_) => None,
+            };
+            if let (Some(length), Some(path)) = (length, path.or(last)) {
+                let bytes = self.scratch.get(..length).unwrap_or_default().to_vec();
+                self.send_over(&link, path, bytes, None);
+            }
+            if look {
+                self.look_at_session(id, last, now);
+            }
+        }
+    }
+
+    /// Sends a message through the tunnel, over the path that carries data.
+    pub(super) fn send_control(&mut self, node: &NodeId, message: &ControlMessage, now: Now) {
+        let path = self.peers.get(node).and_then(|peer| peer.link.lock().path);
+        if let Some(path) = path {
+            self.send_control_over(node, path, (message, 0), now);
+        }
+    }
+
+    /// Sends a message through the tunnel over any path, in a packet of at least `length` bytes. What
+    /// can't go at once doesn't go: an old echo is worse than none.
+    pub(super) fn send_control_over(
+        &mut self,
+        node: &NodeId,
+        path: PathId,
+        (message, length): (&ControlMessage, u16),
+        now: Now,
+    ) {
+        let own = self.members.as_ref().and_then(|members| members.own());
+        let Some((source, peer)) = own.zip(self.peers.get(node)) else {
+            return;
+        };
+        let payload = usize::from(length).saturating_sub(CONTROL_HEADER);
+        let Some(payload) = message.encode(payload) else {
+            return;
+        };
+        let packet = control_packet(source.member.overlay6, peer.member.overlay6, &payload);
+        let link = std::sync::Arc::clone(&peer.link);
+        let mut state = link.lock();
+        let sealed = state
+            .tunnel
+            .as_mut()
+            .filter(|tunnel| tunnel.has_session())
+            .map(|tunnel| tunnel.seal(&packet, &mut self.scratch));
+        drop(state);
+        if let Some(Ok(Sealed::Data(length))) = sealed {
+            let bytes = self.scratch.get(..length).unwrap_or_default().to_vec();
+            self.send_over(&link, path, bytes, None);
+        } else {
+            tracing::trace!(peer = %node.short(), at = %now.unix, "no session for a control packet");
+        }
+    }
+}

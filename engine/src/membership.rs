@@ -1,0 +1,443 @@
+//! Who is in the network, as far as this node can prove it.
+//!
+//! A membership is verified link by link before it is looked at. The first verified holder of a name,
+//! key, token use or address range is pinned, also on disk: a later one that wants the same is
+//! quarantined and named, and the holder notices nothing. Where this node knew neither of two that
+//! collide (both arrive in one *batch*), it routes to neither until the root decides. Planets can't
+//! take anything away: members go by the root's revocation, by their own signed departure, or when
+//! their certificate expires.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use podmesh_proto::certificate::{Departure, Member, Membership};
+use podmesh_proto::error::CertificateError;
+use podmesh_proto::id::{NodeId, TokenId};
+use podmesh_proto::key::PublicKey;
+use podmesh_proto::limits::CLOCK_SKEW;
+use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::UnixSeconds;
+
+pub mod holdings;
+pub mod lies;
+mod quarantine;
+mod root;
+
+use self::holdings::{Holdings, MemberId, of_member};
+use self::lies::{Lie, Lies, Source};
+use self::quarantine::Quarantine;
+
+/// Everything that this node believes about its network.
+pub struct Members {
+    network: Network,
+    network_statement: Signed<RootStatement>,
+    own: NodeId,
+    known: BTreeMap<NodeId, Known>,
+    externals: BTreeMap<PublicKey, ExternalPeer>,
+    holdings: Holdings,
+    quarantine: Quarantine,
+    revoked: BTreeMap<NodeId, UnixSeconds>,
+    revoked_tokens: BTreeMap<TokenId, UnixSeconds>,
+    revoked_externals: BTreeMap<PublicKey, UnixSeconds>,
+    resolved: BTreeMap<NodeId, UnixSeconds>,
+    departed: BTreeMap<NodeId, (UnixSeconds, Signed<Departure>)>,
+    statements: BTreeMap<[u8; 32], Signed<RootStatement>>,
+    expiries: BTreeSet<(UnixSeconds, NodeId)>,
+    lies: Lies,
+    batch: u64,
+    changed: BTreeSet<MemberId>,
+    sequence: u64,
+}
+
+/// A pinned member.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// What its membership proves.
+    pub member: Arc<Member>,
+    /// The membership.
+    pub membership: Arc<Membership>,
+    /// Past its certificate's time: still the holder, but not routed to.
+    pub expired: bool,
+    batch: u64,
+}
+
+/// What became of a membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learned {
+    /// Known, in the same or a newer form.
+    Same,
+    /// News.
+    New,
+    /// Not believed, or not routed to.
+    Refused,
+}
+
+impl Members {
+    /// The members of a network of which only the network itself is known.
+    #[must_use]
+    pub fn new(network: Network, network_statement: Signed<RootStatement>, own: NodeId) -> Self {
+        Self {
+            network,
+            network_statement,
+            own,
+            known: BTreeMap::new(),
+            externals: BTreeMap::new(),
+            holdings: Holdings::default(),
+            quarantine: Quarantine::default(),
+            revoked: BTreeMap::new(),
+            revoked_tokens: BTreeMap::new(),
+            revoked_externals: BTreeMap::new(),
+            resolved: BTreeMap::new(),
+            departed: BTreeMap::new(),
+            statements: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            lies: Lies::default(),
+            batch: 0,
+            changed: BTreeSet::new(),
+            sequence: 0,
+        }
+    }
+
+    /// The network.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The network as its root signed it.
+    #[must_use]
+    pub fn network_statement(&self) -> &Signed<RootStatement> {
+        &self.network_statement
+    }
+
+    /// This node itself, once it is a member.
+    #[must_use]
+    pub fn own(&self) -> Option<&Known> {
+        self.known.get(&self.own)
+    }
+
+    /// The holder with this id, expired or not.
+    #[must_use]
+    pub fn known(&self, node: &NodeId) -> Option<&Known> {
+        self.known.get(node)
+    }
+
+    /// All holders, this node too.
+    pub fn all(&self) -> impl Iterator<Item = &Known> {
+        self.known.values()
+    }
+
+    /// The holders from an id on, in the order of ids.
+    pub fn range(&self, from: Bound<NodeId>) -> impl Iterator<Item = &Known> {
+        self.known
+            .range((from, Bound::Unbounded))
+            .map(|(_, known)| known)
+    }
+
+    /// The external peers that are routed to.
+    pub fn externals(&self) -> impl Iterator<Item = &ExternalPeer> {
+        self.externals.values()
+    }
+
+    /// The external peer with this key.
+    #[must_use]
+    pub fn external(&self, key: &PublicKey) -> Option<&ExternalPeer> {
+        self.externals.get(key)
+    }
+
+    /// The members that are not routed to, each with the reason.
+    pub fn quarantined(&self) -> impl Iterator<Item = (&Member, &str)> {
+        self.quarantine.nodes()
+    }
+
+    /// The indexes of what is held by whom.
+    #[must_use]
+    pub fn holdings(&self) -> &Holdings {
+        &self.holdings
+    }
+
+    /// What was said that doesn't hold.
+    pub fn lies(&self) -> &Lies {
+        &self.lies
+    }
+
+    /// Notes something that doesn't hold and was found elsewhere.
+    pub fn note(&mut self, lie: Lie, source: Source, told: (String, String), now: UnixSeconds) {
+        self.lies.note(lie, source, told, now);
+    }
+
+    /// Whether the root has put this node out.
+    #[must_use]
+    pub fn is_revoked(&self, node: &NodeId) -> bool {
+        self.revoked.contains_key(node)
+    }
+
+    /// The highest receipt number in any membership seen.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Every root statement but the network itself, to be stored and passed on.
+    pub fn statements(&self) -> impl Iterator<Item = &Signed<RootStatement>> {
+        self.statements.values()
+    }
+
+    /// Departures, to be stored.
+    pub fn departures(&self) -> impl Iterator<Item = &Signed<Departure>> {
+        self.departed.values().map(|(_, signed)| signed)
+    }
+
+    /// Memberships in quarantine, to be stored.
+    pub fn quarantined_memberships(&self) -> impl Iterator<Item = &Arc<Membership>> {
+        self.quarantine.memberships()
+    }
+
+    /// The members whose state has changed since this was asked last.
+    pub fn take_changed(&mut self) -> BTreeSet<MemberId> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Ends a batch: what is learned from here on collides with what was learned before as a
+    /// newcomer does with a known holder.
+    pub fn start_batch(&mut self) {
+        self.batch = self.batch.saturating_add(1);
+    }
+
+    /// Learns of a membership.
+    pub fn learn(&mut self, membership: Membership, source: Source, now: UnixSeconds) -> Learned {
+        let claimed = membership.application.certificate.unverified();
+        if let Ok(certificate) = &claimed
+            && let Some(known) = self.known.get(&certificate.node)
+            && *known.membership == membership
+        {
+            return Learned::Same;
+        }
+        match membership.verify(&self.network, now) {
+            Ok(member) => self.learn_verified(Arc::new(member), Arc::new(membership), source, now),
+            Err(error) => {
+                self.note_unverified(&membership, &error, source, now);
+                Learned::Refused
+            }
+        }
+    }
+
+    fn learn_verified(
+        &mut self,
+        member: Arc<Member>,
+        membership: Arc<Membership>,
+        source: Source,
+        now: UnixSeconds,
+    ) -> Learned {
+        if let Err((lie, sentence)) = self.still_in(&member) {
+            let told = (member.node.to_string(), sentence);
+            self.lies.note(lie, source, told, now);
+            return Learned::Refused;
+        }
+        self.sequence = self.sequence.max(member.sequence);
+        if let Some(known) = self.known.get(&member.node) {
+            if !supersedes(&member, &known.member) {
+                if is_older(&member, &known.member) {
+                    let sentence = format!(
+                        "an older state of {} was served (claim {}, known is {})",
+                        member.name, member.serial, known.member.serial
+                    );
+                    let told = (member.node.to_string(), sentence);
+                    self.lies.note(Lie::OldState, source, told, now);
+                }
+                return Learned::Same;
+            }
+        } else if self.quarantine.has_same(&member.node, &membership) {
+            return Learned::Refused;
+        }
+        if let Some(gone) = member.replaces.filter(|gone| *gone != member.node) {
+            // The grant is the root's word.
+            self.revoked.entry(gone).or_insert(member.admitted);
+            self.remove(&gone);
+        }
+        self.admit(member, membership, source, now)
+    }
+
+    /// Makes a verified member a holder, unless it collides.
+    fn admit(
+        &mut self,
+        member: Arc<Member>,
+        membership: Arc<Membership>,
+        source: Source,
+        now: UnixSeconds,
+    ) -> Learned {
+        let id = MemberId::Node(member.node);
+        let wanted = of_member(&member);
+        let mut collisions = self.holdings.collisions(id, &wanted);
+        if !collisions.is_empty() && self.resolved.contains_key(&member.node) {
+            self.yield_to(&member, &collisions, now);
+            collisions = self.holdings.collisions(id, &wanted);
+        }
+        let contested = self.quarantine.contested_by(&member.node, &wanted);
+        let decided = self.resolved.contains_key(&member.node);
+        if collisions.is_empty() && (contested.is_none() || decided) {
+            self.settle(member, membership);
+            return Learned::New;
+        }
+        self.quarantine_newcomer((member, membership), collisions, contested, (source, now));
+        Learned::Refused
+    }
+
+    fn settle(&mut self, member: Arc<Member>, membership: Arc<Membership>) {
+        let id = MemberId::Node(member.node);
+        let batch = match self.known.get(&member.node) {
+            Some(before) => {
+                self.holdings.remove(id, &of_member(&before.member));
+                before.batch
+            }
+            None => self.batch,
+        };
+        self.quarantine.remove(&member.node);
+        self.lies.settle(&member.node.to_string());
+        self.holdings.insert(id, &of_member(&member));
+        if let Some(expires) = member.expires {
+            self.expiries.insert((expires, member.node));
+        }
+        self.changed.insert(id);
+        let (node, expired) = (member.node, false);
+        self.known.insert(
+            node,
+            Known {
+                member,
+                membership,
+                expired,
+                batch,
+            },
+        );
+    }
+
+    /// Removes a node; what collided with it gets its chance.
+    fn remove(&mut self, node: &NodeId) {
+        let id = MemberId::Node(*node);
+        self.quarantine.remove(node);
+        if let Some(known) = self.known.remove(node) {
+            self.holdings.remove(id, &of_member(&known.member));
+            self.changed.insert(id);
+            self.readmit(id);
+        }
+    }
+
+    /// Whether revocations and departures leave room for this member.
+    fn still_in(&self, member: &Member) -> Result<(), (Lie, String)> {
+        let name = &member.name;
+        if self.revoked.contains_key(&member.node) {
+            let sentence = format!("{name} was offered as a member, but the root revoked it");
+            return Err((Lie::GoneMember, sentence));
+        }
+        if let Some((left, _)) = self.departed.get(&member.node)
+            && member.admitted <= *left
+        {
+            let sentence = format!("{name} was offered as a member, but it left at {left}");
+            return Err((Lie::GoneMember, sentence));
+        }
+        let (token, _) = member.admitted_by;
+        if let Some(revoked) = self.revoked_tokens.get(&token)
+            && member.admitted > *revoked
+            && !self.known.contains_key(&member.node)
+        {
+            let token = token.short();
+            let sentence = format!("{name} was admitted by token {token} after its revocation");
+            return Err((Lie::TokenReplay, sentence));
+        }
+        Ok(())
+    }
+
+    /// Takes a node's own word that it has left.
+    ///
+    /// # Errors
+    /// It isn't the node's word.
+    pub fn depart(&mut self, signed: &Signed<Departure>) -> Result<(), CertificateError> {
+        let claimed = signed.unverified()?;
+        let departure = signed.verify(&claimed.node.into(), "the node")?;
+        if departure.network != self.network.id {
+            let document = "departure";
+            return Err(CertificateError::OtherNetwork { document });
+        }
+        let since = self.known.get(&departure.node);
+        if since.is_some_and(|known| known.member.admitted > departure.time) {
+            // An old departure of a node that has come back.
+            return Ok(());
+        }
+        let news = self
+            .departed
+            .get(&departure.node)
+            .is_none_or(|(time, _)| *time < departure.time);
+        if news {
+            let entry = (departure.time, signed.clone());
+            self.departed.insert(departure.node, entry);
+            self.remove(&departure.node);
+        }
+        Ok(())
+    }
+
+    /// Judges certificates whose time is over.
+    pub fn expire(&mut self, now: UnixSeconds) {
+        let limit = now.minus(CLOCK_SKEW);
+        while let Some((at, node)) = self.expiries.first().copied()
+            && at < limit
+        {
+            self.expiries.remove(&(at, node));
+            if let Some(known) = self.known.get_mut(&node)
+                && known.member.expires == Some(at)
+            {
+                known.expired = true;
+                self.changed.insert(MemberId::Node(node));
+            }
+        }
+    }
+
+    fn note_unverified(
+        &mut self,
+        membership: &Membership,
+        error: &CertificateError,
+        source: Source,
+        now: UnixSeconds,
+    ) {
+        let claimed = membership.application.certificate.unverified().ok();
+        let node = claimed.as_ref().map(|certificate| certificate.node);
+        let known = node.and_then(|node| self.known.get(&node));
+        let name = claimed.map_or_else(
+            || "a node".to_owned(),
+            |certificate| certificate.name.to_string(),
+        );
+        let (lie, what) = match known {
+            Some(known) if known.membership.application != membership.application => {
+                (Lie::SwappedKey, "with another certificate")
+            }
+            Some(known) if known.membership.claim != membership.claim => {
+                (Lie::MovedAddress, "with other addresses")
+            }
+            _ => match error {
+                CertificateError::Expired { .. }
+                | CertificateError::NotYet { .. }
+                | CertificateError::Mismatch {
+                    field: "token use", ..
+                } => (Lie::TokenReplay, "by a token that doesn't hold"),
+                _ => (Lie::FalseMember, "without a valid admission"),
+            },
+        };
+        let subject = node.map_or_else(String::new, |node| node.to_string());
+        let sentence = format!("{name} was offered {what}: {error}");
+        self.lies.note(lie, source, (subject, sentence), now);
+    }
+}
+
+/// Whether `new` takes the place of `old`, both of one node.
+fn supersedes(new: &Member, old: &Member) -> bool {
+    let order = |member: &Member| (member.admitted, member.serial, member.sequence);
+    new.serial >= old.serial && order(new) > order(old)
+}
+
+fn is_older(new: &Member, old: &Member) -> bool {
+    (new.admitted, new.serial) < (old.admitted, old.serial)
+}
+
+#[cfg(test)]
+mod tests;

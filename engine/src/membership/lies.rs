@@ -1,0 +1,149 @@
+//! What planets and members said that doesn't hold: each becomes a line of the node's health.
+
+use std::collections::BTreeMap;
+
+use podmesh_proto::id::PlanetId;
+use podmesh_proto::local_api::HealthView;
+use podmesh_proto::time::UnixSeconds;
+
+use crate::limits;
+
+/// Who said something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// A planet, on its control connection.
+    Planet(PlanetId),
+    /// Another member, through its tunnel.
+    Member(podmesh_proto::id::NodeId),
+    /// This node's own disk.
+    Disk,
+    /// This node's operator.
+    Operator,
+}
+
+/// Kinds of lies, in the order of their codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lie {
+    /// A member that was never admitted.
+    FalseMember,
+    /// A member that wants what a known member holds.
+    Conflict,
+    /// Two members that want the same, neither of them known before.
+    Contested,
+    /// An older state than this node has.
+    OldState,
+    /// A member that was revoked or has left.
+    GoneMember,
+    /// A known member with another key.
+    SwappedKey,
+    /// A known member with other addresses.
+    MovedAddress,
+    /// A join token that was spent, expired or revoked.
+    TokenReplay,
+    /// A statement or record that its author didn't sign.
+    Forged,
+}
+
+impl Lie {
+    /// The stable code.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::FalseMember => "MESH-TRUST-001",
+            Self::Conflict => "MESH-TRUST-002",
+            Self::Contested => "MESH-TRUST-003",
+            Self::OldState => "MESH-TRUST-004",
+            Self::GoneMember => "MESH-TRUST-005",
+            Self::SwappedKey => "MESH-TRUST-006",
+            Self::MovedAddress => "MESH-TRUST-007",
+            Self::TokenReplay => "MESH-TRUST-008",
+            Self::Forged => "MESH-TRUST-009",
+        }
+    }
+
+    const fn next(self) -> &'static str {
+        match self {
+            Self::Conflict => {
+                "find out who of the two is right, and revoke the other or resolve with \
+                 `meshctl node resolve NAME`"
+            }
+            Self::Contested => "decide with `meshctl node resolve NAME`; neither is routed to",
+            Self::OldState => {
+                "the planet may have been restored from a backup; it relearns by itself"
+            }
+            Self::GoneMember => "the planet has not heard of it yet; this node tells it",
+            Self::FalseMember
+            | Self::SwappedKey
+            | Self::MovedAddress
+            | Self::TokenReplay
+            | Self::Forged => {
+                "nothing was believed; check that planet, and replace it with \
+                 `meshctl network planet replace` if it was broken into"
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    sentence: String,
+    first: UnixSeconds,
+    count: u64,
+}
+
+/// What was said that doesn't hold.
+#[derive(Debug, Default)]
+pub struct Lies {
+    told: BTreeMap<(Lie, Source, String), Told>,
+}
+
+impl Lies {
+    /// Notes that `source` said something about `subject` that doesn't hold.
+    pub fn note(
+        &mut self,
+        lie: Lie,
+        source: Source,
+        (subject, sentence): (String, String),
+        now: UnixSeconds,
+    ) {
+        let mine = |key: &&(Lie, Source, String)| key.1 == source;
+        let key = (lie, source, subject);
+        if let Some(told) = self.told.get_mut(&key) {
+            told.count = told.count.saturating_add(1);
+            told.sentence = sentence;
+        } else if self.told.keys().filter(mine).count() < limits::MAX_LIES {
+            let (first, count) = (now, 1);
+            self.told.insert(
+                key,
+                Told {
+                    sentence,
+                    first,
+                    count,
+                },
+            );
+        }
+    }
+
+    /// Forgets what was said about `subject`, which has turned out well.
+    pub fn settle(&mut self, subject: &str) {
+        self.told.retain(|key, _| key.2 != subject);
+    }
+
+    /// As health entries; `name` gives a planet's or member's name.
+    pub fn views(&self, name: impl Fn(Source) -> String) -> Vec<HealthView> {
+        self.told
+            .iter()
+            .map(|((lie, source, _), told)| HealthView {
+                code: lie.code().to_owned(),
+                message: format!(
+                    "{}: {} (first {}, {} times)",
+                    name(*source),
+                    told.sentence,
+                    told.first,
+                    told.count
+                ),
+                next: Some(lie.next().to_owned()),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,173 @@
+//! What the root says, applied.
+
+use podmesh_proto::error::CertificateError;
+use podmesh_proto::id::NodeId;
+use podmesh_proto::key::PublicKey;
+use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::UnixSeconds;
+
+use super::Members;
+use super::holdings::{MemberId, of_external, of_member};
+use super::lies::{Lie, Source};
+
+impl Members {
+    /// Takes a statement of the root; whether it was news.
+    ///
+    /// # Errors
+    /// The root didn't say it, or it is about another network.
+    pub fn apply(
+        &mut self,
+        statement: &Signed<RootStatement>,
+        source: Source,
+        now: UnixSeconds,
+    ) -> Result<bool, CertificateError> {
+        let hash = statement.hash();
+        if self.statements.contains_key(&hash) || *statement == self.network_statement {
+            return Ok(false);
+        }
+        let said = self.network.verify(statement)?;
+        let news = match said {
+            RootStatement::Network(network) => {
+                // Kept apart: only the newest edition matters.
+                return Ok(self.take_edition(network, statement, source, now));
+            }
+            RootStatement::RevokeNode { node, issued, .. } => self.revoke(node, issued),
+            RootStatement::RevokeToken { token, issued, .. } => {
+                self.revoked_tokens.insert(token, issued).is_none()
+            }
+            RootStatement::External(peer) => self.take_external(peer, source, now),
+            RootStatement::RevokeExternal {
+                wireguard, issued, ..
+            } => self.revoke_external(wireguard, issued),
+            RootStatement::Resolve { node, issued, .. } => self.resolve(node, issued, now),
+        };
+        self.statements.insert(hash, statement.clone());
+        Ok(news)
+    }
+
+    fn take_edition(
+        &mut self,
+        network: Network,
+        statement: &Signed<RootStatement>,
+        source: Source,
+        now: UnixSeconds,
+    ) -> bool {
+        if network.version <= self.network.version {
+            if network.version < self.network.version {
+                let sentence = format!(
+                    "edition {} of the network was served, known is {}",
+                    network.version, self.network.version
+                );
+                let told = ("network".to_owned(), sentence);
+                self.lies.note(Lie::OldState, source, told, now);
+            }
+            return false;
+        }
+        self.network = network;
+        self.network_statement = statement.clone();
+        self.lies.settle("network");
+        self.verify_again(now);
+        true
+    }
+
+    /// A new edition may void receipts of planets that it retires.
+    fn verify_again(&mut self, now: UnixSeconds) {
+        let void: Vec<NodeId> = self
+            .known
+            .iter()
+            .filter(|(node, known)| {
+                **node != self.own
+                    && !known.expired
+                    && known.membership.verify(&self.network, now).is_err()
+            })
+            .map(|(node, _)| *node)
+            .collect();
+        for node in void {
+            self.remove(&node);
+        }
+        self.changed.insert(MemberId::Node(self.own));
+    }
+
+    fn revoke(&mut self, node: NodeId, issued: UnixSeconds) -> bool {
+        let news = self.revoked.insert(node, issued).is_none();
+        self.remove(&node);
+        self.changed.insert(MemberId::Node(node));
+        news
+    }
+
+    fn take_external(&mut self, peer: ExternalPeer, source: Source, now: UnixSeconds) -> bool {
+        let key = peer.wireguard;
+        let revoked = self.revoked_externals.get(&key);
+        let known = self.externals.get(&key);
+        if revoked.is_some_and(|at| *at >= peer.issued)
+            || known.is_some_and(|known| known.issued >= peer.issued)
+            || key.is_low_order()
+        {
+            return false;
+        }
+        let id = MemberId::External(key);
+        let wanted = of_external(&peer);
+        if let Some(collision) = self.holdings.collisions(id, &wanted).first() {
+            let holder = self.name_of(collision.holder);
+            let sentence = format!(
+                "external peer {} claims {}, which {holder} holds",
+                peer.name, collision.wanted
+            );
+            let told = (key.to_string(), sentence);
+            self.lies.note(Lie::Conflict, source, told, now);
+            return true;
+        }
+        if let Some(before) = self.externals.remove(&key) {
+            self.holdings.remove(id, &of_external(&before));
+        }
+        self.lies.settle(&key.to_string());
+        self.holdings.insert(id, &wanted);
+        self.externals.insert(key, peer);
+        self.changed.insert(id);
+        true
+    }
+
+    fn revoke_external(&mut self, key: PublicKey, issued: UnixSeconds) -> bool {
+        let later = self
+            .externals
+            .get(&key)
+            .is_some_and(|peer| peer.issued > issued);
+        if later {
+            return false;
+        }
+        let news = self.revoked_externals.insert(key, issued).is_none();
+        if let Some(before) = self.externals.remove(&key) {
+            let id = MemberId::External(key);
+            self.holdings.remove(id, &of_external(&before));
+            self.changed.insert(id);
+            self.readmit(id);
+        }
+        news
+    }
+
+    fn resolve(&mut self, node: NodeId, issued: UnixSeconds, now: UnixSeconds) -> bool {
+        let before = self.resolved.get(&node).copied();
+        if before.is_some_and(|before| before >= issued) {
+            return false;
+        }
+        self.resolved.insert(node, issued);
+        self.judge_again(&node);
+        // The losers stay out, against a holder now.
+        if let Some(known) = self.known.get(&node) {
+            let wanted = of_member(&known.member);
+            while let Some(rival) = self.quarantine.contested_by(&node, &wanted) {
+                let MemberId::Node(loser) = rival.holder else {
+                    break;
+                };
+                self.judge_again(&loser);
+                if self.quarantine.contested_by(&node, &wanted) == Some(rival) {
+                    break;
+                }
+            }
+        }
+        self.lies.settle(&node.to_string());
+        self.expire(now);
+        true
+    }
+}

@@ -1,0 +1,220 @@
+//! One peer: what the slow half remembers of it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ipnet::IpNet;
+
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::certificate::Member;
+use podmesh_proto::id::{NetworkId, NodeId};
+use podmesh_proto::key::{PublicKey, SecretKey};
+use podmesh_proto::probe::{Probe, ProbeKeys};
+use podmesh_proto::replay::ReplayWindow;
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::Moment;
+
+use crate::forwarding::PeerLink;
+use crate::limits;
+use crate::path_id::{PathId, SocketId};
+use crate::paths::Paths;
+
+/// A node that this one has or may have a tunnel to.
+pub(crate) struct Peer {
+    /// What both halves share.
+    pub(crate) link: Arc<PeerLink>,
+    /// Its membership.
+    pub(crate) member: Arc<Member>,
+    /// Seals probes to it.
+    pub(crate) probes: ProbeKeys,
+    /// Its last endpoint record.
+    pub(crate) record: Option<(EndpointRecord, Signed<EndpointRecord>)>,
+    /// How it is reached; `None` while nobody wants to reach it.
+    pub(crate) paths: Option<Box<Paths>>,
+    /// Paths that worked in this node's last life.
+    pub(crate) cached: Vec<(SocketId, SocketAddr)>,
+    /// Packets that wait for a first path.
+    pub(crate) waiting: VecDeque<(Moment, Vec<u8>)>,
+    /// Where the last handshake went or came from.
+    pub(crate) handshake_path: Option<PathId>,
+    /// Whether the tunnel had a session when that was looked at last.
+    pub(crate) session: bool,
+    /// Its process is known to be a new one, and nothing has come out of the tunnel since: an
+    /// initiation that the old tunnel refuses may be right.
+    pub(crate) may_reset: bool,
+    /// What the fast half had counted at the last sample.
+    pub(crate) sampled: Sampled,
+    /// When data flowed last.
+    pub(crate) busy: Option<Moment>,
+    /// When [`crate::timers`] wakes its paths.
+    pub(crate) deadline: Option<Moment>,
+    counter: u64,
+    incarnation: u64,
+    seen: ReplayWindow,
+}
+
+/// Counters at some time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sampled {
+    /// Packets sent.
+    pub(crate) sent: u64,
+    /// Packets received.
+    pub(crate) received: u64,
+    /// Messages received by the path in use.
+    pub(crate) on_path: u64,
+}
+
+/// What a sealed probe told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProbeNews {
+    /// A replay, or of a former life of the peer.
+    Stale,
+    /// As expected.
+    Fresh,
+    /// The first of a new life of the peer.
+    Restarted,
+}
+
+impl Peer {
+    /// A peer that nobody wants to reach yet; `None` if its probe key is weak.
+    #[must_use]
+    pub(crate) fn new(
+        link: Arc<PeerLink>,
+        member: Arc<Member>,
+        (secret, me): (&SecretKey, NodeId),
+        network: NetworkId,
+    ) -> Option<Self> {
+        let probes = ProbeKeys::derive(secret, &me, &member.probe, &member.node, &network)?;
+        Some(Self {
+            link,
+            member,
+            probes,
+            record: None,
+            paths: None,
+            cached: Vec::new(),
+            waiting: VecDeque::new(),
+            handshake_path: None,
+            session: false,
+            may_reset: false,
+            sampled: Sampled::default(),
+            busy: None,
+            deadline: None,
+            counter: 0,
+            incarnation: 0,
+            seen: ReplayWindow::default(),
+        })
+    }
+
+    /// The number of the next probe to this peer.
+    pub(crate) fn next_probe(&mut self) -> u64 {
+        self.counter = self.counter.saturating_add(1);
+        self.counter
+    }
+
+    /// Judges the life and number of a probe that the peer has sealed.
+    pub(crate) fn judge_probe(&mut self, probe: &Probe) -> ProbeNews {
+        if probe.incarnation < self.incarnation {
+            return ProbeNews::Stale;
+        }
+        let restarted = self.is_new_life(probe.incarnation);
+        if !self.seen.accept(probe.counter) {
+            return ProbeNews::Stale;
+        }
+        if restarted {
+            ProbeNews::Restarted
+        } else {
+            ProbeNews::Fresh
+        }
+    }
+
+    /// Takes note of the peer's incarnation; whether it is another life than the one known.
+    pub(crate) fn is_new_life(&mut self, incarnation: u64) -> bool {
+        if incarnation <= self.incarnation {
+            return false;
+        }
+        let first = self.incarnation == 0;
+        self.incarnation = incarnation;
+        self.seen = ReplayWindow::default();
+        self.may_reset = true;
+        !first
+    }
+
+    /// Keeps a packet for later; `false` if too many wait already.
+    pub(crate) fn wait(&mut self, packet: Vec<u8>, now: Moment) -> bool {
+        let room = self.waiting.len() < limits::MAX_WAITING;
+        if room {
+            self.waiting.push_back((now, packet));
+        }
+        room
+    }
+
+    /// The packets that wait.
+    pub(crate) fn take_waiting(&mut self) -> VecDeque<(Moment, Vec<u8>)> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// Drops packets that have waited too long; gives their number.
+    pub(crate) fn forget_waiting(&mut self, now: Moment) -> u64 {
+        let mut dropped = 0;
+        while self
+            .waiting
+            .front()
+            .is_some_and(|(since, _)| now.since(*since) >= limits::MAX_WAIT)
+        {
+            self.waiting.pop_front();
+            dropped += 1;
+        }
+        dropped
+    }
+
+    /// Bytes of the packets that wait.
+    #[must_use]
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.waiting.iter().map(|(_, packet)| packet.len()).sum()
+    }
+
+    /// What the fast half has counted by now.
+    #[must_use]
+    pub(crate) fn counted(&self) -> Sampled {
+        let counters = &self.link.counters;
+        Sampled {
+            sent: counters.sent_packets.load(Ordering::Relaxed),
+            received: counters.received_packets.load(Ordering::Relaxed),
+            on_path: counters.received_on_path.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Closes the tunnel for good.
+    pub(crate) fn close(&self) {
+        let mut state = self.link.lock();
+        state.closed = true;
+        state.tunnel = None;
+        state.path = None;
+    }
+}
+
+/// A stock `WireGuard` machine: it has no probes, no relay and no echoes, only an endpoint.
+pub(crate) struct External {
+    /// What both halves share.
+    pub(crate) link: Arc<PeerLink>,
+    /// Its name.
+    pub(crate) name: podmesh_proto::id::Name,
+    /// Its key.
+    pub(crate) wireguard: PublicKey,
+    /// Inner prefixes that are its own.
+    pub(crate) prefixes: Vec<IpNet>,
+    /// Where it listens, by the root's word.
+    pub(crate) endpoint: Option<SocketAddr>,
+}
+
+impl External {
+    /// Closes the tunnel for good.
+    pub(crate) fn close(&self) {
+        let mut state = self.link.lock();
+        state.closed = true;
+        state.tunnel = None;
+        state.path = None;
+    }
+}

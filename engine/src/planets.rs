@@ -1,0 +1,165 @@
+//! The connections to planets, as the engine sees them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_proto::id::{NodeId, PlanetId};
+use podmesh_proto::network::PlanetEntry;
+use podmesh_proto::planet_api::DirectoryCursor;
+use podmesh_proto::time::Moment;
+
+use crate::forwarding::RelayLeg;
+use crate::path_id::SocketId;
+
+/// All planets of the network.
+#[derive(Debug, Default)]
+pub struct Planets {
+    all: BTreeMap<PlanetId, Planet>,
+    order: Vec<PlanetId>,
+}
+
+/// One planet.
+#[derive(Debug)]
+pub struct Planet {
+    /// As the network names it.
+    pub entry: PlanetEntry,
+    /// The connection, if it is up.
+    pub connection: Option<Connection>,
+    /// What is known of its directory; survives a lost connection.
+    pub cursor: Option<DirectoryCursor>,
+    /// Why it isn't connected.
+    pub error: Option<String>,
+}
+
+/// A control connection that is up.
+#[derive(Debug)]
+pub struct Connection {
+    /// The planet's endpoint.
+    pub remote: SocketAddr,
+    /// Its round trip time.
+    pub rtt: Duration,
+    /// When the planet was heard last.
+    pub heard: Moment,
+    /// The relay session, once the planet has granted it.
+    pub leg: Option<Arc<RelayLeg>>,
+    /// The planet has said welcome.
+    pub welcome: bool,
+    /// First updates of a directory that this node knew nothing of, up to this version.
+    pub syncing: Option<u64>,
+    /// Questions where the planet sees a socket, by counter.
+    pub asked: BTreeMap<u64, SocketId>,
+    /// Tries since the last answer.
+    pub tries: u32,
+    /// A report that is under way: everything up to this node is told.
+    pub report: Option<Option<NodeId>>,
+}
+
+impl Connection {
+    /// A connection that has just come up.
+    #[must_use]
+    pub fn new(remote: SocketAddr, rtt: Duration, now: Moment) -> Self {
+        Self {
+            remote,
+            rtt,
+            heard: now,
+            leg: None,
+            welcome: false,
+            syncing: None,
+            asked: BTreeMap::new(),
+            tries: 0,
+            report: None,
+        }
+    }
+}
+
+impl Planets {
+    /// The planets of an edition of the network; what is known of those that stay is kept. Gives
+    /// those that are gone.
+    pub fn set(&mut self, entries: &[PlanetEntry]) -> Vec<PlanetId> {
+        let gone = self
+            .order
+            .iter()
+            .filter(|id| !entries.iter().any(|entry| entry.id == **id))
+            .copied()
+            .collect();
+        let mut before = std::mem::take(&mut self.all);
+        for entry in entries {
+            let mut planet = before.remove(&entry.id).unwrap_or_else(|| Planet {
+                entry: entry.clone(),
+                connection: None,
+                cursor: None,
+                error: None,
+            });
+            planet.entry = entry.clone();
+            self.all.insert(entry.id, planet);
+        }
+        self.order = entries.iter().map(|entry| entry.id).collect();
+        gone
+    }
+
+    /// A planet of the network.
+    #[must_use]
+    pub fn get(&self, id: &PlanetId) -> Option<&Planet> {
+        self.all.get(id)
+    }
+
+    /// A planet of the network.
+    pub fn get_mut(&mut self, id: &PlanetId) -> Option<&mut Planet> {
+        self.all.get_mut(id)
+    }
+
+    /// The connection to a planet, if it is up.
+    pub fn connection(&mut self, id: &PlanetId) -> Option<&mut Connection> {
+        self.all.get_mut(id)?.connection.as_mut()
+    }
+
+    /// In the order of the network document.
+    pub fn all(&self) -> impl Iterator<Item = &Planet> {
+        self.order.iter().filter_map(|id| self.all.get(id))
+    }
+
+    /// Those whose welcome is there, in the order of the network document.
+    pub fn connected(&self) -> impl Iterator<Item = PlanetId> + '_ {
+        let welcome = |planet: &&Planet| {
+            planet
+                .connection
+                .as_ref()
+                .is_some_and(|connection| connection.welcome)
+        };
+        self.all().filter(welcome).map(|planet| planet.entry.id)
+    }
+
+    /// The relay sessions.
+    pub fn legs(&self) -> impl Iterator<Item = &Arc<RelayLeg>> {
+        self.all()
+            .filter_map(|planet| planet.connection.as_ref()?.leg.as_ref())
+    }
+
+    /// The relay session with a planet.
+    #[must_use]
+    pub fn leg(&self, id: &PlanetId) -> Option<&Arc<RelayLeg>> {
+        self.get(id)?.connection.as_ref()?.leg.as_ref()
+    }
+
+    /// Whether some planet is telling this node its directory from the start.
+    #[must_use]
+    pub fn syncing(&self) -> bool {
+        self.all.values().any(|planet| {
+            planet
+                .connection
+                .as_ref()
+                .is_some_and(|connection| connection.syncing.is_some())
+        })
+    }
+
+    /// The planet's name, or its id if it is none of the network.
+    #[must_use]
+    pub fn name(&self, id: &PlanetId) -> String {
+        self.get(id).map_or_else(
+            || format!("planet {}", id.short()),
+            |planet| planet.entry.name.to_string(),
+        )
+    }
+}

@@ -1,0 +1,236 @@
+//! How this node can be reached: what it knows of its own endpoints, and the record that says so.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use podmesh_proto::candidate::{Candidate, CandidateKind, canonical, may_be_probed};
+use podmesh_proto::id::{NodeId, PlanetId};
+use podmesh_proto::limits::{MAX_CANDIDATES, MAX_CANDIDATES_PER_ADDRESS};
+
+use crate::path_id::SocketId;
+use crate::paths::Local;
+
+/// Peers whose word about this node's endpoints is remembered.
+const MAX_WITNESSES: usize = 64;
+
+/// Who saw an endpoint of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Witness {
+    /// A planet.
+    Planet(PlanetId),
+    /// A peer.
+    Peer(NodeId),
+    /// Some planet, in this node's last life.
+    Disk,
+}
+
+/// This node's own endpoints.
+#[derive(Debug)]
+pub struct OwnEndpoints {
+    ports: [u16; 2],
+    configured: Vec<SocketAddr>,
+    addresses: Vec<IpAddr>,
+    seen: BTreeMap<(Witness, SocketId, bool), SocketAddr>,
+}
+
+impl OwnEndpoints {
+    /// Of a node whose sockets have these ports.
+    #[must_use]
+    pub fn new(ports: [u16; 2], configured: Vec<SocketAddr>) -> Self {
+        Self {
+            ports,
+            configured,
+            addresses: Vec::new(),
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// The node's underlay addresses are these now; whether that is news. What others saw of the
+    /// ones before is forgotten then.
+    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>) -> bool {
+        let mut addresses: Vec<IpAddr> = addresses
+            .iter()
+            .map(|address| address.to_canonical())
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        if addresses == self.addresses {
+            return false;
+        }
+        if !self.addresses.is_empty() {
+            self.seen.clear();
+        }
+        self.addresses = addresses;
+        true
+    }
+
+    /// Somebody saw a socket of this node there; whether that is news.
+    pub fn saw(&mut self, witness: Witness, socket: SocketId, endpoint: SocketAddr) -> bool {
+        let endpoint = canonical(endpoint);
+        let key = (witness, socket, endpoint.is_ipv4());
+        if self.seen.get(&key) == Some(&endpoint) {
+            return false;
+        }
+        if matches!(witness, Witness::Peer(_)) && self.seen.len() >= MAX_WITNESSES {
+            return false;
+        }
+        if matches!(witness, Witness::Planet(_)) {
+            self.seen
+                .remove(&(Witness::Disk, socket, endpoint.is_ipv4()));
+        }
+        self.seen.insert(key, endpoint);
+        true
+    }
+
+    /// Where planets (in this life or the last) saw the sockets.
+    #[must_use]
+    pub fn reflexive(&self) -> Vec<(SocketId, SocketAddr)> {
+        let mut all: Vec<(SocketId, SocketAddr)> = self
+            .seen
+            .iter()
+            .filter(|((witness, _, _), _)| !matches!(witness, Witness::Peer(_)))
+            .map(|((_, socket, _), endpoint)| (*socket, *endpoint))
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Where one planet sees the main socket.
+    #[must_use]
+    pub fn seen_by(&self, planet: &PlanetId) -> Option<SocketAddr> {
+        [true, false].iter().find_map(|v4| {
+            let key = (Witness::Planet(*planet), SocketId::MAIN, *v4);
+            self.seen.get(&key).copied()
+        })
+    }
+
+    /// What the paths need to know.
+    #[must_use]
+    pub fn local(&self) -> Local {
+        Local {
+            hosts: self.addresses.clone(),
+            reflexive: self.reflexive(),
+            symmetric: self.second_mapping().is_some(),
+        }
+    }
+
+    /// The candidates to publish, best first, none in `excluded`.
+    #[must_use]
+    pub fn candidates(&self, excluded: &[IpNet]) -> Vec<Candidate> {
+        let [main, _] = self.ports;
+        let hosts = self.addresses.iter().map(|address| Candidate {
+            kind: CandidateKind::Host,
+            endpoint: SocketAddr::new(*address, main),
+        });
+        let configured = self.configured.iter().map(|endpoint| Candidate {
+            kind: CandidateKind::Configured,
+            endpoint: canonical(*endpoint),
+        });
+        let reflexive = self.reflexive();
+        let of = |socket: SocketId, kind: CandidateKind| {
+            reflexive
+                .iter()
+                .filter(move |(of, _)| *of == socket)
+                .map(move |(_, endpoint)| Candidate {
+                    kind,
+                    endpoint: *endpoint,
+                })
+        };
+        let second = self.second_mapping().map(|endpoint| Candidate {
+            kind: CandidateKind::Reflexive,
+            endpoint,
+        });
+        // The second mapping only shows what kind of NAT this is; it goes before the spare port's,
+        // because there may be two candidates per address.
+        let all = configured
+            .chain(hosts)
+            .chain(of(SocketId::MAIN, CandidateKind::Reflexive))
+            .chain(second)
+            .chain(of(SocketId::SPARE, CandidateKind::Spare));
+        let mut kept: Vec<Candidate> = Vec::new();
+        for candidate in all {
+            let ip = candidate.endpoint.ip();
+            let known = kept
+                .iter()
+                .any(|other| other.endpoint == candidate.endpoint);
+            let same = kept
+                .iter()
+                .filter(|other| other.endpoint.ip() == ip)
+                .count();
+            if !known
+                && same < MAX_CANDIDATES_PER_ADDRESS
+                && kept.len() < MAX_CANDIDATES
+                && may_be_probed(&candidate.endpoint)
+                && !excluded.iter().any(|range| range.contains(&ip))
+            {
+                kept.push(candidate);
+            }
+        }
+        kept
+    }
+
+    /// Another port of the main socket at an address that it is seen at: a NAT that gives every
+    /// destination a port of its own.
+    fn second_mapping(&self) -> Option<SocketAddr> {
+        let main: Vec<(&Witness, &SocketAddr)> = self
+            .seen
+            .iter()
+            .filter(|((_, socket, _), _)| *socket == SocketId::MAIN)
+            .map(|((witness, _, _), endpoint)| (witness, endpoint))
+            .collect();
+        main.iter()
+            .filter(|(witness, _)| matches!(witness, Witness::Planet(_)))
+            .find_map(|(_, first)| {
+                main.iter()
+                    .filter(|(witness, _)| !matches!(witness, Witness::Disk))
+                    .find(|(_, second)| first.ip() == second.ip() && first.port() != second.port())
+                    .map(|(_, second)| **second)
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn candidates_are_bounded_and_never_inside_the_mesh() {
+        let mut own = OwnEndpoints::new([7001, 7002], vec!["198.51.100.9:443".parse().unwrap()]);
+        own.set_addresses(
+            [
+                "192.168.1.5",
+                "10.77.0.3",
+                "127.0.0.1",
+                "fe80::1",
+                "2001:db8::5",
+            ]
+            .map(|text| text.parse().unwrap())
+            .to_vec(),
+        );
+        let planet = Witness::Planet(PlanetId([1; 32]));
+        own.saw(planet, SocketId::MAIN, "203.0.113.7:4001".parse().unwrap());
+        own.saw(planet, SocketId::SPARE, "203.0.113.7:4002".parse().unwrap());
+        let excluded = ["10.77.0.0/16".parse().unwrap()];
+        let texts: Vec<String> = own
+            .candidates(&excluded)
+            .iter()
+            .map(|candidate| format!("{:?} {}", candidate.kind, candidate.endpoint))
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                "Host 192.168.1.5:7001",
+                "Host [2001:db8::5]:7001",
+                "Reflexive 203.0.113.7:4001",
+                "Spare 203.0.113.7:4002"
+            ]
+        );
+        assert!(!own.local().symmetric);
+        let peer = Witness::Peer(NodeId([9; 32]));
+        own.saw(peer, SocketId::MAIN, "203.0.113.7:4999".parse().unwrap());
+        assert!(own.local().symmetric);
+    }
+}

@@ -1,0 +1,99 @@
+//! What somebody should look at.
+
+use podmesh_proto::local_api::HealthView;
+use podmesh_proto::time::Now;
+
+use crate::drops::DropReason;
+use crate::engine::Engine;
+use crate::membership::holdings::MemberId;
+use crate::membership::lies::Source;
+
+impl Engine {
+    /// Lies first, then what keeps the node from working, then what is only good to know.
+    pub(super) fn health(&self, now: Now) -> Vec<HealthView> {
+        let mut entries = self.trust_health();
+        entries.extend(self.join_health());
+        let Some(members) = &self.members else {
+            return entries;
+        };
+        if members.is_revoked(&self.node_id()) {
+            let message = "the root revoked this node; nobody talks to it any more";
+            let next = "leave, and join again with fresh keys if that was not meant";
+            entries.push(entry("MESH-NODE-001", message, next));
+        } else if let Some(own) = members.own() {
+            if own.expired {
+                let message = "this node's certificate has expired; nobody talks to it any more";
+                entries.push(entry(
+                    "MESH-NODE-002",
+                    message,
+                    "join again with a new token",
+                ));
+            }
+            if !own.member.groups.is_empty() {
+                let message = "groups are carried and shown, but not enforced yet";
+                let next = "don't rely on groups to keep members apart";
+                entries.push(entry("MESH-GROUP-001", message, next));
+            }
+        }
+        if self.planets.connected().next().is_none() && self.planets.all().next().is_some() {
+            let message = "no planet is connected; tunnels go on, changes don't get through";
+            let next = "see the planets' errors in `meshctl status`";
+            entries.push(entry("MESH-PLANET-001", message, next));
+        }
+        if let Some(off) = self.clock_off {
+            let message = format!(
+                "this machine's clock is {} s {} a planet's",
+                off.unsigned_abs(),
+                if off > 0 { "behind" } else { "ahead of" }
+            );
+            entries.push(entry("MESH-CLOCK-001", &message, "run a time service"));
+        }
+        entries.extend(self.drop_health());
+        tracing::trace!(at = %now.unix, entries = entries.len(), "health");
+        entries
+    }
+
+    fn trust_health(&self) -> Vec<HealthView> {
+        let Some(members) = &self.members else {
+            return Vec::new();
+        };
+        members.lies().views(|source| match source {
+            Source::Planet(planet) => format!("planet {}", self.planets.name(&planet)),
+            Source::Member(node) => {
+                format!("member {}", members.name_of(MemberId::Node(node)))
+            }
+            Source::Disk => "this node's state file".to_owned(),
+            Source::Operator => "the operator".to_owned(),
+        })
+    }
+
+    fn join_health(&self) -> Option<HealthView> {
+        let refusal = self.join.as_ref()?.refusal()?;
+        let reason = crate::engine::printable(&refusal.reason);
+        let message = format!("the join waits: {reason}");
+        Some(entry(
+            "MESH-JOIN-001",
+            &message,
+            "nothing; the node asks again by itself",
+        ))
+    }
+
+    fn drop_health(&self) -> Option<HealthView> {
+        let foreign = self.drops.of(DropReason::InnerForeignSource);
+        (foreign > 0).then(|| {
+            let message = format!(
+                "{foreign} packets came through tunnels with a source that is not their sender's"
+            );
+            let next = "find the member that sends them; nothing of it got through";
+            entry("MESH-DATA-001", &message, next)
+        })
+    }
+}
+
+fn entry(code: &str, message: &str, next: &str) -> HealthView {
+    HealthView {
+        code: code.to_owned(),
+        message: message.to_owned(),
+        next: Some(next.to_owned()),
+    }
+}
