@@ -13,4 +13,5 @@ mod cold_boot;
 mod nat_grid;
 mod restarts;
 mod the_lab;
+mod trust;
 mod world;
