@@ -3,6 +3,7 @@
 mod crowd;
 mod link;
 mod orders;
+mod raw_session;
 
 use std::fs;
 use std::net::SocketAddr;

@@ -10,6 +10,7 @@ use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::{Member, Membership, NodeCertificate};
 use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::id::{Name, NodeId};
+use podmesh_proto::key::PublicKey;
 use podmesh_proto::network::Network;
 use podmesh_proto::probe::{Probe, ProbeBody, ProbeKeys, tag_of};
 use podmesh_proto::signed::Signed;
@@ -43,11 +44,12 @@ pub(super) struct Crowd {
 pub(super) struct Peer {
     pub(super) name: Name,
     pub(super) overlay6: Ipv6Addr,
+    pub(super) wireguard: PublicKey,
     tunnel: Tunn,
     probes: ProbeKeys,
     counter: u64,
     /// Where it was heard last.
-    at: Option<SocketAddr>,
+    pub(super) at: Option<SocketAddr>,
     pub(super) tally: Tally,
 }
 
@@ -184,6 +186,7 @@ impl Crowd {
         Some(Peer {
             name: peer.name.clone(),
             overlay6: self.network.overlay6(&peer.node),
+            wireguard: peer.wireguard,
             tunnel: Tunn::new(keys.wireguard.to_dalek(), public, None, None, index, None),
             probes: keys.probes_with(peer, &self.network.id)?,
             counter: 0,

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use podmesh_proto::candidate::{Candidate, CandidateKind, EndpointRecord};
 use podmesh_proto::id::{Name, NodeId};
 use podmesh_proto::network::RootStatement;
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::RogueMember;
+use super::raw_session::RawSession;
 use crate::clock;
 use crate::control::Puppet;
 use crate::packet;
@@ -49,6 +50,19 @@ pub(crate) enum Order {
         count: u32,
         /// How often each sealed message is sent.
         copies: u32,
+    },
+    /// Sends UDP packets with chosen counters in a session that is made for it.
+    Count {
+        /// To whom.
+        to: Name,
+        /// Inner destination.
+        destination: IpAddr,
+        /// Inner ports.
+        port: u16,
+        /// What is inside.
+        text: String,
+        /// The counters, as decimal text: JSON's numbers are not exact this far up.
+        counters: Vec<String>,
     },
     /// Sends echoes of the tunnel's own kind.
     Echo {
@@ -110,6 +124,17 @@ impl Puppet for RogueMember {
             } => {
                 let packet = packet::udp(source, destination, port, text.as_bytes())?;
                 self.volley(&to, &packet, (count, copies)).await
+            }
+            Order::Count {
+                to,
+                destination,
+                port,
+                text,
+                counters,
+            } => {
+                let own = IpAddr::from(self.crowd().me.overlay4.context("no overlay address")?);
+                let packet = packet::udp(own, destination, port, text.as_bytes())?;
+                self.count(&to, &packet, &counters).await
             }
             Order::Echo {
                 to,
@@ -177,6 +202,23 @@ impl RogueMember {
             sleep(GAP).await;
         }
         Ok(json!({ "sent": count, "copies": copies }))
+    }
+
+    async fn count(&self, to: &Name, packet: &[u8], counters: &[String]) -> Result<Value> {
+        let (key, at) = {
+            let mut crowd = self.crowd();
+            let (_, peer) = crowd.named(to)?;
+            (
+                peer.wireguard,
+                peer.at.context("that peer was never heard")?,
+            )
+        };
+        let session = RawSession::open(&self.keys.wireguard, &key, at).await?;
+        for counter in counters {
+            session.send(counter.parse()?, packet).await?;
+            sleep(GAP).await;
+        }
+        Ok(json!({ "sent": counters.len() }))
     }
 
     async fn gossip(&self, to: &Name, victim: &Name) -> Result<Value> {

@@ -44,6 +44,7 @@ fn a_rogue_member_speaks_for_nobody_but_itself() {
     foreign_sources(&rogue, &nodes, (&host, &pod));
     echoes(&rogue, &nodes);
     replays(&rogue, &nodes, &host);
+    counters(&rogue, &nodes, &host);
     gossip(&rogue, &nodes);
     let pairs = pings.report(start, std::time::Instant::now());
     assert_eq!(PairReport::lost_in(&pairs), 0, "{pairs:?}");
@@ -246,6 +247,35 @@ fn replays(rogue: &Puppet, nodes: &[&Node; 2], host: &Listener) {
         .unwrap();
     assert!(answer["pongs"].as_u64() <= Some(1), "{answer}");
     println!("figure 50 copies of one probe: {} answers", answer["pongs"]);
+}
+
+/// Messages with counters up to the last one, sealed by a real session's key.
+fn counters(rogue: &Puppet, nodes: &[&Node; 2], host: &Listener) {
+    let own = health::status(nodes[0]).unwrap().node.unwrap();
+    let target = own.addresses.iter().find(|address| address.is_ipv4());
+    let count = |text: &str, counters: &[u64]| {
+        let counters: Vec<String> = counters.iter().map(ToString::to_string).collect();
+        let order = json!({
+            "do": "count", "to": "alice", "destination": target, "port": PORT, "text": text,
+            "counters": counters,
+        });
+        rogue.order(&order).unwrap();
+    };
+    // The paper's limit is 2^64 - 2^13 - 1 messages.
+    let limit = u64::MAX - (1 << 13);
+    let last = u64::MAX;
+    count("low", &[0, 1, 2]);
+    count("beyond", &[limit + 1, last - 1, last, last, limit + 2]);
+    count(
+        "at the limit",
+        &[limit - 1, last, 0, 1, limit - 2, last - 63],
+    );
+    count("after", &[0, 1, 2, 3, 4]);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(host.heard("low"), 3, "{:?}", host.all());
+    assert_eq!(host.heard("beyond"), 0, "{:?}", host.all());
+    assert!(host.heard("at the limit") <= 2, "{:?}", host.all());
+    assert_eq!(host.heard("after"), 5, "{:?}", host.all());
 }
 
 /// Lies about bob, told to alice inside the tunnel.
