@@ -12,6 +12,7 @@ mod tls;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use podmesh_proto::id::PlanetId;
@@ -19,7 +20,7 @@ use podmesh_proto::network::PlanetEntry;
 use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use self::dial::Dialer;
@@ -32,6 +33,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A planet that asks for more patience than this doesn't get it.
 const LONGEST_DRAIN: Duration = Duration::from_secs(120);
+/// For the last messages to a planet that is left.
+const LAST_MESSAGES: Duration = Duration::from_secs(2);
 /// Messages that may wait for a slow connection before it is given up.
 const OUTGOING: usize = 256;
 
@@ -79,7 +82,8 @@ struct Link {
     life: u64,
     outgoing: Option<mpsc::Sender<NodeMessage>>,
     hurry: Arc<Notify>,
-    task: AbortHandle,
+    is_left: Arc<AtomicBool>,
+    task: Task,
 }
 
 impl PlanetLinks {
@@ -94,7 +98,15 @@ impl PlanetLinks {
 
     /// Stays connected to these planets and no others from now on.
     pub(crate) fn keep(&mut self, planets: Vec<PlanetEntry>) {
-        self.links.retain(|_, link| planets.contains(&link.entry));
+        let left: Vec<PlanetId> = self
+            .links
+            .values()
+            .filter(|link| !planets.contains(&link.entry))
+            .map(|link| link.entry.id)
+            .collect();
+        left.iter()
+            .filter_map(|planet| self.links.remove(planet))
+            .for_each(Link::retire);
         for entry in planets {
             if !self.links.contains_key(&entry.id) {
                 self.start(entry);
@@ -135,7 +147,7 @@ impl PlanetLinks {
     /// Gives up the connection to this planet and makes a new one.
     pub(crate) fn reconnect(&mut self, planet: PlanetId) {
         if let Some(link) = self.links.remove(&planet) {
-            self.start(link.entry.clone());
+            self.start(link.entry);
         }
     }
 
@@ -152,21 +164,42 @@ impl PlanetLinks {
             life: self.lives,
             events: self.events.clone(),
         };
-        let task = tokio::spawn(stay_connected(entry.clone(), reporter, Arc::clone(&hurry)));
+        let is_left = Arc::new(AtomicBool::new(false));
+        let orders = (Arc::clone(&hurry), Arc::clone(&is_left));
+        let task = tokio::spawn(stay_connected(entry.clone(), reporter, orders));
         let link = Link {
             life: self.lives,
             outgoing: None,
             hurry,
-            task: task.abort_handle(),
+            is_left,
+            task: Task(task.abort_handle()),
             entry,
         };
         self.links.insert(link.entry.id, link);
     }
 }
 
-impl Drop for Link {
+impl Link {
+    /// Ends the connection after the messages that it was given.
+    fn retire(self) {
+        self.is_left.store(true, Ordering::Relaxed);
+        let Self { outgoing, task, .. } = self;
+        if outgoing.is_some() {
+            drop(outgoing);
+            tokio::spawn(async move {
+                sleep(LAST_MESSAGES).await;
+                drop(task);
+            });
+        }
+    }
+}
+
+/// A task that ends with this value.
+struct Task(AbortHandle);
+
+impl Drop for Task {
     fn drop(&mut self) {
-        self.task.abort();
+        self.0.abort();
     }
 }
 
@@ -189,7 +222,11 @@ impl Reporter {
     }
 }
 
-async fn stay_connected(entry: PlanetEntry, reporter: Reporter, hurry: Arc<Notify>) {
+async fn stay_connected(
+    entry: PlanetEntry,
+    reporter: Reporter,
+    (hurry, is_left): (Arc<Notify>, Arc<AtomicBool>),
+) {
     let mut dialer = Dialer::new(&entry);
     let mut failures = 0_u32;
     loop {
@@ -197,6 +234,9 @@ async fn stay_connected(entry: PlanetEntry, reporter: Reporter, hurry: Arc<Notif
             Ok(dialed) => session::run(dialed, &reporter).await,
             Err(reason) => session::Ended::before_welcome(reason),
         };
+        if is_left.load(Ordering::Relaxed) {
+            return;
+        }
         tracing::debug!(planet = %entry.name, reason = ended.reason, "not connected");
         failures = if ended.was_welcome {
             0

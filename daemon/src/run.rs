@@ -14,10 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_engine::engine::Engine;
+use podmesh_engine::host_plan::HostPlan;
 use podmesh_engine::output::{Output, PlanetEvent, SlowItem, Transmit};
 use podmesh_kernel::process;
 use podmesh_kernel::tun::{TunDevice, TunQueue};
 use podmesh_proto::id::PlanetId;
+use podmesh_proto::local_api::NodeState;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -107,6 +109,8 @@ async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::i
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut items = Vec::with_capacity(BUDGET);
+    node.do_outputs();
+    node.clear_host_unless_member();
     node.join_unattended();
     service.ready();
     loop {
@@ -137,12 +141,32 @@ async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::i
             }
         }
     }
+    tracing::info!("meshd is ending; interface, routes and rules stay");
     service.stopping();
     node.stop().await;
     Ok(())
 }
 
 impl Node {
+    /// What a former membership has left on the host goes, unless the node is still a member.
+    fn clear_host_unless_member(&self) {
+        let status = self.engine.status(clock::now());
+        tracing::info!(
+            node = self.engine.node_id().short(),
+            device = self.config.device,
+            port = self.shards.shared().sockets.ports().first().copied(),
+            state = ?status.state,
+            "meshd has started"
+        );
+        match status.state {
+            NodeState::NotJoined | NodeState::Joining | NodeState::Revoked => {
+                self.host
+                    .set(HostPlan::empty(&self.config.device, self.config.mtu));
+            }
+            NodeState::Online | NodeState::PlanetsDown => {}
+        }
+    }
+
     fn take_items(&mut self, items: &mut Vec<SlowItem>) {
         let now = clock::now();
         for item in items.drain(..) {
@@ -227,7 +251,7 @@ impl Node {
             Output::Transmit(datagram) => self.transmit(&datagram),
             Output::Planet { planet, message } => self.do_in_order(Effect::Planet(planet, message)),
             Output::JoinDone(outcome) => self.do_in_order(Effect::JoinDone(outcome)),
-            Output::Planets(planets) => self.links.keep(planets),
+            Output::Planets(planets) => self.do_in_order(Effect::Planets(planets)),
             Output::Reconnect(planet) => self.reconnect(planet),
             Output::Forwarding(table) => self.shards.publish(table),
             Output::HostPlan(plan) => self.host.set(*plan),
@@ -267,6 +291,7 @@ impl Node {
     fn do_effect(&mut self, effect: Effect) {
         match effect {
             Effect::Planet(planet, message) => self.links.send(planet, *message),
+            Effect::Planets(planets) => self.links.keep(planets),
             Effect::JoinDone(outcome) => self.finish_join(outcome),
         }
     }

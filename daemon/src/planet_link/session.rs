@@ -6,7 +6,7 @@ use podmesh_proto::frame::{self, FrameDecoder};
 use podmesh_proto::planet_api::{EXPORTER_LABEL, NodeMessage, PlanetMessage};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use zeroize::Zeroizing;
 
 use super::dial::Dialed;
@@ -14,6 +14,8 @@ use super::{Connected, LinkNews, OUTGOING, Reporter};
 
 /// Between two measurements of the round trip time.
 const MEASURE: Duration = Duration::from_secs(5);
+/// For the last message to arrive.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Bytes taken from the stream at once.
 const CHUNK: usize = 64 * 1024;
 
@@ -68,7 +70,7 @@ pub(super) async fn run(dialed: Dialed, reporter: &Reporter) -> Ended {
     };
     connection.close(VarInt::from_u32(0), b"");
     // The close is worth a moment on the wire, not more.
-    let _ = tokio::time::timeout(Duration::from_millis(100), dialed.endpoint.wait_idle()).await;
+    let _ = timeout(Duration::from_millis(100), dialed.endpoint.wait_idle()).await;
     Ended {
         reason,
         was_welcome: greeting.was_welcome,
@@ -95,7 +97,11 @@ async fn send_all(mut stream: SendStream, mut waiting: mpsc::Receiver<NodeMessag
             return error.to_string();
         }
     }
-    "the connection took no more messages".to_owned()
+    // Nobody will send any more. What was sent is to arrive before the connection is closed.
+    if stream.finish().is_ok() {
+        let _ = timeout(FAREWELL, stream.stopped()).await;
+    }
+    "the connection was given up".to_owned()
 }
 
 async fn receive_all(

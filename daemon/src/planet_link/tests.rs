@@ -110,6 +110,35 @@ async fn both_ends_share_keying_material_and_talk_until_the_planet_drains() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_message_to_a_planet_that_is_left_arrives() {
+    let key = SigningKey::from_seed([7; 32]);
+    let (endpoint, address) = listen(&key);
+    let planet = tokio::spawn(async move {
+        let connection = endpoint.accept().await.unwrap().await.unwrap();
+        let (_send, mut receive) = connection.accept_bi().await.unwrap();
+        let bytes = receive.read_to_end(1_000).await.unwrap();
+        let more = timeout(Duration::from_secs(1), endpoint.accept()).await;
+        (bytes, more.is_err())
+    });
+    let (mut links, mut events) = links();
+    links.keep(vec![entry(&key, address)]);
+    let event = next(&mut events).await;
+    assert!(links.admit(&event));
+    drop(event);
+    links.send(key.planet_id(), NodeMessage::Heartbeat);
+    links.keep(Vec::new());
+    let (bytes, nothing_more) = planet.await.unwrap();
+    assert_eq!(
+        bytes,
+        frame::encode(&NodeMessage::Heartbeat, "test").unwrap()
+    );
+    assert!(
+        nothing_more,
+        "a planet that is left is not connected to again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_key_at_the_planets_address_is_named() {
     let (endpoint, address) = listen(&SigningKey::from_seed([8; 32]));
     tokio::spawn(async move {

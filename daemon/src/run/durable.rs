@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use podmesh_engine::error::JoinError;
 use podmesh_proto::id::PlanetId;
+use podmesh_proto::network::PlanetEntry;
 use podmesh_proto::planet_api::NodeMessage;
 
 /// Something that others see and that a crash must not make untrue.
@@ -11,6 +12,8 @@ use podmesh_proto::planet_api::NodeMessage;
 pub(super) enum Effect {
     /// A message to a planet.
     Planet(PlanetId, Box<NodeMessage>),
+    /// The planets to stay connected to; after the last message to one that is left.
+    Planets(Vec<PlanetEntry>),
     /// The outcome of a join.
     JoinDone(Result<(), JoinError>),
 }
@@ -77,7 +80,7 @@ mod tests {
             .iter()
             .map(|effect| match effect {
                 Effect::Planet(planet, _) => planet.0[0],
-                Effect::JoinDone(_) => 0,
+                _ => 0,
             })
             .collect();
         assert_eq!(planets, [2, 3]);

@@ -29,6 +29,11 @@ const REQUESTS: [&str; 10] = [
 fn a_second_meshd_ends_with_one_sentence_and_touches_nothing() {
     let node = Node::new();
     let first = node.start();
+    let is_up = || {
+        node.ip(&["link", "show", "mesh0"])
+            .contains("LOWER_UP> mtu 1380")
+    };
+    wait_until(Duration::from_secs(3), is_up);
     let before = (node.ip(&["-d", "link"]), node.ip(&["rule"]), node.files());
     let (code, words) = node.run_to_end(&[]);
     assert_eq!(code, Some(1), "{words}");
