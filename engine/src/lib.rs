@@ -45,6 +45,8 @@ pub mod prefix_table;
 pub mod publishing;
 mod random;
 pub mod stored;
+#[cfg(test)]
+mod testing;
 mod timers;
 pub mod tunnel;
 mod views;
