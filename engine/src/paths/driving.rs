@@ -22,22 +22,25 @@ impl Paths {
         self.drive_rounds(at);
         self.drive_pings(at);
         self.drive_knocks(at);
-        self.drive_proofs(at);
         self.choose(now);
+        self.drive_proofs(at);
         self.drive_echoes(at);
         self.drive_handshake(at);
     }
 
     pub(super) fn deadline(&self, now: Moment) -> Option<Moment> {
+        let up = self.session.is_up();
         let trials = self.trials.iter().flat_map(|(path, trial)| {
-            let echo = trial.echoes.due(self.pace(path, trial, now), trial.rtt);
-            let asked = self.echo_due(path, trial, now);
-            [
-                trial.pings.due(),
+            let pace = self.pace(path, trial, now);
+            let echoes = [
                 trial.again,
-                echo.filter(|_| self.session.is_up()),
-                asked,
-            ]
+                trial.echoes.due(pace, trial.rtt),
+                self.echo_due(path, trial, now),
+            ];
+            echoes
+                .into_iter()
+                .map(move |due| due.filter(|_| up))
+                .chain([trial.pings.due()])
         });
         let rest = [
             self.rounds_due(now),
@@ -99,15 +102,24 @@ impl Paths {
         }
     }
 
-    /// Begins proofs whose time has come.
+    /// Begins proofs whose time has come, and those of paths that answer and are missed now.
     fn drive_proofs(&mut self, now: Moment) {
-        let up = self.session.is_up();
-        for trial in self.trials.values_mut() {
-            if trial.again.is_some_and(|again| again <= now) {
+        if !self.session.is_up() {
+            return;
+        }
+        let missed: Vec<PathId> = self
+            .trials
+            .iter()
+            .filter(|(path, trial)| match trial.again {
+                Some(again) => again <= now,
+                None => path.is_direct() && trial.answers(now) && self.is_wanted(path),
+            })
+            .map(|(path, _)| *path)
+            .collect();
+        for path in missed {
+            if let Some(trial) = self.trials.get_mut(&path) {
                 trial.again = None;
-                if up {
-                    trial.echoes.prove();
-                }
+                trial.echoes.prove();
             }
         }
     }

@@ -166,15 +166,11 @@ impl Paths {
             }
             return;
         };
-        let (wanted, up) = (self.is_wanted(&path), self.session.is_up());
         if let Some(trial) = self.trials.get_mut(&path) {
             trial.sample(rtt);
             trial.answered = Some(now.moment);
             trial.heard = Some(now.moment);
             trial.pings.stop();
-            if wanted && up && trial.again.is_none() {
-                trial.echoes.prove();
-            }
         }
         if !self.is_local(&path) {
             self.push(PathAction::Observed {
@@ -200,22 +196,21 @@ impl Paths {
         if !matches!(path, PathId::Direct { endpoint, .. } if may_be_probed(&endpoint)) {
             return;
         }
-        let (wanted, up) = (self.is_wanted(&path), self.session.is_up());
+        let news = !self.trials.contains_key(&path);
+        let (wanted, up) = (news || self.is_wanted(&path), self.session.is_up());
         let Some(trial) = self.ensure(path, TrialKind::PeerReflexive, Gate::Timed) else {
             return;
         };
         trial.heard = Some(now);
-        if trial.answers(now) && !trial.echoes.is_off() {
-            return;
+        if wanted && up && trial.again.is_none() {
+            // The tunnel seals better than any ping: spares the round trip of the ping.
+            trial.echoes.prove();
         }
         let recent = trial
             .pings
             .last_sent()
             .is_some_and(|at| now.since(at) < TRIGGER_GAP);
-        if wanted && up && trial.again.is_none() {
-            // The tunnel seals better than any ping: spares the round trip of the ping.
-            trial.echoes.prove();
-        }
+        let recent = recent || trial.answers(now);
         if !recent {
             self.send_ping(path, None, now);
         }

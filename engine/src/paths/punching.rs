@@ -22,6 +22,9 @@ const STAGGER: Duration = Duration::from_millis(250);
 const HEAD_START: Duration = Duration::from_millis(400);
 /// Seconds between rounds once each kind has failed.
 const BACKOFF: [u64; 4] = [15, 30, 45, 60];
+/// From the opener to the instant: the two ends may misjudge the instant by this much, because a
+/// planet knows round trips and not how they are split.
+const AFTER_OPENER: Duration = Duration::from_millis(300);
 /// Instants of punches that are waited for.
 const MAX_FIRING: usize = 4;
 /// A planet's instant is not waited for longer than this.
@@ -69,17 +72,20 @@ impl Rounds {
 
 impl Paths {
     pub(super) fn punch(&mut self, attempt: u32, fire_in: Duration, now: Now) {
-        let at = now.moment + fire_in.min(MAX_HOLD);
+        let round = Round::of(attempt);
+        let shift = round.opener().map_or(Duration::ZERO, |_| AFTER_OPENER);
+        let at = now.moment + fire_in.min(MAX_HOLD) + shift;
         self.rounds.attempt = self.rounds.attempt.max(attempt);
         self.rounds.asked = None;
         self.rounds.next = None;
         if self.rounds.firing.len() < MAX_FIRING {
             self.rounds.firing.push((at, attempt));
         }
-        let round = Round::of(attempt);
         if let Some(ttl) = round.opener() {
-            for path in self.pairs(round) {
-                self.send_ping(path, Some(ttl), now.moment);
+            for (kind, path) in self.round_pairs(round) {
+                if self.ensure(path, kind, Gate::Timed).is_some() {
+                    self.send_ping(path, Some(ttl), now.moment);
+                }
             }
         }
     }

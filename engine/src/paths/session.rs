@@ -15,7 +15,7 @@ const STAGGER: Duration = Duration::from_millis(400);
 /// how long it gets.
 const DOUBT: Duration = Duration::from_secs(1);
 /// Shortest time between two handshakes.
-const SHORTEST: Duration = Duration::from_millis(300);
+const SHORTEST: Duration = Duration::from_millis(500);
 
 /// What is known about the tunnel's session.
 #[derive(Debug)]
