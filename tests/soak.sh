@@ -10,14 +10,21 @@ commit=$(git rev-parse --short=12 HEAD)
 mkdir -p target
 touch "$log"
 
-scenario() { LAB_LONG=1 ${CARGO:-cargo} test --locked --release -q -p podmesh-tests --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
+# A name that no test has any more must not count as passed.
+one() { "$@" | awk '{ print; fflush() } /^test result: ok. 1 passed/ { seen = 1 } END { exit !seen }'; }
+scenario() { one env LAB_LONG=1 ${CARGO:-cargo} test --locked --release -q -p podmesh-tests --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
 simulator() { SIM_SEEDS=$1 ${CARGO:-cargo} test --locked --profile sim -q -p podmesh-engine --features virtual-time --test sim -- --nocapture; }
+# The plugin's own test of that name, as long as these variables make it.
+plugin() { one env "${@:2}" ${CARGO:-cargo} test --locked --release -q -p podmesh-cni-plugin --test plugin -- --exact "$1" --nocapture --test-threads=1; }
 
 # NAME COMMAND...; a scenario prints its figures as lines that begin with "figure ".
 bars() {
   bar demo target/release/lab demo
   bar systemd tests/systemd/run.sh
   bar simulator-2000 simulator 2000
+  bar cni-1000-pods plugin storm::sixteen_at_once_never_share_an_address PODMESH_CNI_ROUNDS=1000
+  bar cni-200-kills plugin storm::killed_calls_leave_nothing_that_garbage_collection_does_not_free PODMESH_CNI_KILLS=200
+  bar cni-20-shapes-of-del plugin detach::twenty_shapes_of_del_succeed_and_free_everything
   while read -r name; do
     bar "${name##*::}" scenario "$name"
   done < <(${CARGO:-cargo} test --locked --release -q -p podmesh-tests --test scenarios -- --list --format terse 2>/dev/null | sed -n 's/: test$//p' | grep -v '^the_lab')

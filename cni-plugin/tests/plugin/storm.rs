@@ -59,7 +59,7 @@ fn sixteen_at_once_never_share_an_address() {
     times.sort();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100];
     println!(
-        "{rounds} ADD/DEL: median {:?}, p99 {:?}, longest {:?}",
+        "figure {rounds} ADD/DEL: median {:?}, p99 {:?}, longest {:?}",
         at(50),
         at(99),
         at(100)
@@ -76,7 +76,7 @@ fn killed_calls_leave_nothing_that_garbage_collection_does_not_free() {
     let node = Node::new("killed");
     let kills = amount("PODMESH_CNI_KILLS", 40);
     let seed = amount("PODMESH_SEED", usize::try_from(std::process::id()).unwrap());
-    println!("PODMESH_SEED={seed}");
+    println!("figure PODMESH_SEED={seed}");
     let mut random = Random(seed as u64);
     let survivor = pod();
     let kept = node.add("survivor", &survivor).expect_success().addresses();
@@ -111,7 +111,7 @@ fn killed_calls_leave_nothing_that_garbage_collection_does_not_free() {
             node.gc(&["survivor"]).expect_success();
         }
     }
-    println!("{unfinished} of {kills} were killed before their end");
+    println!("figure {unfinished} of {kills} were killed before their end");
     assert!(
         unfinished * 4 >= kills,
         "the kills came too late to show anything"
