@@ -10,6 +10,7 @@
 
 mod cni;
 mod cold_boot;
+mod first_start;
 mod nat_grid;
 mod restarts;
 mod the_lab;
