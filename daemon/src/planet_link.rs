@@ -153,7 +153,9 @@ impl PlanetLinks {
 
     /// Ends all waiting: the underlay has changed, and what failed before may work.
     pub(crate) fn hurry(&self) {
-        self.links.values().for_each(|link| link.hurry.notify_one());
+        self.links
+            .values()
+            .for_each(|link| link.hurry.notify_waiters());
     }
 
     fn start(&mut self, entry: PlanetEntry) {
@@ -230,7 +232,12 @@ async fn stay_connected(
     let mut dialer = Dialer::new(&entry);
     let mut failures = 0_u32;
     loop {
-        let ended = match dialer.dial().await {
+        let dialed = tokio::select! {
+            dialed = dialer.dial() => dialed,
+            // What was tried over the old underlay may never be answered.
+            () = hurry.notified() => continue,
+        };
+        let ended = match dialed {
             Ok(dialed) => session::run(dialed, &reporter).await,
             Err(reason) => session::Ended::before_welcome(reason),
         };

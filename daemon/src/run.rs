@@ -64,7 +64,8 @@ struct Node {
     held: Held,
     waiting: Waiting,
     checked: mpsc::Sender<Checked>,
-    remarks: Vec<String>,
+    /// Why the last join failed.
+    join_trouble: Option<String>,
     /// Keeps a second meshd out as long as this one runs.
     _dir: StateDir,
 }

@@ -44,8 +44,7 @@ impl Node {
         let outcome = read_token(&file).and_then(|text| self.begin_join(&text, None, None));
         if let Err(message) = outcome {
             tracing::warn!(file = %file.display(), reason = message, "can't join by itself");
-            self.remarks
-                .push(format!("can't join with {}: {message}", file.display()));
+            self.join_trouble = Some(format!("can't join with {}: {message}", file.display()));
         }
     }
 
@@ -103,11 +102,9 @@ impl Node {
             (Ok(()), None) => {}
             (Err(failure), answer) => {
                 tracing::warn!(reason = failure.message, "not joining");
-                if answer.is_none() {
-                    self.remarks.push(failure.message.clone());
-                }
-                if let Some(answer) = answer {
-                    let _ = answer.send(Response::Failed(failure));
+                match answer {
+                    Some(answer) => drop(answer.send(Response::Failed(failure))),
+                    None => self.join_trouble = Some(failure.message),
                 }
             }
         }
@@ -126,7 +123,7 @@ impl Node {
                     name(status.node.map(|node| node.name))
                 );
                 tracing::info!("{message}");
-                self.remarks.clear();
+                self.join_trouble = None;
                 if let Some(file) = &self.config.join_token_file {
                     let_go(file);
                 }
@@ -134,7 +131,7 @@ impl Node {
             }
             Err(error) => {
                 tracing::warn!(reason = %error, "not joined");
-                self.remarks.push(error.to_string());
+                self.join_trouble = (error != JoinError::Cancelled).then(|| error.to_string());
                 Response::Failed(refused(&error))
             }
         };

@@ -90,7 +90,7 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
         held: super::Held::default(),
         waiting: super::Waiting::default(),
         checked,
-        remarks: Vec::new(),
+        join_trouble: None,
         config,
         _dir: dir,
     };

@@ -63,7 +63,7 @@ impl Node {
             )
         });
         let join = self
-            .remarks
+            .join_trouble
             .iter()
             .map(|remark| entry("MESH-JOIN-001", remark, "`meshctl join` with a new token"));
         problems.chain(disk).chain(join).chain(remarks).collect()
