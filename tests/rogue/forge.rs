@@ -117,6 +117,23 @@ impl Forger<'_> {
         })
     }
 
+    /// A real receipt for a real application, with free addresses.
+    pub(crate) fn admit(
+        &self,
+        application: &Application,
+        certificate: &NodeCertificate,
+    ) -> Result<Signed<AdmissionReceipt>> {
+        let (overlay4, pods) = self.free_addresses(&certificate.node)?;
+        let mut receipt = self
+            .admission(application, certificate, (1, clock::now()))?
+            .unverified()?;
+        receipt.leases.overlay4 = Some(overlay4);
+        if let IpNet::V4(pods) = pods {
+            receipt.leases.pods4 = Some(pods);
+        }
+        Ok(Signed::seal(&receipt, self.planet)?)
+    }
+
     /// A real receipt for a claim.
     pub(crate) fn claimed(
         &self,

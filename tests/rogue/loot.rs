@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use podmesh_proto::certificate::Membership;
+use podmesh_proto::certificate::{Departure, Membership};
 use podmesh_proto::id::{NetworkId, NodeId};
 use podmesh_proto::key::{SecretKey, SigningKey};
 use podmesh_proto::probe::ProbeKeys;
+use podmesh_proto::signed::Signed;
 use serde::{Deserialize, Serialize};
 
 use crate::random;
@@ -54,17 +55,24 @@ pub(crate) struct Loot {
     pub(crate) membership: Membership,
     /// Every chain that it ever saw, oldest first.
     pub(crate) seen: Vec<Membership>,
+    /// Every departure that it ever saw.
+    pub(crate) departures: Vec<Signed<Departure>>,
 }
 
 impl Loot {
     /// What `keys` and `membership` are worth.
-    pub(crate) fn new(keys: &Keys, membership: Membership, seen: Vec<Membership>) -> Self {
+    pub(crate) fn new(
+        keys: &Keys,
+        membership: Membership,
+        (seen, departures): (Vec<Membership>, Vec<Signed<Departure>>),
+    ) -> Self {
         Self {
             identity: *keys.identity.seed(),
             wireguard: *keys.wireguard.to_bytes(),
             probe: *keys.probe.to_bytes(),
             membership,
             seen,
+            departures,
         }
     }
 

@@ -122,7 +122,10 @@ impl RogueMember {
     }
 
     fn save(&self) -> Result<()> {
-        let seen = self.crowd().seen.clone();
+        let seen = {
+            let crowd = self.crowd();
+            (crowd.seen.clone(), crowd.departures.clone())
+        };
         Loot::new(&self.keys, self.membership.clone(), seen).write(&self.save)
     }
 
@@ -223,7 +226,11 @@ impl RogueMember {
                     self.save()?;
                 }
                 DirectoryRecord::Endpoints(record) => self.crowd().locate(record),
-                DirectoryRecord::Presence { .. } | DirectoryRecord::Left(_) => {}
+                DirectoryRecord::Left(departure) => {
+                    self.crowd().departures.push(departure.clone());
+                    self.save()?;
+                }
+                DirectoryRecord::Presence { .. } => {}
             }
         }
         Ok(())

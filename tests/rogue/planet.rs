@@ -47,6 +47,9 @@ pub(crate) struct Planet {
     /// What an accomplice among the members holds
     #[arg(long)]
     accomplice: Option<PathBuf>,
+    /// Promises each node more of its directory than it will ever tell
+    #[arg(long)]
+    endless: bool,
 }
 
 /// The thief.
@@ -55,6 +58,7 @@ pub(crate) struct StolenPlanet {
     relay: Arc<Relay>,
     books: Mutex<Books>,
     accomplice: Option<Loot>,
+    endless: bool,
 }
 
 impl Planet {
@@ -75,6 +79,7 @@ impl Planet {
             relay: Arc::new(Relay::default()),
             books: Mutex::new(books),
             accomplice,
+            endless: self.endless,
             key,
         });
         let socket = UdpSocket::bind(self.listen).await?;

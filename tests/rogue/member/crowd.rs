@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use podmesh_proto::candidate::EndpointRecord;
-use podmesh_proto::certificate::{Member, Membership, NodeCertificate};
+use podmesh_proto::certificate::{Departure, Member, Membership, NodeCertificate};
 use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::id::{Name, NodeId};
 use podmesh_proto::key::PublicKey;
@@ -36,6 +36,7 @@ pub(super) struct Crowd {
     network: Network,
     peers: BTreeMap<NodeId, Peer>,
     pub(super) seen: Vec<Membership>,
+    pub(super) departures: Vec<Signed<Departure>>,
     located: BTreeMap<NodeId, Vec<SocketAddr>>,
     incarnation: u64,
 }
@@ -75,6 +76,7 @@ impl Crowd {
             network,
             peers: BTreeMap::new(),
             seen: Vec::new(),
+            departures: Vec::new(),
             located: BTreeMap::new(),
             incarnation: clock::now().0,
         }

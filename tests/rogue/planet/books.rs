@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use podmesh_proto::candidate::EndpointRecord;
-use podmesh_proto::certificate::{Claim, Membership, NodeCertificate};
+use podmesh_proto::certificate::{
+    AdmissionReceipt, Application, Claim, ClaimReceipt, Membership, NodeCertificate,
+};
 use podmesh_proto::id::{Name, NodeId};
 use podmesh_proto::limits::MAX_RECORDS_PER_UPDATE;
 use podmesh_proto::network::{Network, RootStatement};
@@ -22,6 +24,8 @@ pub(super) struct Books {
     pub(super) members: BTreeMap<NodeId, Membership>,
     /// Every chain that ever came by, oldest first.
     pub(super) seen: Vec<Membership>,
+    /// Nodes that were let in and have yet to claim.
+    admitted: BTreeMap<NodeId, (Application, Signed<AdmissionReceipt>)>,
     endpoints: BTreeMap<NodeId, Signed<EndpointRecord>>,
     listeners: BTreeMap<NodeId, UnboundedSender<PlanetMessage>>,
     /// What the root said and this planet told nobody.
@@ -37,6 +41,7 @@ impl Books {
             network,
             members: BTreeMap::new(),
             seen: Vec::new(),
+            admitted: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             listeners: BTreeMap::new(),
             withheld: Vec::new(),
@@ -93,6 +98,39 @@ impl Books {
             self.seen.push(membership.clone());
         }
         self.members.insert(member.node, membership.clone());
+    }
+
+    /// A node was let in.
+    pub(super) fn admitted(
+        &mut self,
+        node: NodeId,
+        application: Application,
+        receipt: Signed<AdmissionReceipt>,
+    ) {
+        self.admitted.insert(node, (application, receipt));
+    }
+
+    /// A node's claim was receipted: everybody learns of the whole chain.
+    pub(super) fn claimed(
+        &mut self,
+        node: NodeId,
+        claim: Signed<Claim>,
+        claim_receipt: Signed<ClaimReceipt>,
+    ) {
+        let known = self.members.get(&node);
+        let known = known.map(|known| (known.application.clone(), known.receipt.clone()));
+        let Some((application, receipt)) = self.admitted.remove(&node).or(known) else {
+            return;
+        };
+        let membership = Membership {
+            application,
+            receipt,
+            claim,
+            claim_receipt,
+        };
+        self.harvest(&membership);
+        let news = self.records_of(&node);
+        self.tell_except(&[node], &news);
     }
 
     /// Takes a node's endpoints and passes them on.

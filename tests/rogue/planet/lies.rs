@@ -86,6 +86,11 @@ pub(crate) enum Order {
         /// Whose.
         victim: Name,
     },
+    /// A departure of the victim's own, from before it came back.
+    ReplayDeparture {
+        /// Whose.
+        victim: Name,
+    },
     /// The victim's revocation, signed by the planet.
     ForgeRevocation {
         /// Whose.
@@ -143,6 +148,7 @@ impl Puppet for StolenPlanet {
             Order::Serve { member, oldest } => self.serve(&member, oldest),
             Order::ForgeEndpoints { victim, at } => self.forge_endpoints(&victim, at),
             Order::ForgeDeparture { victim } => self.forge_departure(&victim),
+            Order::ReplayDeparture { victim } => self.replay_departure(&victim),
             Order::ForgeRevocation { victim } => self.forge_revocation(&victim),
             Order::Pose { victim } => {
                 let victim = certificate(self.books().member(&victim)?)?.node;
@@ -346,6 +352,15 @@ impl StolenPlanet {
             time: clock::now(),
         };
         let told = self.tell(DirectoryRecord::Left(Signed::seal(&departure, &self.key)?));
+        Ok(json!({ "told": told, "name": victim }))
+    }
+
+    fn replay_departure(&self, victim: &Name) -> Result<Value> {
+        let node = certificate(self.books().member(victim)?)?.node;
+        let mut seen = self.accomplice()?.departures.iter();
+        let departure = seen.find(|seen| seen.unverified().is_ok_and(|seen| seen.node == node));
+        let departure = departure.context("no departure of that name was seen")?;
+        let told = self.tell(DirectoryRecord::Left(departure.clone()));
         Ok(json!({ "told": told, "name": victim }))
     }
 

@@ -22,7 +22,11 @@ pub(super) struct Puppet {
 
 impl Puppet {
     /// A planet whose key was stolen, in the place of the honest one, which must not run any more.
-    pub(super) fn planet(lab: &Lab, document: &Path, accomplice: &Path) -> Result<Self> {
+    pub(super) fn planet(
+        lab: &Lab,
+        (document, accomplice): (&Path, &Path),
+        flags: &[&str],
+    ) -> Result<Self> {
         let planet = lab.planet("planet-1")?;
         let key = planet.state_dir().join("key");
         let listen = planet.endpoint().to_string();
@@ -32,7 +36,7 @@ impl Puppet {
             ("--listen", listen),
             ("--accomplice", accomplice.display().to_string()),
         ];
-        Self::start(lab, planet.namespace(), ("planet", &options))
+        Self::start(lab, planet.namespace(), ("planet", &options, flags))
     }
 
     /// A member that joins by the token and then does as it is told. It keeps what it sees in
@@ -45,7 +49,7 @@ impl Puppet {
             ("--listen", listen),
             ("--save", loot_of(node).display().to_string()),
         ];
-        Self::start(lab, &node.namespace(), ("member", &options))
+        Self::start(lab, &node.namespace(), ("member", &options, &[]))
     }
 
     /// Gives an order and returns the answer.
@@ -70,12 +74,12 @@ impl Puppet {
     fn start(
         lab: &Lab,
         place: &Namespace,
-        (role, options): (&str, &[(&str, String)]),
+        (role, options, flags): (&str, &[(&str, String)], &[&str]),
     ) -> Result<Self> {
         let control = lab.folder().join(format!("rogue-{role}.sock"));
         let log = lab.folder().join(format!("rogue-{role}.log"));
         let mut command = place.command(podmesh_lab::node::program("rogue")?);
-        command.arg(role).arg("--control").arg(&control);
+        command.arg(role).arg("--control").arg(&control).args(flags);
         for (option, value) in options {
             command.arg(option).arg(value);
         }

@@ -22,7 +22,7 @@ type Lie = (&'static str, Value, &'static [&'static str], &'static str);
 #[test]
 fn a_stolen_planet_moves_nobody_and_every_lie_is_named() {
     let lab = four_sites();
-    let world = World::before_the_theft(&lab);
+    let world = World::before_the_theft(&lab, &HONEST);
     let capture = Capture::start(&lab).unwrap();
     let pings = PingMatrix::start().unwrap();
     for name in HONEST {
@@ -36,7 +36,7 @@ fn a_stolen_planet_moves_nobody_and_every_lie_is_named() {
     pings.wait_for_all(5, Duration::from_secs(10)).unwrap();
     let start = Instant::now();
 
-    let thief = world.steal();
+    let thief = world.steal(&[]);
     let ears: Vec<Listener> = HONEST
         .iter()
         .map(|name| Listener::open(&lab.node(name).unwrap().namespace()).unwrap())
@@ -48,6 +48,7 @@ fn a_stolen_planet_moves_nobody_and_every_lie_is_named() {
         }
     }
     world.nothing_got_through(&ears);
+    drop(ears);
     let pairs = pings.report(start, Instant::now());
     println!(
         "figure {} pings, {} lost",
@@ -56,12 +57,49 @@ fn a_stolen_planet_moves_nobody_and_every_lie_is_named() {
     );
     assert_eq!(PairReport::lost_in(&pairs), 0, "{pairs:?}");
 
+    world.pins_are_on_disk(&thief, &pings);
     pings.remove("carol-a").unwrap();
     let start = Instant::now();
     world.a_withheld_revocation_reaches_everybody(&thief);
     let pairs = pings.report(start, Instant::now());
     assert_eq!(PairReport::lost_in(&pairs), 0, "{pairs:?}");
     capture.must_be_clean().unwrap();
+}
+
+#[test]
+fn a_stolen_planet_that_never_ends_its_directory_unpins_nobody() {
+    let lab = four_sites();
+    let world = World::before_the_theft(&lab, &["alice", "bob"]);
+    let thief = world.steal(&["--endless"]);
+    // The thief lets carol in as an honest planet would, and everybody gets to know her.
+    let carol = lab.node("carol").unwrap();
+    world.mesh.join(carol).unwrap();
+    let nodes = world.honest();
+    let limit = Duration::from_secs(20);
+    world
+        .mesh
+        .wait_for(&nodes, "direct paths", limit, mesh::is_direct)
+        .unwrap();
+    let pings = PingMatrix::start().unwrap();
+    for name in HONEST {
+        let node = lab.node(name).unwrap();
+        pings
+            .add(name, &node.namespace(), &addresses(node))
+            .unwrap();
+    }
+    pings.wait_for_all(20, Duration::from_secs(10)).unwrap();
+    let start = Instant::now();
+    for prey in ["overlay4", "pod-cidr"] {
+        let order = json!({ "do": "claim", "victim": "carol", "prey": prey });
+        world.tell(
+            &thief,
+            ("claims what is carol's", &order),
+            (&["MESH-TRUST-002"], ""),
+        );
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let pairs = pings.report(start, Instant::now());
+    assert_eq!(PairReport::lost_in(&pairs), 0, "{pairs:?}");
 }
 
 fn four_sites() -> Lab {
@@ -91,14 +129,14 @@ struct World<'lab> {
 
 impl<'lab> World<'lab> {
     /// All have joined; carol has left and come back; the network has had two editions.
-    fn before_the_theft(lab: &'lab Lab) -> Self {
+    fn before_the_theft(lab: &'lab Lab, names: &[&str]) -> Self {
         let mesh = Mesh::found(lab, "planet-1").unwrap();
         let old_document = lab.folder().join("old-network.podmesh");
         fs::copy(mesh.operator().document(), &old_document).unwrap();
         let mallory = lab.node("mallory").unwrap();
         let token = mesh.operator().token("mallory", &[]).unwrap();
         let accomplice = Puppet::member(lab, mallory, &token).unwrap();
-        for name in HONEST {
+        for name in names {
             mesh.join(lab.node(name).unwrap()).unwrap();
         }
         let world = Self {
@@ -107,17 +145,19 @@ impl<'lab> World<'lab> {
             old_document,
             accomplice,
         };
-        world.carol_comes_back();
+        if names.contains(&"carol") {
+            world.carol_comes_back();
+        }
         let later = format!("{}@203.0.113.99:7077", "7e".repeat(32));
         world.operate("alice", &["network", "add-planet", &later]);
-        world.wait_for_edition(2);
+        let nodes: Vec<&Node> = names.iter().map(|name| world.node(name)).collect();
+        wait_for_edition(&nodes, 2);
         let limit = Duration::from_secs(20);
-        let nodes = world.honest();
         world
             .mesh
             .wait_for(&nodes, "direct paths", limit, mesh::is_direct)
             .unwrap();
-        for name in HONEST {
+        for name in names {
             let order = json!({ "do": "handshake", "to": name });
             let made = world.accomplice.order(&order).unwrap();
             assert_eq!(made["session"], json!(true), "a real member: {made}");
@@ -148,20 +188,21 @@ impl<'lab> World<'lab> {
     }
 
     /// Kills the planet and puts the thief in its place.
-    fn steal(&self) -> Puppet {
+    fn steal(&self, options: &[&str]) -> Puppet {
+        let nodes = self.joined();
         self.lab.planet("planet-1").unwrap().kill();
         let loot = loot_of(self.node("mallory"));
-        let thief = Puppet::planet(self.lab, &self.mesh.operator().document(), &loot).unwrap();
+        let document = self.mesh.operator().document();
+        let thief = Puppet::planet(self.lab, (&document, &loot), options).unwrap();
         wait::until(
             "all nodes to trust the thief",
             Duration::from_secs(60),
             || {
                 let look = thief.order(&json!({ "do": "look" }))?;
                 let listeners = strings(&look["listeners"]);
-                let there = HONEST
-                    .iter()
-                    .all(|name| listeners.iter().any(|other| other == name));
-                Ok(if there && look["doors"].as_u64() >= Some(3) {
+                let trusts = |node: &&Node| listeners.iter().any(|name| name == node.name());
+                let doors = usize::try_from(look["doors"].as_u64().unwrap_or(0))?;
+                Ok(if nodes.iter().all(trusts) && doors >= nodes.len() {
                     wait::Now(())
                 } else {
                     wait::NotYet(look.to_string())
@@ -334,18 +375,42 @@ impl<'lab> World<'lab> {
         assert!(carol[0].namespace().run(&ping).is_err(), "carol is out");
     }
 
-    fn wait_for_edition(&self, version: u64) {
-        for node in self.honest() {
-            wait::until("the new edition", Duration::from_secs(10), || {
-                let known = health::status(node)?.network.map(|network| network.version);
-                Ok(if known == Some(version) {
+    /// A node that has restarted under the thief still knows who holds what.
+    fn pins_are_on_disk(&self, thief: &Puppet, pings: &PingMatrix) {
+        let bob = self.node("bob");
+        bob.kill();
+        bob.start().unwrap();
+        pings.wait_for_all(10, Duration::from_secs(30)).unwrap();
+        let start = Instant::now();
+        wait::until(
+            "bob to come back to the thief",
+            Duration::from_secs(30),
+            || {
+                let look = thief.order(&json!({ "do": "look" }))?;
+                let back = strings(&look["listeners"]).iter().any(|name| name == "bob");
+                let online = bob.wait_online(Duration::from_secs(1)).is_ok();
+                Ok(if back && online {
                     wait::Now(())
                 } else {
-                    wait::NotYet(format!("{}: {known:?}", node.name()))
+                    wait::NotYet(look.to_string())
                 })
-            })
-            .unwrap();
-        }
+            },
+        )
+        .unwrap();
+        let claim = json!({ "do": "claim", "victim": "alice", "prey": "pod-cidr" });
+        self.tell(
+            thief,
+            ("after a restart", &claim),
+            (&["MESH-TRUST-002"], ""),
+        );
+        let old = json!({ "do": "serve-old-network", "document": self.old_document });
+        self.tell(
+            thief,
+            ("after a restart", &old),
+            (&["MESH-TRUST-004"], "edition 1"),
+        );
+        let pairs = pings.report(start, Instant::now());
+        assert_eq!(PairReport::lost_in(&pairs), 0, "{pairs:?}");
     }
 
     /// A command that needs the root key, delivered by a node.
@@ -356,12 +421,33 @@ impl<'lab> World<'lab> {
             .unwrap();
     }
 
+    /// Those that run at the moment.
+    fn joined(&self) -> Vec<&'lab Node> {
+        let mut nodes = self.honest();
+        nodes.retain(|node| node.meshd().is_ok());
+        nodes
+    }
+
     fn honest(&self) -> Vec<&'lab Node> {
         HONEST.map(|name| self.node(name)).to_vec()
     }
 
     fn node(&self, name: &str) -> &'lab Node {
         self.lab.node(name).unwrap()
+    }
+}
+
+fn wait_for_edition(nodes: &[&Node], version: u64) {
+    for node in nodes {
+        wait::until("the new edition", Duration::from_secs(10), || {
+            let known = health::status(node)?.network.map(|network| network.version);
+            Ok(if known == Some(version) {
+                wait::Now(())
+            } else {
+                wait::NotYet(format!("{}: {known:?}", node.name()))
+            })
+        })
+        .unwrap();
     }
 }
 
