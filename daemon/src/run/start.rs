@@ -48,13 +48,14 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
     let (document, stored) = load_state(&dir)?;
     let shards = config.shards.unwrap_or_else(default_shards);
     let sockets = Arc::new(bind(&config, &mut identity, shards)?);
-    let local = LocalSocket::bind(&cli.runtime_dir)?;
     let queues: Vec<_> = TunDevice::open(&config.device, shards)?
         .into_queues()
         .into_iter()
         .map(Arc::new)
         .collect();
     let engine = engine(&config, identity, stored, sockets.ports())?;
+    // Last of what can fail for a reason of the machine's: who finds the socket finds a node.
+    let local = LocalSocket::bind(&cli.runtime_dir)?;
     let (items, item_queue) = mpsc::channel(ITEMS);
     let (events, link_queue) = mpsc::channel(EVENTS);
     let (requests, request_queue) = mpsc::channel(REQUESTS);
