@@ -4,3 +4,4 @@
 //! sockets, a disk and a clock around it.
 
 pub mod rules;
+pub mod store;

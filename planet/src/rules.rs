@@ -63,6 +63,8 @@ pub const SILENCE: Duration = Duration::from_secs(50);
 pub const COALESCE: Duration = Duration::from_millis(50);
 /// A relay session outlives its control connection by this.
 pub const RELAY_GRACE: Duration = Duration::from_secs(60);
+/// What could not be made durable is tried again after this.
+const UNSAVED_RETRY: Duration = Duration::from_secs(10);
 /// How often a planet with nothing to do looks around.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -83,6 +85,9 @@ pub struct Planet {
     pending: Option<Pending>,
     waiting: VecDeque<Input>,
     write_error: Option<String>,
+    /// What holds already and could not be made durable yet.
+    unsaved: Vec<Change>,
+    unsaved_retry_at: Moment,
     flush_at: Option<Moment>,
     housekeeping_at: Moment,
 }
@@ -92,6 +97,8 @@ struct Pending {
     changes: Vec<Change>,
     /// Learning is no grant: it holds at once, on disk or not.
     applied: bool,
+    /// Whether the store is at it.
+    handed: bool,
     then: Vec<Then>,
     otherwise: Vec<Then>,
 }
@@ -164,6 +171,8 @@ impl Planet {
             pending: None,
             waiting: VecDeque::new(),
             write_error: None,
+            unsaved: Vec::new(),
+            unsaved_retry_at: now.moment,
             flush_at: None,
             housekeeping_at: now.moment + HOUSEKEEPING,
         }
@@ -225,10 +234,16 @@ impl Planet {
         };
         self.write_error = result.err();
         let done = self.write_error.is_none();
-        if done && !pending.applied {
-            self.apply(&pending.changes, now);
+        if done {
+            self.unsaved.clear();
+            if !pending.applied {
+                self.apply(&pending.changes, now);
+            }
+        } else if pending.applied {
+            self.unsaved.extend(pending.changes.iter().cloned());
+            self.unsaved_retry_at = now.moment + UNSAVED_RETRY;
         }
-        let next = if done || pending.applied {
+        let next = if done {
             pending.then
         } else {
             pending.otherwise
@@ -255,7 +270,14 @@ impl Planet {
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.outbox.pop_front()
+        if self.pending.as_ref().is_some_and(|pending| pending.handed) {
+            return None;
+        }
+        let action = self.outbox.pop_front();
+        if let (Some(Action::Commit(_)), Some(pending)) = (&action, &mut self.pending) {
+            pending.handed = true;
+        }
+        action
     }
 
     /// When [`Input::Tick`] is due.
@@ -331,24 +353,30 @@ impl Planet {
 
     /// Has `changes` committed, then does `then`; if the store refuses, `otherwise`.
     fn transact(&mut self, changes: Vec<Change>, then: Vec<Then>, otherwise: Vec<Then>) {
-        self.outbox.push_back(Action::Commit(changes.clone()));
-        self.pending = Some(Pending {
+        self.commit(Pending {
             changes,
             applied: false,
+            handed: false,
             then,
             otherwise,
         });
     }
 
-    /// Has `changes`, which hold already, committed, then does `then` in any case.
-    fn remember(&mut self, changes: Vec<Change>, then: Vec<Then>) {
-        self.outbox.push_back(Action::Commit(changes.clone()));
-        self.pending = Some(Pending {
+    /// Has `changes`, which hold already, committed; they are tried again until the store takes them.
+    fn remember(&mut self, changes: Vec<Change>, then: Vec<Then>, otherwise: Vec<Then>) {
+        self.commit(Pending {
             changes,
             applied: true,
+            handed: false,
             then,
-            otherwise: Vec::new(),
+            otherwise,
         });
+    }
+
+    fn commit(&mut self, pending: Pending) {
+        let changes = [self.unsaved.as_slice(), &pending.changes].concat();
+        self.outbox.push_back(Action::Commit(changes));
+        self.pending = Some(pending);
     }
 
     /// Makes `changes` hold in memory, and news of them.
@@ -465,6 +493,10 @@ impl Planet {
             self.outbox.push_back(Action::CloseRelay { session });
         }
         self.introductions.sweep(now.moment);
+        if !self.unsaved.is_empty() && now.moment >= self.unsaved_retry_at {
+            let unsaved = std::mem::take(&mut self.unsaved);
+            self.remember(unsaved, Vec::new(), Vec::new());
+        }
         self.expel_expired(now);
         self.watch_relearning(now);
     }

@@ -27,7 +27,7 @@ pub enum Input {
         /// Measured by the connection.
         rtt: Duration,
         /// The connection's keying material, exported with
-        /// [`EXPORTER_LABEL`](podmesh_proto::planet_api::EXPORTER_LABEL) and the planet's id as context.
+        /// [`EXPORTER_LABEL`](podmesh_proto::planet_api::EXPORTER_LABEL) and no context.
         exported: Vec<u8>,
     },
     /// A new measurement.

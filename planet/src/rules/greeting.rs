@@ -86,7 +86,8 @@ impl Planet {
         if changes.is_empty() {
             self.greet(connection, now);
         } else {
-            self.remember(changes, vec![Then::Greet(connection)]);
+            let greet = || vec![Then::Greet(connection)];
+            self.remember(changes, greet(), greet());
         }
     }
 

@@ -5,7 +5,7 @@
 //! dropped without an answer.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use podmesh_proto::candidate::canonical;
 use podmesh_proto::datagram::DatagramKind;
@@ -56,6 +56,25 @@ pub struct RelayCounters {
     pub dropped_payload: u64,
 }
 
+/// Where a node is, and which of the planet's own addresses it talks to: a NAT in front of the node
+/// lets answers from no other address in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The node's endpoint, as the planet sees it.
+    pub endpoint: SocketAddr,
+    /// The planet's address, if the socket tells.
+    pub local: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for Place {
+    fn from(endpoint: SocketAddr) -> Self {
+        Self {
+            endpoint,
+            local: None,
+        }
+    }
+}
+
 /// All sessions of one planet.
 #[derive(Debug, Default)]
 pub struct Relaying {
@@ -73,13 +92,13 @@ struct Session {
     highest: u64,
     /// Counter of the next frame down.
     next: u64,
-    endpoint: Option<SocketAddr>,
+    place: Option<Place>,
     bucket: Bucket,
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Session({:?} at {:?})", self.node, self.endpoint)
+        write!(f, "Session({:?} at {:?})", self.node, self.place)
     }
 }
 
@@ -110,7 +129,7 @@ impl Relaying {
             replay: ReplayWindow::default(),
             highest: 0,
             next: 0,
-            endpoint: None,
+            place: None,
             bucket,
         };
         self.sessions.insert(grant.session, session);
@@ -137,11 +156,12 @@ impl Relaying {
     pub fn handle(
         &mut self,
         datagram: &[u8],
-        from: SocketAddr,
+        from: impl Into<Place>,
         now: Moment,
         out: &mut Vec<u8>,
-    ) -> Option<SocketAddr> {
-        let from = canonical(from);
+    ) -> Option<Place> {
+        let mut from = from.into();
+        from.endpoint = canonical(from.endpoint);
         let Some((header, sender)) = self.open_frame(datagram) else {
             self.counters.dropped_unproven += 1;
             return None;
@@ -155,16 +175,16 @@ impl Relaying {
             self.counters.dropped_replay += 1;
             return None;
         }
-        if session.endpoint.is_none() || header.counter >= session.highest {
+        if session.place.is_none() || header.counter >= session.highest {
             session.highest = header.counter;
-            session.endpoint = Some(from);
+            session.place = Some(from);
             self.receivers.insert(sender, header.session);
         }
         if header.kind == RelayKind::Observe {
             self.counters.observed += 1;
             session
                 .seal
-                .observed(header.session, header.counter, from, out);
+                .observed(header.session, header.counter, from.endpoint, out);
             return Some(from);
         }
         self.forward(&header, payload, now, out)
@@ -195,7 +215,7 @@ impl Relaying {
         payload: &[u8],
         now: Moment,
         out: &mut Vec<u8>,
-    ) -> Option<SocketAddr> {
+    ) -> Option<Place> {
         let sealed = matches!(
             DatagramKind::of(payload),
             DatagramKind::WireGuardHandshake | DatagramKind::WireGuardData | DatagramKind::Probe
@@ -214,10 +234,10 @@ impl Relaying {
         let receiver = self.receivers.get(&header.peer).copied();
         let reachable = receiver.and_then(|id| {
             let receiver = self.sessions.get_mut(&id)?;
-            let endpoint = receiver.endpoint?;
-            Some((id, endpoint, receiver))
+            let place = receiver.place?;
+            Some((id, place, receiver))
         });
-        let Some((session, endpoint, receiver)) = reachable else {
+        let Some((session, place, receiver)) = reachable else {
             self.counters.dropped_unreachable += 1;
             return None;
         };
@@ -231,7 +251,7 @@ impl Relaying {
         receiver.seal.seal(&down, payload, out);
         self.counters.forwarded += 1;
         self.counters.forwarded_bytes = self.counters.forwarded_bytes.saturating_add(length);
-        Some(endpoint)
+        Some(place)
     }
 }
 
@@ -306,7 +326,7 @@ mod tests {
         let to = relaying.handle(frame, from, Moment::ZERO, &mut out);
         assert_eq!(to.is_some(), !out.is_empty());
         assert!(out.len() <= frame.len(), "never more out than in");
-        to.map(|to| (to, out))
+        to.map(|to| (to.endpoint, out))
     }
 
     #[test]

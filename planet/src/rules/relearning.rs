@@ -159,7 +159,7 @@ impl Planet {
             }
         }
         if !changes.is_empty() {
-            self.remember(changes, Vec::new());
+            self.remember(changes, Vec::new(), Vec::new());
         }
     }
 

@@ -231,7 +231,8 @@ impl Planet {
             Ok((changes, _)) if changes.is_empty() => {}
             Ok((changes, what)) => {
                 self.apply(&changes, now);
-                self.remember(changes, vec![Then::Do(Action::Happened(what))]);
+                let happened = || vec![Then::Do(Action::Happened(what.clone()))];
+                self.remember(changes, happened(), happened());
             }
             Err(refusal) => self.refused(connection, node, refusal),
         }

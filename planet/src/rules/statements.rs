@@ -67,8 +67,12 @@ impl Planet {
                 let count = self.online.len();
                 let result = Ok(format!("{kind}: kept, and told to {count} connected nodes"));
                 self.apply(&changes, now);
-                let happened = Then::Do(Action::Happened(event));
-                self.remember(changes, vec![happened, answer(result)]);
+                let failed = Err(format!(
+                    "{kind}: in force, but the planet can't write it to its disk; free some space"
+                ));
+                let happened = || Then::Do(Action::Happened(event.clone()));
+                let done = vec![happened(), answer(result)];
+                self.remember(changes, done, vec![happened(), answer(failed)]);
             }
             Err(refusal) => {
                 let result = Err(refusal.reason);

@@ -1,0 +1,414 @@
+//! The planet's books on disk: one file, one transaction per commit, synced before it returns.
+//!
+//! Behind a small trait, so that another store can take its place where one machine is not enough.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use podmesh_proto::key::digest;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::rules::records::{Change, Origin, Record, RecordKey};
+
+/// The store's file in the state directory.
+pub const FILE: &str = "planet.redb";
+const FORMAT: &[u8] = &[1];
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+const CHECKSUM: usize = 8;
+const BACKUP_MAGIC: &[u8] = b"podmesh planet backup v1\n";
+
+/// Where the books are kept.
+pub trait Store: Send {
+    /// Everything, in no particular order.
+    ///
+    /// # Errors
+    /// The store can't be read, or what it holds is damaged.
+    fn load(&mut self) -> Result<Vec<Record>, StoreError>;
+
+    /// Makes `changes` durable, all or nothing, before it returns.
+    ///
+    /// # Errors
+    /// They are not durable, and won't be after a restart either.
+    fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError>;
+}
+
+/// Why a store can't be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is no store.
+    #[error("there is no planet in {path}; make one with `planet init --state-dir {path}`")]
+    Missing {
+        /// The state directory.
+        path: String,
+    },
+    /// There is one already.
+    #[error("{path} exists already; a planet's store is never overwritten")]
+    Exists {
+        /// The file.
+        path: String,
+    },
+    /// Another process has it open.
+    #[error("{path} is in use by a running planet; stop it first")]
+    InUse {
+        /// The file.
+        path: String,
+    },
+    /// The content can't be believed.
+    #[error(
+        "{path} is damaged ({reason}); restore a backup with `planet restore FILE`, or move the file away: the planet then asks its members for what it has forgotten"
+    )]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Written by a program of another version.
+    #[error("{path} has a format that this version of planet doesn't know; use a newer one")]
+    Format {
+        /// The file.
+        path: String,
+    },
+    /// The operating system refuses.
+    #[error("can't use {path}: {reason}")]
+    Io {
+        /// The file.
+        path: String,
+        /// Its reason.
+        reason: String,
+    },
+}
+
+/// A [`Store`] in one file.
+pub struct DiskStore {
+    path: PathBuf,
+    database: Option<Database>,
+    /// What has to be put back before the next commit, because the last one failed half way: key and
+    /// former value.
+    undo: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl DiskStore {
+    /// Makes an empty store in a state directory.
+    ///
+    /// # Errors
+    /// There is one already, or the disk refuses.
+    pub fn create(state_dir: &Path, origin: Origin) -> Result<Self, StoreError> {
+        let path = state_dir.join(FILE);
+        let shown = path.display().to_string();
+        if path.exists() {
+            return Err(StoreError::Exists { path: shown });
+        }
+        // Under another name until it is whole, so that a crash leaves no half store.
+        let unfinished = state_dir.join(format!("{FILE}.new"));
+        let failed = |error: &dyn std::fmt::Display| StoreError::Io {
+            path: shown.clone(),
+            reason: error.to_string(),
+        };
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&error)),
+            _ => {}
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&unfinished)
+            .map_err(|error| failed(&error))?;
+        let database = Database::builder()
+            .create_file(file)
+            .map_err(|error| failed(&error))?;
+        let mut store = Self {
+            path: path.clone(),
+            database: Some(database),
+            undo: Vec::new(),
+        };
+        store.commit(&[Change::Put(Record::Origin(origin))])?;
+        fs::rename(&unfinished, &path)
+            .and_then(|()| File::open(state_dir)?.sync_all())
+            .map_err(|error| failed(&error))?;
+        Ok(store)
+    }
+
+    /// Opens the store of a state directory, and looks at every page of it.
+    ///
+    /// # Errors
+    /// Missing, in use, damaged, or not readable.
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        let path = state_dir.join(FILE);
+        if !path.exists() {
+            let path = state_dir.display().to_string();
+            return Err(StoreError::Missing { path });
+        }
+        let mut store = Self {
+            path,
+            database: None,
+            undo: Vec::new(),
+        };
+        let mut database = store.open_file()?;
+        let sound = database
+            .check_integrity()
+            .map_err(|error| store.judge(error))?;
+        if !sound {
+            tracing::warn!(path = %store.path.display(), "the store was not closed properly and was repaired");
+        }
+        store.check_format(&database)?;
+        store.database = Some(database);
+        Ok(store)
+    }
+
+    /// Everything in the store as one file's content, with a checksum.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub fn backup(&mut self) -> Result<Vec<u8>, StoreError> {
+        let records = self.load()?;
+        encode_backup(&records).map_err(|reason| self.damaged(&reason))
+    }
+
+    /// Replaces the store of a state directory by a backup, and marks it as such.
+    ///
+    /// # Errors
+    /// The backup is damaged, a planet is running, or the disk refuses.
+    pub fn restore(state_dir: &Path, backup: &[u8]) -> Result<(), StoreError> {
+        let path = state_dir.join(FILE);
+        let records = decode_backup(backup).map_err(|reason| StoreError::Io {
+            path: "the backup".to_owned(),
+            reason,
+        })?;
+        match Self::open(state_dir) {
+            Err(error @ StoreError::InUse { .. }) => return Err(error),
+            // Whatever was there is kept beside it.
+            _ if path.exists() => {
+                let kept = state_dir.join(format!("{FILE}.before-restore"));
+                fs::rename(&path, &kept).map_err(|error| StoreError::Io {
+                    path: path.display().to_string(),
+                    reason: error.to_string(),
+                })?;
+            }
+            _ => {}
+        }
+        let mut store = Self::create(state_dir, Origin::Restored)?;
+        let changes: Vec<Change> = records
+            .into_iter()
+            .filter(|record| !matches!(record, Record::Origin(_)))
+            .map(Change::Put)
+            .collect();
+        store.commit(&changes)
+    }
+
+    fn open_file(&self) -> Result<Database, StoreError> {
+        Database::open(&self.path).map_err(|error| self.judge(error))
+    }
+
+    fn check_format(&self, database: &Database) -> Result<(), StoreError> {
+        let read = database.begin_read().map_err(|error| self.judge(error))?;
+        let meta = read.open_table(META).map_err(|error| self.judge(error))?;
+        let format = meta.get("format").map_err(|error| self.judge(error))?;
+        match format {
+            Some(format) if format.value() == FORMAT => Ok(()),
+            Some(_) => Err(StoreError::Format {
+                path: self.path.display().to_string(),
+            }),
+            None => Err(self.damaged("it has no format")),
+        }
+    }
+
+    fn write(&mut self, writes: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<(), redb::Error> {
+        let Some(database) = &self.database else {
+            return Err(redb::Error::DatabaseClosed);
+        };
+        let transaction = database.begin_write()?;
+        {
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("format", FORMAT)?;
+            let mut table = transaction.open_table(RECORDS)?;
+            for (key, value) in self.undo.iter().chain(writes) {
+                match value {
+                    Some(value) => table.insert(key.as_slice(), value.as_slice())?,
+                    None => table.remove(key.as_slice())?,
+                };
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// The present values under the keys of `writes`.
+    fn before(
+        &self,
+        writes: &[(Vec<u8>, Option<Vec<u8>>)],
+    ) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, redb::Error> {
+        let Some(database) = &self.database else {
+            return Err(redb::Error::DatabaseClosed);
+        };
+        let read = database.begin_read()?;
+        let table = match read.open_table(RECORDS) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => {
+                return Ok(writes.iter().map(|(key, _)| (key.clone(), None)).collect());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut before = Vec::with_capacity(writes.len());
+        for (key, _) in writes {
+            let value = table.get(key.as_slice())?;
+            before.push((key.clone(), value.map(|value| value.value().to_vec())));
+        }
+        Ok(before)
+    }
+
+    fn damaged(&self, reason: &str) -> StoreError {
+        StoreError::Damaged {
+            path: self.path.display().to_string(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn judge(&self, error: impl Into<redb::Error>) -> StoreError {
+        let path = self.path.display().to_string();
+        match error.into() {
+            redb::Error::DatabaseAlreadyOpen => StoreError::InUse { path },
+            redb::Error::UpgradeRequired(_) => StoreError::Format { path },
+            redb::Error::Io(error) if error.kind() != io::ErrorKind::InvalidData => {
+                StoreError::Io {
+                    path,
+                    reason: error.to_string(),
+                }
+            }
+            other => self.damaged(&other.to_string()),
+        }
+    }
+}
+
+impl Store for DiskStore {
+    fn load(&mut self) -> Result<Vec<Record>, StoreError> {
+        let Some(database) = &self.database else {
+            return Err(self.damaged("it was closed after an error"));
+        };
+        let read = database.begin_read().map_err(|error| self.judge(error))?;
+        let table = read
+            .open_table(RECORDS)
+            .map_err(|error| self.judge(error))?;
+        let mut records = Vec::new();
+        for row in table.iter().map_err(|error| self.judge(error))? {
+            let (key, value) = row.map_err(|error| self.judge(error))?;
+            let record = decode(key.value(), value.value());
+            records.push(record.ok_or_else(|| self.damaged("a record can't be read"))?);
+        }
+        Ok(records)
+    }
+
+    fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut writes = Vec::with_capacity(changes.len());
+        for change in changes {
+            writes.push(encode(change).map_err(|reason| self.damaged(&reason))?);
+        }
+        if self.database.is_none() {
+            // After an error the file is closed, and opened anew as soon as it is wanted.
+            self.database = Some(self.open_file()?);
+        }
+        let before = self.before(&writes).map_err(|error| self.judge(error))?;
+        match self.write(&writes) {
+            Ok(()) => {
+                self.undo.clear();
+                Ok(())
+            }
+            Err(error) => {
+                // Nobody knows what of it reached the disk: it is undone before anything else. What
+                // has to be undone already wins, as it is older.
+                let undone = |key: &[u8]| self.undo.iter().any(|(other, _)| other == key);
+                let new: Vec<_> = before.into_iter().filter(|(key, _)| !undone(key)).collect();
+                self.undo.extend(new);
+                self.database = None;
+                Err(self.judge(error))
+            }
+        }
+    }
+}
+
+/// The key and value that a change writes.
+fn encode(change: &Change) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
+    let bytes = |key: &RecordKey| postcard::to_allocvec(key).map_err(|error| error.to_string());
+    match change {
+        Change::Remove(key) => Ok((bytes(key)?, None)),
+        Change::Put(record) => {
+            let key = bytes(&record.key().map_err(|error| error.to_string())?)?;
+            let mut value = postcard::to_allocvec(record).map_err(|error| error.to_string())?;
+            value.extend(checksum(&key, &value));
+            Ok((key, Some(value)))
+        }
+    }
+}
+
+fn decode(key: &[u8], value: &[u8]) -> Option<Record> {
+    let (record, sum) = value.split_at_checked(value.len().checked_sub(CHECKSUM)?)?;
+    if checksum(key, record) != sum {
+        return None;
+    }
+    let record: Record = postcard::from_bytes(record).ok()?;
+    let own = postcard::to_allocvec(&record.key().ok()?).ok()?;
+    (own == key).then_some(record)
+}
+
+fn checksum(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let length = u64::try_from(key.len()).unwrap_or(u64::MAX).to_le_bytes();
+    let bytes = [length.as_slice(), key, value].concat();
+    let hash = digest("podmesh planet record v1", &bytes);
+    hash.iter().take(CHECKSUM).copied().collect()
+}
+
+fn encode_backup(records: &[Record]) -> Result<Vec<u8>, String> {
+    let body = postcard::to_allocvec(records).map_err(|error| error.to_string())?;
+    let hash = digest("podmesh planet backup v1", &body);
+    Ok([BACKUP_MAGIC, hash.as_slice(), &body].concat())
+}
+
+fn decode_backup(backup: &[u8]) -> Result<Vec<Record>, String> {
+    let rest = backup
+        .strip_prefix(BACKUP_MAGIC)
+        .ok_or("it is no backup of a planet")?;
+    let damaged = "it is damaged; use another one";
+    let (hash, body) = rest.split_first_chunk::<32>().ok_or(damaged)?;
+    if digest("podmesh planet backup v1", body) != *hash {
+        return Err(damaged.to_owned());
+    }
+    postcard::from_bytes(body).map_err(|_| damaged.to_owned())
+}
+
+/// Writes a file that only its owner may read, so that a crash leaves the old one or the new one.
+///
+/// # Errors
+/// The disk refuses.
+pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    let _ = fs::remove_file(&unfinished);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&unfinished)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    File::open(folder)?.sync_all()
+}
+
+impl std::fmt::Debug for DiskStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DiskStore({})", self.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests;
