@@ -1,5 +1,10 @@
 //! The chain of trust: what holds, and every way in which somebody might bend it.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that can't build its story has failed"
+)]
+
 use std::net::Ipv4Addr;
 
 use podmesh_proto::certificate::{
@@ -29,10 +34,9 @@ struct Story {
     claim_receipt: ClaimReceipt,
 }
 
-fn story() -> Story {
-    let [root, planet, token_key, identity] = [1, 2, 3, 4].map(|n| SigningKey::from_seed([n; 32]));
+fn network(root: &SigningKey, planet: &SigningKey) -> Network {
     let id = Network::id_of(&root.public());
-    let network = Network {
+    Network {
         id,
         name: "lab".parse().unwrap(),
         root: root.public(),
@@ -46,9 +50,12 @@ fn story() -> Story {
             address: "198.51.100.1:7077".to_owned(),
         }],
         retired: Vec::new(),
-    };
-    let grant = Grant {
-        network: id,
+    }
+}
+
+fn grant(network: &Network, token_key: &SigningKey) -> Grant {
+    Grant {
+        network: network.id,
         token: TokenId([7; 16]),
         token_key: token_key.public(),
         issued: NOW.minus(100),
@@ -61,9 +68,12 @@ fn story() -> Story {
         membership: None,
         for_name: None,
         replaces: None,
-    };
-    let certificate = NodeCertificate {
-        network: id,
+    }
+}
+
+fn certificate(grant: &Grant, identity: &SigningKey) -> NodeCertificate {
+    NodeCertificate {
+        network: grant.network,
         node: identity.node_id(),
         name: "home-1".parse().unwrap(),
         wireguard: SecretKey::from_bytes([5; 32]).public(),
@@ -73,9 +83,16 @@ fn story() -> Story {
         relay: false,
         issued: NOW,
         expires: None,
-    };
+    }
+}
+
+fn story() -> Story {
+    let [root, planet, token_key, identity] = [1, 2, 3, 4].map(|n| SigningKey::from_seed([n; 32]));
+    let network = network(&root, &planet);
+    let grant = grant(&network, &token_key);
+    let certificate = certificate(&grant, &identity);
     let receipt = AdmissionReceipt {
-        network: id,
+        network: network.id,
         planet: planet.planet_id(),
         token: grant.token,
         use_number: 1,
@@ -87,14 +104,14 @@ fn story() -> Story {
         time: NOW,
     };
     let claim = Claim {
-        network: id,
+        network: network.id,
         node: certificate.node,
         serial: 1,
         overlay4: Some(Ipv4Addr::new(10, 77, 0, 1)),
         pod_cidrs: vec!["10.42.1.0/24".parse().unwrap()],
     };
     let claim_receipt = ClaimReceipt {
-        network: id,
+        network: network.id,
         planet: planet.planet_id(),
         node: certificate.node,
         claim: [0; 32],
