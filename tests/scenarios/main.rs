@@ -8,11 +8,15 @@
     reason = "in a scenario every surprise is a failure, wherever it is"
 )]
 
+mod bad_input;
 mod cni;
 mod cold_boot;
 mod first_start;
+mod interop;
 mod nat_grid;
+mod rekey;
 mod restarts;
+mod revocation;
 mod the_lab;
 mod trust;
 mod world;

@@ -95,7 +95,7 @@ fn interface_index(node: &Node) -> String {
 }
 
 /// A TCP connection between two pods that carries a little all the time.
-struct Stream {
+pub(crate) struct Stream {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<()>,
     receiver: JoinHandle<()>,
@@ -103,7 +103,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn between(from: &Pod, to: &Pod) -> Self {
+    pub(crate) fn between(from: &Pod, to: &Pod) -> Self {
         let listener = to
             .namespace()
             .inside(|| TcpListener::bind("[::]:6000"))
@@ -152,7 +152,7 @@ impl Stream {
         }
     }
 
-    fn longest_gap_since(&self, since: Instant) -> Duration {
+    pub(crate) fn longest_gap_since(&self, since: Instant) -> Duration {
         let arrivals = self.arrivals.lock().unwrap();
         let mut times: Vec<Instant> = arrivals
             .iter()
@@ -164,7 +164,7 @@ impl Stream {
         times.windows(2).map(|two| two[1] - two[0]).max().unwrap()
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.stop.store(true, Ordering::SeqCst);
         self.sender.join().expect("the sender saw no error");
         self.receiver.join().expect("the receiver saw no error");
