@@ -135,7 +135,12 @@ impl Tunnel {
         }
         let limiter = Some(Arc::clone(&keys.limiter));
         let peer = x25519::PublicKey::from(peer.0);
+        #[cfg(not(feature = "virtual-time"))]
         let tunn = Tunn::new(keys.secret.clone(), peer, None, None, index, limiter);
+        #[cfg(feature = "virtual-time")]
+        let tunn = at_the_start_of_the_clock(|| {
+            Tunn::new(keys.secret.clone(), peer, None, None, index, limiter)
+        });
         Some(Self { tunn, waiting: 0 })
     }
 
@@ -281,6 +286,26 @@ pub fn receiver_of(message: &[u8]) -> Option<u32> {
     };
     let index = message.get(at..at + 4)?.first_chunk::<4>()?;
     Some(u32::from_le_bytes(*index) >> 8)
+}
+
+/// Sets boringtun's clock on this thread to zero.
+#[cfg(feature = "virtual-time")]
+pub fn start_virtual_clock() {
+    mock_instant::MockClock::set_time(Duration::ZERO);
+}
+
+/// Makes a tunnel as if at time zero. Handshakes carry the wall clock of the tunnel's making plus
+/// the time since then. The wall clock stands still beside the virtual one, so the tunnels of two
+/// lives of a node must count from the same instant, or the second one's handshakes look replayed.
+#[cfg(feature = "virtual-time")]
+fn at_the_start_of_the_clock(make: impl FnOnce() -> Tunn) -> Tunn {
+    let now = mock_instant::MockClock::time();
+    start_virtual_clock();
+    let mut tunn = make();
+    mock_instant::MockClock::set_time(now);
+    // Its timers begin now: the first look at them starts what seems long overdue afresh.
+    let _ = tunn.update_timers(&mut [0; limits::MIN_TUNNEL_BUFFER]);
+    tunn
 }
 
 /// Advances boringtun's clock on this thread.

@@ -18,6 +18,9 @@ const ROUND: Duration = Duration::from_millis(1_800);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The node with the higher id asks this much later, so that one of the two asks.
 const STAGGER: Duration = Duration::from_millis(250);
+/// Planets gather news for 50 ms before they tell it; a peer that doesn't know this node's record
+/// fires at nothing.
+const SPREAD: Duration = Duration::from_millis(100);
 /// A public node needs no punch; the first round waits this long for its answer.
 const HEAD_START: Duration = Duration::from_millis(400);
 /// Seconds between rounds once each kind has failed.
@@ -62,6 +65,11 @@ impl Rounds {
         if self.asked.is_none() {
             self.next = Some(if self.lower { now } else { now + STAGGER });
         }
+    }
+
+    /// This node's own endpoints have changed, of which the peer has yet to hear.
+    pub(super) fn own_news(&mut self, now: Moment) {
+        self.news(now + SPREAD);
     }
 
     /// Whether a round is being asked for or under way.

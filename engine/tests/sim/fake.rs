@@ -343,6 +343,7 @@ impl Fake {
                     port,
                     from,
                     payload,
+                    ..
                 } => self.datagram(host, port, from, payload),
                 Occurrence::Work(work) => self.work(work),
             }

@@ -9,7 +9,7 @@ use crate::random::Random;
 use NatKind::{N0, N1, N2, N4, N5, N8};
 
 /// The 21 pairs, and whether a direct path is possible between the two.
-const PAIRS: [(NatKind, NatKind, bool); 21] = [
+pub const PAIRS: [(NatKind, NatKind, bool); 21] = [
     (N0, N0, true),
     (N0, N1, true),
     (N0, N2, true),

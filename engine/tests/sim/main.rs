@@ -6,9 +6,13 @@
 )]
 #![allow(clippy::indexing_slicing, reason = "tests")]
 
+mod authority;
 mod fake;
 mod grid;
 mod nat;
 mod net;
 mod random;
 mod scenarios;
+mod watch;
+mod whole;
+mod world;

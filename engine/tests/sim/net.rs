@@ -50,6 +50,8 @@ pub enum Occurrence<P, W> {
         host: HostId,
         port: u16,
         from: SocketAddr,
+        /// Who really sent it; no node knows this.
+        sender: HostId,
         payload: P,
     },
     /// Whatever the run has scheduled.
@@ -59,18 +61,18 @@ pub enum Occurrence<P, W> {
 #[derive(Debug)]
 enum Event<P, W> {
     /// A datagram reaches the outside of a site.
-    Arrival {
-        from: SocketAddr,
-        to: SocketAddr,
-        payload: P,
-    },
-    Inside {
-        from: SocketAddr,
-        to: SocketAddr,
-        site: SiteId,
-        payload: P,
-    },
+    Arrival(Flight<P>),
+    Inside(SiteId, Flight<P>),
     Work(W),
+}
+
+/// A datagram on its way.
+#[derive(Debug)]
+struct Flight<P> {
+    sender: HostId,
+    from: SocketAddr,
+    to: SocketAddr,
+    payload: P,
 }
 
 /// Sites, hosts, links and the heap.
@@ -168,15 +170,13 @@ impl<P, W> Net<P, W> {
             .any(|other| other.site == site && other.addresses.contains(&to.ip()));
         if neighbour {
             let at = self.now + INSIDE;
-            self.push(
-                at,
-                Event::Inside {
-                    from,
-                    to,
-                    site,
-                    payload,
-                },
-            );
+            let flight = Flight {
+                sender: host,
+                from,
+                to,
+                payload,
+            };
+            self.push(at, Event::Inside(site, flight));
             return true;
         }
         let (now, random) = (self.now, &mut self.random);
@@ -198,7 +198,13 @@ impl<P, W> Net<P, W> {
         }
         let jitter = self.random.range(0, link.jitter.as_micros() as u64 + 1);
         let at = self.now + link.delay + Duration::from_micros(jitter);
-        self.push(at, Event::Arrival { from, to, payload });
+        let flight = Flight {
+            sender: host,
+            from,
+            to,
+            payload,
+        };
+        self.push(at, Event::Arrival(flight));
         true
     }
 
@@ -214,48 +220,49 @@ impl<P, W> Net<P, W> {
             self.now = at;
             match self.events.remove(&key)? {
                 Event::Work(work) => return Some(Occurrence::Work(work)),
-                Event::Arrival { from, to, payload } => {
-                    let Some(site) = self.site_of(to.ip()) else {
-                        continue;
-                    };
-                    let to = match &mut self.sites[site].nat {
-                        Some(nat) if to.is_ipv4() => nat.inbound(from, to.port(), at),
-                        _ => Some(to),
-                    };
-                    if let Some(to) = to {
-                        self.push(
-                            at + INSIDE,
-                            Event::Inside {
-                                from,
-                                to,
-                                site,
-                                payload,
-                            },
-                        );
-                    }
-                }
-                Event::Inside {
-                    from,
-                    to,
-                    site,
-                    payload,
-                } => {
+                Event::Arrival(flight) => self.arrive(flight),
+                Event::Inside(site, flight) => {
+                    let Flight {
+                        sender,
+                        from,
+                        to,
+                        payload,
+                    } = flight;
                     let host = self.hosts.iter().position(|host| {
                         host.site == site && host.up && host.addresses.contains(&to.ip())
                     });
                     if let Some(host) = host {
                         self.note(&[host as u64, u64::from(to.port()), u64::from(from.port())]);
                         self.delivered += 1;
-                        let port = to.port();
                         return Some(Occurrence::Datagram {
                             host,
-                            port,
+                            port: to.port(),
                             from,
+                            sender,
                             payload,
                         });
                     }
                 }
             }
+        }
+    }
+
+    /// Things that are still to happen.
+    pub fn pending(&self) -> usize {
+        self.heap.len()
+    }
+
+    fn arrive(&mut self, flight: Flight<P>) {
+        let (from, to, at) = (flight.from, flight.to, self.now);
+        let Some(site) = self.site_of(to.ip()) else {
+            return;
+        };
+        let to = match &mut self.sites[site].nat {
+            Some(nat) if to.is_ipv4() => nat.inbound(from, to.port(), at),
+            _ => Some(to),
+        };
+        if let Some(to) = to {
+            self.push(at + INSIDE, Event::Inside(site, Flight { to, ..flight }));
         }
     }
 

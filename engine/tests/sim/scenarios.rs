@@ -172,10 +172,8 @@ fn an_idle_pair_is_nearly_silent() {
     let packets = fake.net.delivered - before;
     println!("{packets} datagrams in 10 min between two idle nodes");
     assert!(packets < 700);
-    assert_eq!(
-        fake.nodes[0].probes, probes,
-        "no probes once the best path is found"
-    );
+    let sent = fake.nodes[0].probes - probes;
+    assert!(sent <= 12, "{sent} probes though the best path is found");
     assert_eq!(switches(&fake, 0, 1, fake.net.now - seconds(600)), 0);
 }
 

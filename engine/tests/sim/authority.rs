@@ -1,0 +1,143 @@
+//! The keys of a run: root, planets, tokens and nodes.
+
+use std::net::IpAddr;
+
+use podmesh_engine::config::EngineConfig;
+use podmesh_engine::stored::StoredState;
+use podmesh_proto::certificate::Grant;
+use podmesh_proto::id::{Name, NodeId, TokenId};
+use podmesh_proto::key::{SecretKey, SigningKey};
+use podmesh_proto::network::{Network, PlanetEntry, Ranges, RootStatement};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::UnixSeconds;
+use podmesh_proto::token::JoinToken;
+
+use crate::random::Random;
+
+pub const START: UnixSeconds = UnixSeconds(1_800_000_000);
+pub const PLANET_PORT: u16 = 7_077;
+
+/// Whoever may sign for the network.
+pub struct Authority {
+    pub root: SigningKey,
+    pub planets: Vec<SigningKey>,
+    pub network: Network,
+    pub statement: Signed<RootStatement>,
+}
+
+impl Authority {
+    /// A network with a planet at each of these addresses.
+    pub fn new(random: &mut Random, planets: &[IpAddr]) -> Self {
+        let root = SigningKey::from_seed(random.bytes());
+        let keys: Vec<SigningKey> = planets
+            .iter()
+            .map(|_| SigningKey::from_seed(random.bytes()))
+            .collect();
+        let id = Network::id_of(&root.public());
+        let entries = keys
+            .iter()
+            .zip(planets)
+            .enumerate()
+            .map(|(n, (key, address))| PlanetEntry {
+                id: key.planet_id(),
+                name: name(&format!("p{n}")),
+                address: format!("{address}:{PLANET_PORT}"),
+            });
+        let network = Network {
+            id,
+            name: name("sim"),
+            root: root.public(),
+            second_root: None,
+            version: 1,
+            issued: START,
+            ranges: Ranges::default_of(&id),
+            planets: entries.collect(),
+            retired: Vec::new(),
+        };
+        let statement = Signed::seal(&RootStatement::Network(network.clone()), &root).unwrap();
+        Self {
+            root,
+            planets: keys,
+            network,
+            statement,
+        }
+    }
+
+    pub fn grant(&self, number: u8) -> (Grant, SigningKey) {
+        let key = SigningKey::from_seed([number; 32]);
+        let grant = Grant {
+            network: self.network.id,
+            token: TokenId([number; 16]),
+            token_key: key.public(),
+            issued: START.minus(1),
+            expires: START.plus(1_000_000),
+            uses: 200,
+            site: None,
+            groups: Vec::new(),
+            relay: false,
+            ranges: Vec::new(),
+            membership: None,
+            for_name: None,
+            replaces: None,
+        };
+        (grant, key)
+    }
+
+    /// A token that admits everybody of a run.
+    pub fn token(&self) -> JoinToken {
+        let (grant, key) = self.grant(1);
+        JoinToken {
+            network: self.statement.clone(),
+            grant: Signed::seal(&grant, &self.root).unwrap(),
+            key,
+        }
+    }
+}
+
+/// A node's keys and ports.
+#[derive(Clone, Copy)]
+pub struct Keys {
+    identity: [u8; 32],
+    wireguard: [u8; 32],
+    probe: [u8; 32],
+    pub ports: [u16; 2],
+}
+
+impl Keys {
+    pub fn new(random: &mut Random) -> Self {
+        let port = random.range(20_000, 50_000) as u16;
+        Self {
+            identity: random.bytes(),
+            wireguard: random.bytes(),
+            probe: random.bytes(),
+            ports: [port, port + 1],
+        }
+    }
+
+    pub fn identity(&self) -> SigningKey {
+        SigningKey::from_seed(self.identity)
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.identity().node_id()
+    }
+
+    pub fn config(&self, stored: Option<Box<StoredState>>) -> EngineConfig {
+        EngineConfig {
+            identity: self.identity(),
+            wireguard: SecretKey::from_bytes(self.wireguard),
+            probe: SecretKey::from_bytes(self.probe),
+            stored,
+            ports: self.ports,
+            configured: Vec::new(),
+            pod_cidrs: Vec::new(),
+            mtu: 1_380,
+            device: "mesh0".to_owned(),
+            software: "sim".to_owned(),
+        }
+    }
+}
+
+pub fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
