@@ -1,7 +1,14 @@
 //! The planet of a podmesh network: admits nodes, tells them about each other, introduces and relays.
 //!
-//! [`rules`] decides everything, without I/O; the simulator plays it in virtual time. The rest puts
-//! sockets, a disk and a clock around it.
+//! [`rules`] decides everything, without I/O; the simulator plays it in virtual time. [`store`] keeps
+//! what must not be forgotten, [`server`] is the planet on the wire, [`run`] puts them together.
 
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod identity;
+pub mod problem;
 pub mod rules;
+pub mod run;
+pub mod server;
 pub mod store;

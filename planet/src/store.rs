@@ -80,6 +80,8 @@ pub enum StoreError {
         path: String,
         /// Its reason.
         reason: String,
+        /// Whether the caller may not.
+        permission: bool,
     },
 }
 
@@ -108,6 +110,7 @@ impl DiskStore {
         let failed = |error: &dyn std::fmt::Display| StoreError::Io {
             path: shown.clone(),
             reason: error.to_string(),
+            permission: false,
         };
         match fs::remove_file(&unfinished) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&error)),
@@ -180,6 +183,7 @@ impl DiskStore {
         let records = decode_backup(backup).map_err(|reason| StoreError::Io {
             path: "the backup".to_owned(),
             reason,
+            permission: false,
         })?;
         match Self::open(state_dir) {
             Err(error @ StoreError::InUse { .. }) => return Err(error),
@@ -189,6 +193,7 @@ impl DiskStore {
                 fs::rename(&path, &kept).map_err(|error| StoreError::Io {
                     path: path.display().to_string(),
                     reason: error.to_string(),
+                    permission: false,
                 })?;
             }
             _ => {}
@@ -278,6 +283,7 @@ impl DiskStore {
             redb::Error::Io(error) if error.kind() != io::ErrorKind::InvalidData => {
                 StoreError::Io {
                     path,
+                    permission: error.kind() == io::ErrorKind::PermissionDenied,
                     reason: error.to_string(),
                 }
             }

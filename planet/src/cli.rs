@@ -1,0 +1,416 @@
+//! The command line of `planet`.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use podmesh_proto::id::Name;
+use tracing_subscriber::EnvFilter;
+
+use crate::admin::{self, Request, Response};
+use crate::config::{Config, RUNTIME_DIR, STATE_DIR, Service};
+use crate::identity;
+use crate::problem::{FAILED, PERMISSION, Problem, TIMEOUT, UNREACHABLE, USAGE};
+use crate::rules::records::Origin;
+use crate::rules::view::PlanetStatus;
+use crate::run;
+use crate::store::{DiskStore, StoreError, write_private};
+
+/// The root server of a podmesh network: admits nodes, tells them about each other, introduces them
+/// and relays for them. It can't read their traffic and can't add a member.
+#[derive(Debug, Parser)]
+#[command(name = "planet", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new planet: its key and its empty books
+    Init {
+        #[command(flatten)]
+        state: State,
+        /// The planet's name in network documents, for the hint that is printed
+        #[arg(long)]
+        name: Option<Name>,
+    },
+    /// Print the planet's key, by which networks name it
+    Key {
+        #[command(flatten)]
+        state: State,
+    },
+    /// Serve the network of this document, which `meshctl network create` wrote
+    Adopt {
+        /// The network's document
+        file: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Serve until told to stop
+    Run {
+        /// Configuration file [default: /etc/podmesh/planet.toml, which may be missing]
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Where the planet keeps its key and its books [default: /var/lib/podmesh-planet]
+        #[arg(long)]
+        state_dir: Option<PathBuf>,
+        /// Where the planet has its local socket [default: /run/podmesh-planet]
+        #[arg(long)]
+        runtime_dir: Option<PathBuf>,
+        /// UDP address and port [default: [::]:7077]
+        #[arg(long)]
+        listen: Option<SocketAddr>,
+        /// Filter of the log
+        #[arg(long)]
+        log: Option<String>,
+    },
+    /// Show the running planet and its members
+    Status {
+        #[command(flatten)]
+        runtime: Runtime,
+        /// As JSON, with the schema podmesh.planet-status/v1
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give the running planet a statement of the root, a revocation for example
+    Statement {
+        /// The statement, as meshctl wrote it
+        file: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let a planet grant again that has lost receipts which nobody holds any more
+    TrustEmpty {
+        #[command(flatten)]
+        runtime: Runtime,
+    },
+    /// Write everything that the planet keeps, except its key, into a file
+    Backup {
+        /// The file to write
+        file: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Put a backup in the place of the books; the planet asks its members for what came after it
+    Restore {
+        /// The file to read
+        file: PathBuf,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct State {
+    /// Where the planet keeps its key and its books
+    #[arg(long, default_value = STATE_DIR)]
+    state_dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Runtime {
+    /// Where the planet has its local socket
+    #[arg(long, default_value = RUNTIME_DIR)]
+    runtime_dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Place {
+    #[command(flatten)]
+    state: State,
+    #[command(flatten)]
+    runtime: Runtime,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// What a person has to know, with the exit code.
+    pub fn execute(self) -> Result<(), Problem> {
+        match self.command {
+            Command::Init { state, name } => init(&state.state_dir, name.as_ref()),
+            Command::Key { state } => print(&format!(
+                "planet key: {}",
+                identity::read(&state.state_dir)?.planet_id()
+            )),
+            Command::Adopt { file, place } => adopt(&file, &place),
+            Command::Run {
+                config,
+                state_dir,
+                runtime_dir,
+                listen,
+                log,
+            } => {
+                let mut loaded = Config::load(config.as_deref())?;
+                loaded.state_dir = state_dir.unwrap_or(loaded.state_dir);
+                loaded.runtime_dir = runtime_dir.unwrap_or(loaded.runtime_dir);
+                loaded.listen = listen.unwrap_or(loaded.listen);
+                loaded.log = log.unwrap_or(loaded.log);
+                serve(loaded)
+            }
+            Command::Status { runtime, json } => status(&runtime.runtime_dir, json),
+            Command::Statement { file, place } => {
+                let planet = identity::read(&place.state.state_dir)?.planet_id();
+                let statement = read(&file)?;
+                let request = Request::Statement { planet, statement };
+                finish(ask(&place.runtime.runtime_dir, &request)?)
+            }
+            Command::TrustEmpty { runtime } => {
+                finish(ask(&runtime.runtime_dir, &Request::TrustEmpty)?)
+            }
+            Command::Backup { file, place } => backup(&file, &place),
+            Command::Restore { file, state } => restore(&file, &state.state_dir),
+            Command::Man { folder } => std::fs::create_dir_all(&folder)
+                .and_then(|()| clap_mangen::generate_to(Self::command(), &folder))
+                .map_err(|error| Problem::file(&folder, &error)),
+        }
+    }
+}
+
+fn init(state_dir: &Path, name: Option<&Name>) -> Result<(), Problem> {
+    let key = identity::create(state_dir)?;
+    DiskStore::create(state_dir, Origin::Fresh)?;
+    let file = state_dir.join(crate::store::FILE);
+    identity::give_to_owner(state_dir, &file).map_err(|error| Problem::file(&file, &error))?;
+    if io::stdout().is_terminal() {
+        let name = name.map_or_else(|| "NAME".to_owned(), ToString::to_string);
+        hint(&format!(
+            "next: put this key into a network's document (planet {name}) with `meshctl network create`, then `planet adopt` it"
+        ));
+    }
+    print(&format!("planet key: {}", key.planet_id()))
+}
+
+fn adopt(file: &Path, place: &Place) -> Result<(), Problem> {
+    let state_dir = &place.state.state_dir;
+    let planet = identity::read(state_dir)?.planet_id();
+    let statement = read(file)?;
+    match open(state_dir) {
+        Ok(mut store) => print(&run::adopt(&mut store, &statement)?),
+        Err(StoreError::InUse { .. }) => {
+            let request = Request::Statement { planet, statement };
+            finish(ask(&place.runtime.runtime_dir, &request)?)
+        }
+        Err(StoreError::Missing { .. }) => {
+            let mut store = DiskStore::create(state_dir, Origin::Lost)?;
+            print(&run::adopt(&mut store, &statement)?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn backup(file: &Path, place: &Place) -> Result<(), Problem> {
+    let state_dir = &place.state.state_dir;
+    let planet = identity::read(state_dir)?.planet_id();
+    let content = match open(state_dir) {
+        Ok(mut store) => store.backup()?,
+        Err(StoreError::InUse { .. }) => {
+            match ask(&place.runtime.runtime_dir, &Request::Backup { planet })? {
+                Response::Backup { content } => STANDARD
+                    .decode(content)
+                    .map_err(|_| Problem::failed("the planet's answer makes no sense"))?,
+                other => return finish(other),
+            }
+        }
+        Err(error) => return Err(error.into()),
+    };
+    write_private(file, &content).map_err(|error| Problem::file(file, &error))?;
+    let key = state_dir.join(identity::FILE);
+    print(&format!(
+        "wrote {} bytes to {}; the planet's key is not in it, keep a copy of {} apart",
+        content.len(),
+        file.display(),
+        key.display()
+    ))
+}
+
+fn restore(file: &Path, state_dir: &Path) -> Result<(), Problem> {
+    identity::read(state_dir)?;
+    let content = std::fs::read(file).map_err(|error| Problem::file(file, &error))?;
+    guard_against_panics(state_dir);
+    DiskStore::restore(state_dir, &content)?;
+    let store = state_dir.join(crate::store::FILE);
+    identity::give_to_owner(state_dir, &store).map_err(|error| Problem::file(&store, &error))?;
+    print("restored; once it runs, the planet asks its members for what came after the backup")
+}
+
+fn serve(config: Config) -> Result<(), Problem> {
+    let filter = EnvFilter::try_new(&config.log).map_err(|error| {
+        let message = format!(
+            "log = {} is not possible: {error}; use a level such as info",
+            config.log
+        );
+        Problem::new(USAGE, message)
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    let service = Service::from_environment();
+    guard_against_panics(&config.state_dir);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.clamp(2, 8))
+        .enable_all()
+        .build()
+        .map_err(|error| Problem::failed(error.to_string()))?
+        .block_on(run::run(config, &service))
+}
+
+fn status(runtime_dir: &Path, json: bool) -> Result<(), Problem> {
+    match ask(runtime_dir, &Request::Status)? {
+        Response::Status(status) if json => {
+            let text = serde_json::to_string_pretty(&status);
+            print(&text.map_err(|error| Problem::failed(error.to_string()))?)
+        }
+        Response::Status(status) => print(&describe(&status)),
+        other => finish(other),
+    }
+}
+
+fn describe(status: &PlanetStatus) -> String {
+    let mut lines = vec![format!("planet {}", status.planet)];
+    if let (Some(name), Some(id)) = (&status.network_name, &status.network) {
+        let role = if status.arbiter {
+            "gives the leases"
+        } else {
+            "gives no leases"
+        };
+        let version = status.network_version;
+        lines.push(format!(
+            "network {name} ({id}), version {version}; this planet {role}"
+        ));
+    }
+    lines.extend(
+        status
+            .not_granting
+            .iter()
+            .map(|reason| format!("grants nothing: {reason}")),
+    );
+    lines.extend(
+        status
+            .write_error
+            .iter()
+            .map(|error| format!("can't write: {error}")),
+    );
+    let online = status.members.iter().filter(|member| member.online).count();
+    lines.push(format!(
+        "{} members, {online} connected; {} admitted without a claim; receipt {}; {} relay sessions, {} frames relayed",
+        status.members.len(),
+        status.pending,
+        status.sequence,
+        status.relay_sessions,
+        status.relay.forwarded
+    ));
+    for member in &status.members {
+        let overlay = member
+            .overlay4
+            .map_or_else(|| "-".to_owned(), |address| address.to_string());
+        let cidrs: Vec<String> = member.pod_cidrs.iter().map(ToString::to_string).collect();
+        let remote = member
+            .remote
+            .map_or_else(|| "-".to_owned(), |remote| remote.to_string());
+        let state = if member.online { "online" } else { "offline" };
+        lines.push(format!(
+            "  {:<20} {state:<8} {overlay:<15} {} {remote}",
+            member.name,
+            cidrs.join(",")
+        ));
+    }
+    lines.join("\n")
+}
+
+fn ask(runtime_dir: &Path, request: &Request) -> Result<Response, Problem> {
+    admin::ask(runtime_dir, request).map_err(|error| {
+        let socket = runtime_dir.join(admin::SOCKET);
+        let socket = socket.display();
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                Problem::new(PERMISSION, format!("may not use {socket}; use sudo"))
+            }
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Problem::new(TIMEOUT, format!("the planet at {socket} doesn't answer"))
+            }
+            _ => Problem::new(
+                UNREACHABLE,
+                format!("no planet answers at {socket} ({error}); start it with `planet run`, or see --runtime-dir"),
+            ),
+        }
+    })
+}
+
+fn finish(response: Response) -> Result<(), Problem> {
+    match response {
+        Response::Done { message } => print(&message),
+        Response::Failed {
+            message,
+            permission,
+        } => Err(Problem::new(
+            if permission { PERMISSION } else { FAILED },
+            message,
+        )),
+        Response::Status(_) | Response::Backup { .. } => {
+            Err(Problem::failed("the planet's answer makes no sense"))
+        }
+    }
+}
+
+fn open(state_dir: &Path) -> Result<DiskStore, StoreError> {
+    guard_against_panics(state_dir);
+    DiskStore::open(state_dir)
+}
+
+/// The database gives up on some kinds of damage by a panic; the operator gets the same sentence.
+fn guard_against_panics(state_dir: &Path) {
+    let store = state_dir.join(crate::store::FILE).display().to_string();
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map_or("", |place| place.file());
+        if place.contains("redb") {
+            hint(&format!(
+                "planet: {store} is damaged; restore a backup with `planet restore FILE`, or move the file away: the planet then asks its members for what it has forgotten"
+            ));
+            std::process::exit(i32::from(FAILED));
+        }
+        usual(panic);
+    }));
+}
+
+fn read(file: &Path) -> Result<String, Problem> {
+    std::fs::read_to_string(file).map_err(|error| Problem::file(file, &error))
+}
+
+fn print(text: &str) -> Result<(), Problem> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Problem::failed(error.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn hint(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,148 @@
+//! The planet's key on disk.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use podmesh_proto::key::SigningKey;
+use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::Zeroizing;
+
+use crate::store::write_private;
+
+/// The key's file in the state directory.
+pub const FILE: &str = "planet.key";
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// There is none yet.
+    #[error("there is no planet in {path}; make one with `planet init --state-dir {path}`")]
+    Missing {
+        /// The state directory.
+        path: String,
+    },
+    /// There is one already.
+    #[error("there is a planet in {path} already; `planet key --state-dir {path}` prints its key")]
+    Exists {
+        /// The state directory.
+        path: String,
+    },
+    /// Others could read it.
+    #[error("{path} can be read by others; make it private with `chmod 600 {path}`")]
+    Open {
+        /// The file.
+        path: String,
+    },
+    /// The file holds something else.
+    #[error("{path} holds no planet's key; restore it from where it was copied to")]
+    Malformed {
+        /// The file.
+        path: String,
+    },
+    /// The system refuses.
+    #[error("can't use {path}: {reason}")]
+    Io {
+        /// The file.
+        path: String,
+        /// Its reason.
+        reason: String,
+        /// Whether the caller may not.
+        permission: bool,
+    },
+}
+
+/// Random bytes of the system.
+///
+/// # Errors
+/// It gives none.
+pub fn random() -> Result<[u8; 32], KeyError> {
+    let mut bytes = [0; 32];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| KeyError::Io {
+            path: "the system's random source".to_owned(),
+            reason: "it gives no bytes".to_owned(),
+            permission: false,
+        })?;
+    Ok(bytes)
+}
+
+/// Makes a state directory with a new key.
+///
+/// # Errors
+/// There is a key already, or the disk refuses.
+pub fn create(state_dir: &Path) -> Result<SigningKey, KeyError> {
+    let path = state_dir.join(FILE);
+    if path.exists() {
+        let path = state_dir.display().to_string();
+        return Err(KeyError::Exists { path });
+    }
+    let failed = |error: io::Error| io_error(&path, &error);
+    if !state_dir.exists() {
+        fs::create_dir_all(state_dir).map_err(failed)?;
+        fs::set_permissions(state_dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    }
+    let key = SigningKey::from_seed(random()?);
+    let digits = key.seed().iter().map(|byte| format!("{byte:02x}"));
+    let text = Zeroizing::new(digits.collect::<String>() + "\n");
+    write_private(&path, text.as_bytes()).map_err(failed)?;
+    give_to_owner(state_dir, &path).map_err(failed)?;
+    Ok(key)
+}
+
+/// Reads the key of a state directory.
+///
+/// # Errors
+/// There is none, or it isn't one, or others can read it.
+pub fn read(state_dir: &Path) -> Result<SigningKey, KeyError> {
+    let path = state_dir.join(FILE);
+    let shown = || path.display().to_string();
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => Zeroizing::new(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let path = state_dir.display().to_string();
+            return Err(KeyError::Missing { path });
+        }
+        Err(error) => return Err(io_error(&path, &error)),
+    };
+    let mode = fs::metadata(&path).map_err(|error| io_error(&path, &error))?;
+    if mode.permissions().mode() & 0o077 != 0 {
+        return Err(KeyError::Open { path: shown() });
+    }
+    let seed = parse(text.trim()).ok_or_else(|| KeyError::Malformed { path: shown() })?;
+    Ok(SigningKey::from_seed(*seed))
+}
+
+/// A state directory of the planet's own user stays its own when root works in it.
+///
+/// # Errors
+/// The system refuses.
+pub fn give_to_owner(state_dir: &Path, file: &Path) -> io::Result<()> {
+    let (owner, present) = (fs::metadata(state_dir)?, fs::metadata(file)?);
+    if owner.uid() == present.uid() {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(file, Some(owner.uid()), Some(owner.gid()))
+}
+
+fn parse(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+    let mut seed = Zeroizing::new([0; 32]);
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, pair) in seed.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(seed)
+}
+
+fn io_error(path: &Path, error: &io::Error) -> KeyError {
+    KeyError::Io {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+        permission: error.kind() == io::ErrorKind::PermissionDenied,
+    }
+}

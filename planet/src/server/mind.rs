@@ -1,0 +1,258 @@
+//! The one task that owns the rules and the store: hears inputs in order and carries actions out.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_proto::network::RootStatement;
+use podmesh_proto::signed::Signed;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep_until;
+
+use crate::rules::records::Change;
+use crate::rules::view::PlanetStatus;
+use crate::rules::{Action, ConnectionId, Event, Input, Planet};
+use crate::server::clock::Clock;
+use crate::server::connection::Outbox;
+use crate::server::socket::SharedSocket;
+use crate::store::Store;
+
+/// A new connection.
+pub struct Arrival {
+    /// Its number.
+    pub id: ConnectionId,
+    /// From where.
+    pub remote: SocketAddr,
+    /// Round trip of the handshake.
+    pub rtt: Duration,
+    /// Keying material.
+    pub exported: Vec<u8>,
+    /// The way back.
+    pub outbox: Outbox,
+}
+
+/// What the mind is told.
+pub enum Message {
+    /// A new connection.
+    Arrived(Box<Arrival>),
+    /// Anything else that the rules judge.
+    Input(Input),
+    /// The operator asks.
+    Operator(Question),
+    /// A sign of life is wanted.
+    AreYouThere(oneshot::Sender<()>),
+    /// Says goodbye to everybody, then ends.
+    Drain(oneshot::Sender<()>),
+}
+
+/// What the operator asks of a running planet.
+pub enum Question {
+    /// How it is.
+    Status(oneshot::Sender<PlanetStatus>),
+    /// To take a statement of the root.
+    Statement(
+        Box<Signed<RootStatement>>,
+        oneshot::Sender<Result<String, String>>,
+    ),
+    /// To grant again.
+    TrustEmpty(oneshot::Sender<Result<String, String>>),
+    /// For everything that it keeps.
+    Backup(oneshot::Sender<Result<Vec<u8>, String>>),
+}
+
+/// Gives everything that a store holds as one file's content.
+pub trait BackupStore: Store {
+    /// The content.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    fn backup(&mut self) -> Result<Vec<u8>, crate::store::StoreError>;
+}
+
+impl BackupStore for crate::store::DiskStore {
+    fn backup(&mut self) -> Result<Vec<u8>, crate::store::StoreError> {
+        Self::backup(self)
+    }
+}
+
+/// The rules with everything that carries their actions out.
+pub struct Mind {
+    planet: Planet,
+    store: Box<dyn BackupStore>,
+    socket: Arc<SharedSocket>,
+    clock: Clock,
+    outboxes: BTreeMap<ConnectionId, Outbox>,
+    requests: BTreeMap<u64, oneshot::Sender<Result<String, String>>>,
+    next_request: u64,
+}
+
+impl Mind {
+    /// A mind that has heard nothing yet.
+    pub fn new(
+        planet: Planet,
+        store: Box<dyn BackupStore>,
+        socket: Arc<SharedSocket>,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            planet,
+            store,
+            socket,
+            clock,
+            outboxes: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            next_request: 0,
+        }
+    }
+
+    /// Hears and acts until it is told to drain.
+    pub async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        loop {
+            let due = self.clock.instant(self.planet.poll_timeout());
+            let message = tokio::select! {
+                message = messages.recv() => message,
+                () = sleep_until(due) => Some(Message::Input(Input::Tick)),
+            };
+            match message {
+                None => return,
+                Some(Message::Arrived(arrival)) => self.arrived(*arrival),
+                Some(Message::Input(input)) => self.hear(input),
+                Some(Message::Operator(question)) => self.answer(question),
+                Some(Message::AreYouThere(asker)) => {
+                    let _ = asker.send(());
+                }
+                Some(Message::Drain(done)) => {
+                    self.hear(Input::Drain);
+                    for outbox in std::mem::take(&mut self.outboxes).values() {
+                        outbox.close("draining");
+                    }
+                    let _ = done.send(());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn arrived(&mut self, arrival: Arrival) {
+        self.outboxes.insert(arrival.id, arrival.outbox);
+        self.hear(Input::Connected {
+            connection: arrival.id,
+            remote: arrival.remote,
+            rtt: arrival.rtt,
+            exported: arrival.exported,
+        });
+    }
+
+    fn hear(&mut self, input: Input) {
+        if let Input::Disconnected { connection } = &input {
+            self.outboxes.remove(connection);
+        }
+        self.planet.handle(input, self.clock.now());
+        while let Some(action) = self.planet.poll_action() {
+            self.carry_out(action);
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Commit(changes) => {
+                let result = self.commit(&changes);
+                self.planet.committed(result, self.clock.now());
+            }
+            Action::Send {
+                connection,
+                message,
+            } => {
+                let outbox = self.outboxes.get(&connection);
+                if outbox.is_some_and(|outbox| !outbox.send(&message)) {
+                    tracing::debug!(connection = connection.0, "a slow reader is cut");
+                    self.outboxes.remove(&connection);
+                }
+            }
+            Action::Close { connection, reason } => {
+                if let Some(outbox) = self.outboxes.remove(&connection) {
+                    outbox.close(reason);
+                }
+            }
+            Action::OpenRelay { grant, node } => {
+                let now = self.clock.now().moment;
+                self.socket
+                    .relaying(|relaying| relaying.open(&grant, node, now));
+            }
+            Action::CloseRelay { session } => {
+                self.socket.relaying(|relaying| relaying.close(session));
+            }
+            Action::Answer { request, result } => {
+                if let Some(asker) = self.requests.remove(&request) {
+                    let _ = asker.send(result);
+                }
+            }
+            Action::Happened(event) => log(&event),
+        }
+    }
+
+    /// The disk may take its time; the other tasks of this thread move on meanwhile.
+    fn commit(&mut self, changes: &[Change]) -> Result<(), String> {
+        let result = tokio::task::block_in_place(|| self.store.commit(changes));
+        result.map_err(|error| {
+            tracing::warn!(reason = %error, "the store can't be written: nothing is granted");
+            error.to_string()
+        })
+    }
+
+    fn answer(&mut self, question: Question) {
+        match question {
+            Question::Status(asker) => {
+                let (counters, sessions) = self
+                    .socket
+                    .relaying(|relaying| (relaying.counters(), relaying.sessions()));
+                let now = self.clock.now();
+                let _ = asker.send(self.planet.status(counters, sessions, now));
+            }
+            Question::Statement(statement, asker) => {
+                let request = self.remember(asker);
+                self.hear(Input::Statement { request, statement });
+            }
+            Question::TrustEmpty(asker) => {
+                let request = self.remember(asker);
+                self.hear(Input::TrustEmpty { request });
+            }
+            Question::Backup(asker) => {
+                let backup = tokio::task::block_in_place(|| self.store.backup());
+                let _ = asker.send(backup.map_err(|error| error.to_string()));
+            }
+        }
+    }
+
+    fn remember(&mut self, asker: oneshot::Sender<Result<String, String>>) -> u64 {
+        self.next_request += 1;
+        self.requests.insert(self.next_request, asker);
+        self.next_request
+    }
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::Member(node, name) => {
+            tracing::info!(peer = %name, node = %node.short(), "a node is a member");
+        }
+        Event::Left(node, name) => {
+            tracing::info!(peer = %name, node = %node.short(), "a node has left");
+        }
+        Event::Out(node) => tracing::info!(node = %node.short(), "a node was put out"),
+        Event::Online(_, name) => tracing::info!(peer = %name, "a member is connected"),
+        Event::Offline(_, name) => tracing::info!(peer = %name, "a member is gone"),
+        Event::Refused(node, refusal) => {
+            tracing::debug!(node = %node.short(), code = ?refusal.code, reason = refusal.reason, "refused");
+        }
+        Event::NotLearned(node, reason) => {
+            tracing::debug!(node = %node.short(), reason, "a membership is not taken into the books");
+        }
+        Event::Statement(kind) => tracing::info!(kind, "the root has spoken"),
+        Event::Relearning(reason) => {
+            tracing::warn!(reason, "nothing is granted; `planet trust-empty` ends that");
+        }
+        Event::Granting => tracing::info!("joins and claims are granted"),
+    }
+}
