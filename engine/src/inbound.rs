@@ -315,3 +315,6 @@ pub(crate) fn judge(
         Err(DropReason::InnerForeignSource)
     }
 }
+
+#[cfg(test)]
+mod tests;

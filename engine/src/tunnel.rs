@@ -325,3 +325,6 @@ fn counter_of(message: &[u8]) -> Option<u64> {
         .first_chunk::<8>()?;
     Some(u64::from_le_bytes(*counter))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,20 @@
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use podmesh_proto::certificate::Grant;
+use podmesh_proto::key::{SecretKey, SigningKey, digest};
 use podmesh_proto::local_api::{NodeState, PathView, PeerState};
-use podmesh_proto::network::RootStatement;
-use podmesh_proto::planet_api::PlanetMessage;
+use podmesh_proto::network::{ExternalPeer, RootStatement};
+use podmesh_proto::planet_api::{
+    DirectoryCursor, DirectoryRecord, DirectoryUpdate, PlanetMessage, Refusal, RefusalCode,
+};
+use podmesh_proto::signed::Signed;
 
-use crate::testing::{START, World, packet4};
+use crate::drops::DropReason;
+use crate::output::{Output, PlanetEvent, Received};
+use crate::path_id::SocketId;
+use crate::testing::{Draft, Keys, START, World, name, nets, packet4};
+use crate::tunnel::{Opened, Sealed, Tunnel, TunnelKeys};
 
 #[test]
 fn two_nodes_join_and_reach_each_other_directly() {
@@ -105,7 +115,7 @@ fn a_revoked_node_loses_its_tunnels_at_once_and_for_good() {
     // A thread that still holds the former table can't send either.
     let mut batch = crate::outbound::OutboundBatch::default();
     let packet = packet4("10.42.1.5", "10.42.3.9", b"too late");
-    crate::outbound::seal_batch(&old_table, &[packet.clone()], &mut batch);
+    crate::outbound::seal_batch(&old_table, std::slice::from_ref(&packet), &mut batch);
     assert_eq!(batch.datagrams().count() + batch.items.len(), 0);
     world.run(Duration::from_millis(100));
     let before = world.delivered[2].len();
@@ -195,4 +205,298 @@ fn a_silent_planet_is_given_up() {
             .unwrap()
             .contains("nothing heard")
     );
+}
+
+#[test]
+fn a_flood_of_handshakes_gets_no_answer_and_hurts_nobody_else() {
+    let mut world = World::new(2);
+    world.join_all();
+    let stranger = TunnelKeys::new(&Keys::new(99).wireguard);
+    let target = Keys::new(1).wireguard.public();
+    let mut tunnel = Tunnel::new(&stranger, &target, 5).unwrap();
+    let mut out = [0; 200];
+    for _ in 0..1_000 {
+        let length = tunnel.initiate(&mut out).unwrap();
+        let received = Received {
+            socket: SocketId::MAIN,
+            from: "203.0.113.66:1".parse().unwrap(),
+            relay: None,
+            bytes: out[..length].to_vec(),
+        };
+        let now = world.now;
+        world.engines[0].handle_datagram(received, now);
+        assert!(
+            world.engines[0].poll_output().is_none(),
+            "an answer to a stranger"
+        );
+    }
+    let drops = |reason| world.engines[0].drops.of(reason);
+    assert_eq!(drops(DropReason::HandshakeLimit), 995);
+    assert_eq!(drops(DropReason::UnknownInitiator), 5);
+    world.restart(1);
+    world.run(Duration::from_secs(8));
+    let views = world.engines[0].peers(world.now);
+    assert_eq!(views[0].state, PeerState::Up, "{views:#?}");
+    let packet = packet4("10.42.2.5", "10.42.1.9", b"through the flood");
+    world.send_packet(1, &packet);
+    world.run(Duration::from_millis(50));
+    assert_eq!(world.delivered[0].last(), Some(&packet));
+}
+
+fn laptop(world: &World, keys: &Keys) -> Signed<RootStatement> {
+    world.authority.say(&RootStatement::External(ExternalPeer {
+        network: world.authority.network.id,
+        name: name("laptop"),
+        wireguard: keys.wireguard.public(),
+        prefixes: nets(&["10.77.0.200/32"]),
+        endpoint: None,
+        issued: START,
+    }))
+}
+
+#[test]
+fn an_external_peer_talks_to_members_and_roams() {
+    let mut world = World::new(1);
+    world.join_all();
+    let outside = Keys::new(60);
+    let now = world.now;
+    let statement = laptop(&world, &outside);
+    world.engines[0].handle_statement(statement, now).unwrap();
+    world.drain(0);
+    let node = Keys::new(1).wireguard.public();
+    let mut tunnel = Tunnel::new(&TunnelKeys::new(&outside.wireguard), &node, 5).unwrap();
+    let mut out = vec![0; 70_000];
+    let length = tunnel.initiate(&mut out).unwrap();
+    let mut to_node = out[..length].to_vec();
+    for (turn, port) in [(0, 5_000), (1, 5_000), (2, 6_000)] {
+        let from = SocketAddr::new([203, 0, 113, 5].into(), port);
+        let received = Received {
+            socket: SocketId::MAIN,
+            from,
+            relay: None,
+            bytes: to_node,
+        };
+        world.engines[0].handle_datagram(received, now);
+        if turn == 0 {
+            let Some(Output::Transmit(response)) = world.engines[0].poll_output() else {
+                panic!("no response");
+            };
+            assert_eq!(response.to, from);
+            let opened = tunnel.open(None, &response.bytes, &mut out).unwrap();
+            assert!(matches!(opened, Opened::Reply(_)));
+        }
+        world.drain(0);
+        let packet = packet4("10.77.0.200", "10.77.0.1", b"hello");
+        let Ok(Sealed::Data(length)) = tunnel.seal(&packet, &mut out) else {
+            panic!("no session");
+        };
+        to_node = out[..length].to_vec();
+    }
+    assert_eq!(world.delivered[0].len(), 2);
+    let views = world.engines[0].peers(world.now);
+    let endpoint = "203.0.113.5:6000".parse().unwrap();
+    assert_eq!(
+        views[0].path,
+        Some(PathView::Direct4 { endpoint }),
+        "{views:#?}"
+    );
+    assert!(views[0].external && views[0].state == PeerState::Up);
+    // And the other way round, to where it moved.
+    world.engines[0].handle_pod_packet(&packet4("10.42.1.7", "10.77.0.200", b"x"), now);
+    let Some(Output::Transmit(data)) = world.engines[0].poll_output() else {
+        panic!("nothing sent");
+    };
+    assert_eq!(data.to, endpoint);
+    assert!(matches!(
+        tunnel.open(None, &data.bytes, &mut out),
+        Ok(Opened::Packet(_))
+    ));
+}
+
+#[test]
+fn a_join_that_is_refused_says_why_and_one_that_is_put_off_goes_on() {
+    let mut world = World::new(1);
+    let token = world.authority.token(1);
+    let now = world.now;
+    let planet = world.planet_id();
+    let refusal = |code| {
+        let reason = "because".to_owned();
+        PlanetMessage::Refused(Refusal {
+            code,
+            reason,
+            retry_in: None,
+        })
+    };
+    world.engines[0]
+        .handle_join(&token, name("n1"), now)
+        .unwrap();
+    assert!(
+        world.engines[0]
+            .handle_join(&token, name("n1"), now)
+            .is_err()
+    );
+    assert!(world.engines[0].hello(planet, b"x").is_some());
+    world.drain(0);
+    assert!(world.stored[0].as_ref().unwrap().joining.is_some());
+    let remote = "192.0.2.1:7077".parse().unwrap();
+    let rtt = Duration::from_millis(5);
+    world.engines[0].handle_planet(planet, PlanetEvent::Connected { remote, rtt }, now);
+    world.planet_says(0, refusal(RefusalCode::Relearning));
+    let status = world.engines[0].status(now);
+    assert_eq!(status.state, NodeState::Joining);
+    assert_eq!(status.health[0].code, "MESH-JOIN-001");
+    // The process dies in the middle: the join goes on from disk.
+    world.restart(0);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.notes, ["join 0 Ok(())"]);
+
+    let mut other = World::new(1);
+    other.engines[0]
+        .handle_join(&token, name("n1"), now)
+        .unwrap();
+    let event = PlanetEvent::Connected { remote, rtt };
+    other.engines[0].handle_planet(planet, event, now);
+    other.planet_says(0, refusal(RefusalCode::TokenUsedUp));
+    assert!(other.notes[0].contains("TokenUsedUp"), "{:?}", other.notes);
+    assert_eq!(other.engines[0].status(now).state, NodeState::NotJoined);
+    assert!(other.stored[0].as_ref().unwrap().joining.is_none());
+}
+
+#[test]
+fn a_token_that_cant_be_used_is_refused_before_anything_happens() {
+    let mut world = World::new(1);
+    let now = world.now;
+    let mut token = world.authority.token(1);
+    let (grant, _) = world.authority.grant(1);
+    let old = Grant {
+        expires: START.minus(1_000),
+        ..grant.clone()
+    };
+    token.grant = Signed::seal(&old, &world.authority.root).unwrap();
+    let error = world.engines[0]
+        .handle_join(&token, name("n1"), now)
+        .unwrap_err();
+    assert!(error.to_string().contains("expired at"), "{error}");
+    let other = Grant {
+        for_name: Some(name("n7")),
+        ..grant.clone()
+    };
+    token.grant = Signed::seal(&other, &world.authority.root).unwrap();
+    let error = world.engines[0]
+        .handle_join(&token, name("n1"), now)
+        .unwrap_err();
+    assert!(error.to_string().contains("named n7, not n1"), "{error}");
+    token.grant = Signed::seal(&grant, &world.authority.planet).unwrap();
+    let error = world.engines[0]
+        .handle_join(&token, name("n1"), now)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("not signed by the root"),
+        "{error}"
+    );
+    assert!(world.engines[0].poll_output().is_none());
+}
+
+fn many_members(world: &World, number: u32) -> Vec<DirectoryRecord> {
+    (0..number)
+        .map(|number| {
+            let seed = |salt: &str| digest(salt, &number.to_le_bytes());
+            let [.., third, fourth] = (number + 600).to_be_bytes();
+            let mut draft = Draft::new(&world.authority, 7);
+            draft.keys.identity = SigningKey::from_seed(seed("identity"));
+            draft.keys.wireguard = SecretKey::from_bytes(seed("wireguard"));
+            draft.keys.probe = SecretKey::from_bytes(seed("probe"));
+            draft.name = name(&format!("m{number}"));
+            draft.grant.uses = 5_000;
+            draft.use_number = number + 600;
+            draft.overlay4 = Some([10, 77, third, fourth].into());
+            draft.pod_cidrs = nets(&[&format!(
+                "10.42.{}.{}/30",
+                100 + number / 64,
+                number % 64 * 4
+            )]);
+            DirectoryRecord::Member(Box::new(draft.build(&world.authority)))
+        })
+        .collect()
+}
+
+/// Everything that a directory of many members costs stays in proportion to their number.
+#[test]
+fn a_thousand_members_in_one_directory_are_one_table_and_one_plan() {
+    let mut world = World::new(1);
+    world.join_all();
+    let records = many_members(&world, 1_000);
+    let now = world.now;
+    let mut counts = [0; 3];
+    for (part, chunk) in records.chunks(16).enumerate() {
+        let update = DirectoryUpdate {
+            cursor: DirectoryCursor {
+                epoch: 7,
+                version: 100 + u64::try_from(part).unwrap(),
+            },
+            from_start: false,
+            records: chunk.to_vec(),
+        };
+        let planet = world.planet_id();
+        let message = PlanetEvent::Message(Box::new(PlanetMessage::Directory(update)));
+        world.engines[0].handle_planet(planet, message, now);
+        while let Some(output) = world.engines[0].poll_output() {
+            match output {
+                Output::Forwarding(_) => counts[0] += 1,
+                Output::HostPlan(_) => counts[1] += 1,
+                Output::Persist(_) => counts[2] += 1,
+                _ => {}
+            }
+        }
+    }
+    assert!(
+        counts.iter().all(|count| *count <= 3),
+        "{counts:?} of table, plan, state"
+    );
+    world.run(Duration::from_secs(2));
+    let status = world.engines[0].status(world.now);
+    assert_eq!(
+        (status.peers.total, status.health.len()),
+        (1_000, 0),
+        "{:#?}",
+        status.health
+    );
+    assert_eq!(world.tables[0].as_ref().unwrap().len(), 1_000);
+    assert_eq!(world.stored[0].as_ref().unwrap().members.len(), 1_000);
+    // Nobody is knocked for without need, and the first packet is enough of a need.
+    let awake = |world: &World| {
+        let views = world.engines[0].peers(world.now);
+        views
+            .iter()
+            .filter(|view| view.why.as_deref() != Some("no traffic wants it"))
+            .count()
+    };
+    let before = awake(&world);
+    assert!(before <= 256, "{before}");
+    world.send_packet(0, &packet4("10.42.1.5", "10.42.114.201", b"x"));
+    assert_eq!(awake(&world), before + 1);
+}
+
+#[cfg(feature = "virtual-time")]
+#[test]
+fn traffic_between_engines_flows_over_rekeys_without_a_loss() {
+    let mut world = World::new(2);
+    world.join_all();
+    for second in 0..600_u32 {
+        let payload = second.to_be_bytes();
+        world.send_packet(0, &packet4("10.42.1.5", "10.42.2.9", &payload));
+        world.send_packet(1, &packet4("10.42.2.9", "10.42.1.5", &payload));
+        world.run(Duration::from_secs(1));
+        // The stub planet sends no heartbeats; a node that lost it would be connected again.
+        if second % 40 == 0 {
+            for node in 0..2 {
+                world.connect(node);
+            }
+        }
+    }
+    for node in 0..2 {
+        assert_eq!(world.delivered[node].len(), 600, "node {node}");
+        let views = world.engines[node].peers(world.now);
+        assert!(views[0].handshake_s.unwrap() <= 130, "{views:#?}");
+    }
 }
