@@ -23,6 +23,7 @@ use podmesh_proto::local_api::NodeState;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 use self::durable::{Effect, Held};
@@ -66,6 +67,8 @@ struct Node {
     checked: mpsc::Sender<Checked>,
     /// Why the last join failed.
     join_trouble: Option<String>,
+    /// Serves the local socket, and removes it when it is ended.
+    local: JoinHandle<()>,
     /// Keeps a second meshd out as long as this one runs.
     _dir: StateDir,
 }
@@ -319,8 +322,12 @@ impl Node {
             links,
             shards,
             writer,
+            local,
             ..
         } = self;
+        local.abort();
+        // The abort is what is waited for.
+        let _ = local.await;
         drop(links);
         shards.stop();
         sleep(LAST_WORDS).await;

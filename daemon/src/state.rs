@@ -57,6 +57,7 @@ impl StateDir {
             return Err(StateError::Mode {
                 path: path.to_owned(),
                 mode: folder.mode() & 0o7777,
+                wanted: 0o700,
             });
         }
         let lock = OpenOptions::new()
@@ -87,7 +88,7 @@ impl StateDir {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
     /// The folder or something in it can't be opened.
-    #[error("can't use the state folder {}: {cause}", path.display())]
+    #[error("can't use {} as state: {cause}; {}", path.display(), next_step(cause))]
     Unusable {
         /// The folder or file.
         path: PathBuf,
@@ -110,7 +111,7 @@ pub(crate) enum StateError {
     },
     /// Others could read the keys.
     #[error(
-        "the state folder {} has mode {mode:04o} and must be closed to others; run `chmod 700` on it",
+        "{} has mode {mode:04o} and holds secrets; run `chmod {wanted:o}` on it",
         path.display()
     )]
     Mode {
@@ -118,6 +119,8 @@ pub(crate) enum StateError {
         path: PathBuf,
         /// Its mode.
         mode: u32,
+        /// What it should be.
+        wanted: u32,
     },
     /// A second meshd.
     #[error(
@@ -130,7 +133,7 @@ pub(crate) enum StateError {
     },
     /// Neither generation of a file can be read.
     #[error(
-        "{} is damaged ({damage}) and so is the generation before it; restore the file from a backup, or move both away and join again",
+        "{} is damaged ({damage}) and there is no good generation before it; restore the file from a backup, or move the state folder away and join again",
         path.display()
     )]
     Damaged {
@@ -152,6 +155,18 @@ pub(crate) enum StateError {
         /// The format this program has.
         known: u16,
     },
+}
+
+/// What helps against an error of the file system.
+fn next_step(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space, then start meshd again"
+        }
+        io::ErrorKind::PermissionDenied => "start meshd as the owner of the folder",
+        io::ErrorKind::ReadOnlyFilesystem => "mount it writable, or name another --state-dir",
+        _ => "check the path and the disk, or name another --state-dir",
+    }
 }
 
 #[cfg(test)]
@@ -181,6 +196,30 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let message = StateDir::open(&path).unwrap_err().to_string();
             assert!(message.contains(&format!("mode {mode:04o}")), "{message}");
+            assert!(message.contains("`chmod 700`"), "{message}");
+        }
+    }
+
+    #[test]
+    fn trouble_with_the_disk_comes_with_a_next_step() {
+        let message = |kind: io::ErrorKind| {
+            let (path, cause) = (PathBuf::from("/state/identity"), kind.into());
+            StateError::Unusable { path, cause }.to_string()
+        };
+        for (kind, next) in [
+            (io::ErrorKind::StorageFull, "; free some space"),
+            (
+                io::ErrorKind::PermissionDenied,
+                "; start meshd as the owner",
+            ),
+            (io::ErrorKind::NotADirectory, "; check the path"),
+        ] {
+            let message = message(kind);
+            assert!(
+                message.starts_with("can't use /state/identity"),
+                "{message}"
+            );
+            assert!(message.contains(next), "{message}");
         }
     }
 

@@ -93,9 +93,9 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
         checked,
         join_trouble: None,
         config,
+        local: tokio::spawn(local.serve(requests)),
         _dir: dir,
     };
-    tokio::spawn(local.serve(requests));
     Ok((node, inputs))
 }
 

@@ -104,6 +104,7 @@ impl Document {
             return Err(StateError::Mode {
                 path: path.to_owned(),
                 mode: metadata.mode() & 0o7777,
+                wanted: 0o600,
             });
         }
         if !metadata.is_file() || metadata.len() > MAX_FILE {
@@ -246,7 +247,11 @@ mod tests {
         let path = dir.path().join("state");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(document.load(), Err(StateError::Mode { .. })));
+        let message = document.load().unwrap_err().to_string();
+        assert!(
+            message.contains("mode 0640") && message.contains("`chmod 600`"),
+            "{message}"
+        );
     }
 
     #[test]

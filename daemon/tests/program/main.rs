@@ -70,6 +70,10 @@ fn a_stop_by_the_service_manager_is_quick_and_leaves_the_interface() {
         "{:?}",
         start.elapsed()
     );
+    assert!(
+        !node.path("run/meshd.sock").exists(),
+        "nobody is to wait at a socket that nobody serves"
+    );
     let after = node.ip(&["-o", "link", "show", "mesh0"]);
     assert_eq!(
         link.split(':').next(),
