@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podmesh_proto::certificate::{
     AdmissionReceipt, Application, Claim, ClaimReceipt, Grant, Leases, Membership, NodeCertificate,
 };
@@ -65,13 +65,13 @@ impl Forger<'_> {
             newcomer.token_key,
             &keys.identity,
         )?;
-        let (overlay4, pods) = self.free_addresses(&certificate.node)?;
+        let (overlay4, pods4, pods6) = self.free_addresses()?;
         let claim = Claim {
             network: self.network.id,
             node: certificate.node,
             serial: 1,
             overlay4: Some(overlay4),
-            pod_cidrs: vec![pods],
+            pod_cidrs: vec![pods4.into(), pods6.into()],
         };
         let claim = Signed::seal(&claim, &keys.identity)?;
         let receipt = self.admission(&application, &certificate, newcomer.admitted)?;
@@ -123,14 +123,15 @@ impl Forger<'_> {
         application: &Application,
         certificate: &NodeCertificate,
     ) -> Result<Signed<AdmissionReceipt>> {
-        let (overlay4, pods) = self.free_addresses(&certificate.node)?;
+        let (overlay4, pods4, pods6) = self.free_addresses()?;
         let mut receipt = self
             .admission(application, certificate, (1, clock::now()))?
             .unverified()?;
-        receipt.leases.overlay4 = Some(overlay4);
-        if let IpNet::V4(pods) = pods {
-            receipt.leases.pods4 = Some(pods);
-        }
+        receipt.leases = Leases {
+            overlay4: Some(overlay4),
+            pods4: Some(pods4),
+            pods6: Some(pods6),
+        };
         Ok(Signed::seal(&receipt, self.planet)?)
     }
 
@@ -174,14 +175,19 @@ impl Forger<'_> {
     }
 
     /// Addresses in the upper half of the ranges, where no honest node of a small network is.
-    fn free_addresses(&self, node: &NodeId) -> Result<(Ipv4Addr, IpNet)> {
+    fn free_addresses(&self) -> Result<(Ipv4Addr, Ipv4Net, Ipv6Net)> {
         let ranges = &self.network.ranges;
-        let [first, ..] = node.0;
+        let number = usize::try_from(self.sequence % 64)? + 128;
         let last = u32::from(ranges.overlay4.broadcast());
-        let overlay4 = Ipv4Addr::from(last - 1 - u32::from(first));
-        let mut blocks = ranges.pods4.subnets(ranges.pods4_block)?;
-        let pods = blocks.nth(128 + usize::from(first % 64));
-        Ok((overlay4, IpNet::V4(pods.context("the pod range is small")?)))
+        let overlay4 = Ipv4Addr::from(last - u32::try_from(number)?);
+        let mut blocks4 = ranges.pods4.subnets(ranges.pods4_block)?;
+        let mut blocks6 = ranges.pods6.subnets(ranges.pods6_block)?;
+        let few = "the pod ranges are small";
+        Ok((
+            overlay4,
+            blocks4.nth(number).context(few)?,
+            blocks6.nth(number).context(few)?,
+        ))
     }
 }
 

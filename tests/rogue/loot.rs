@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use podmesh_proto::certificate::{Departure, Membership};
-use podmesh_proto::id::{NetworkId, NodeId};
+use podmesh_proto::id::NetworkId;
 use podmesh_proto::key::{SecretKey, SigningKey};
 use podmesh_proto::probe::ProbeKeys;
 use podmesh_proto::signed::Signed;
@@ -83,11 +83,6 @@ impl Loot {
             wireguard: SecretKey::from_bytes(self.wireguard),
             probe: SecretKey::from_bytes(self.probe),
         }
-    }
-
-    /// The node.
-    pub(crate) fn node(&self) -> NodeId {
-        SigningKey::from_seed(self.identity).node_id()
     }
 
     /// Reads the file.

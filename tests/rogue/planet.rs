@@ -8,12 +8,13 @@ mod socket;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use podmesh_proto::armor;
+use podmesh_proto::id::NodeId;
 use podmesh_proto::key::SigningKey;
 use podmesh_proto::network::Network;
 use quinn::{Endpoint, TokioRuntime};
@@ -130,11 +131,13 @@ impl StolenPlanet {
     }
 }
 
-/// The key in a planet's key file: its seed, plain or as hex, alone or behind a prefix.
-fn read_key(path: &std::path::Path) -> Result<SigningKey> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if let Ok(seed) = <[u8; 32]>::try_from(bytes.as_slice()) {
-        return Ok(SigningKey::from_seed(seed));
-    }
-    bail!("{} is no planet's key", path.display())
+/// The key in a planet's key file: its seed in hex digits.
+fn read_key(path: &Path) -> Result<SigningKey> {
+    let text = fs::read_to_string(path).with_context(|| format!("no {}", path.display()))?;
+    // Any of the ids has the same 32 bytes in the same digits.
+    let seed: NodeId = text
+        .trim()
+        .parse()
+        .with_context(|| format!("{} is no planet's key", path.display()))?;
+    Ok(SigningKey::from_seed(seed.0))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use boringtun::noise::{Tunn, TunnResult};
@@ -233,9 +234,9 @@ impl Crowd {
 }
 
 impl Peer {
-    /// Whether the tunnel has a session.
-    pub(super) fn has_session(&self) -> bool {
-        self.tunnel.time_since_last_handshake().is_some()
+    /// Time since the handshake of the present session.
+    pub(super) fn session_age(&self) -> Option<Duration> {
+        self.tunnel.time_since_last_handshake()
     }
 
     fn probe(&mut self, incarnation: u64, body: ProbeBody) -> Result<Vec<u8>> {

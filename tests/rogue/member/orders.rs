@@ -29,7 +29,7 @@ const GAP: Duration = Duration::from_millis(2);
 pub(crate) enum Order {
     /// Says who it is and what came out of its tunnels.
     Look,
-    /// Makes a session with a peer.
+    /// Makes a new session with a peer.
     Handshake {
         /// With whom.
         to: Name,
@@ -171,7 +171,7 @@ impl RogueMember {
         let peers: serde_json::Map<String, Value> = crowd
             .peers()
             .map(|peer| {
-                let seen = json!({ "session": peer.has_session(), "tally": peer.tally });
+                let seen = json!({ "session": peer.session_age().is_some(), "tally": peer.tally });
                 (peer.name.to_string(), seen)
             })
             .collect();
@@ -182,15 +182,16 @@ impl RogueMember {
     }
 
     async fn handshake(&self, to: &Name) -> Result<Value> {
-        for attempt in 1..=5 {
-            if self.crowd().named(to)?.1.has_session() {
-                return Ok(json!({ "session": true, "attempt": attempt }));
-            }
+        for _ in 0..5 {
             let messages = self.crowd().initiate(to)?;
             self.send_all(messages).await;
             sleep(PATIENCE).await;
+            let age = self.crowd().named(to)?.1.session_age();
+            if age.is_some_and(|age| age <= 2 * PATIENCE) {
+                return Ok(json!({ "session": true }));
+            }
         }
-        Ok(json!({ "session": self.crowd().named(to)?.1.has_session() }))
+        Ok(json!({ "session": false }))
     }
 
     async fn volley(&self, to: &Name, packet: &[u8], (count, copies): (u32, u32)) -> Result<Value> {

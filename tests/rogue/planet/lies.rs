@@ -13,6 +13,7 @@ use podmesh_proto::key::SigningKey;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::planet_api::{DirectoryRecord, PlanetMessage};
 use podmesh_proto::signed::Signed;
+use podmesh_proto::time::UnixSeconds;
 use podmesh_proto::token::JoinToken;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -61,6 +62,8 @@ pub(crate) enum Order {
         token: PathBuf,
         /// How it should be void.
         how: Replay,
+        /// What the node claims, and whose that is.
+        prey: Option<(Name, Prey)>,
     },
     /// An older edition of the network document.
     ServeOldNetwork {
@@ -96,11 +99,6 @@ pub(crate) enum Order {
         /// Whose.
         victim: Name,
     },
-    /// From now on, relays the accomplice's frames as if the victim had sent them.
-    Pose {
-        /// As whom.
-        victim: Name,
-    },
 }
 
 /// Why a token should be void.
@@ -113,6 +111,8 @@ pub(crate) enum Replay {
     Beyond,
     /// It has expired.
     Late,
+    /// It isn't void: the thief came by a token too, which lets it add a node.
+    Not,
 }
 
 impl Puppet for StolenPlanet {
@@ -129,17 +129,19 @@ impl Puppet for StolenPlanet {
             Order::AddMember => {
                 let key = SigningKey::from_seed(random::bytes()?);
                 let grant = self.false_grant(&key)?;
-                self.bring_in(grant, &key, (1, clock::now())).await
+                self.bring_in(grant, &key, ((1, clock::now()), None)).await
             }
-            Order::ReplayToken { token, how } => {
+            Order::ReplayToken { token, how, prey } => {
                 let token = read_token(&token)?;
                 let grant = token.grant.unverified()?;
                 let admitted = match how {
                     Replay::Used => (1, grant.expires.min(clock::now())),
                     Replay::Beyond => (grant.uses + 1, grant.expires.min(clock::now())),
+                    Replay::Not => (1, clock::now()),
                     Replay::Late => (grant.uses, grant.expires.plus(86_400)),
                 };
-                self.bring_in(token.grant, &token.key, admitted).await
+                self.bring_in(token.grant, &token.key, (admitted, prey))
+                    .await
             }
             Order::SwapKey { victim } => self.swap_key(&victim).await,
             Order::MoveAddress { victim } => self.move_address(&victim),
@@ -150,11 +152,6 @@ impl Puppet for StolenPlanet {
             Order::ForgeDeparture { victim } => self.forge_departure(&victim),
             Order::ReplayDeparture { victim } => self.replay_departure(&victim),
             Order::ForgeRevocation { victim } => self.forge_revocation(&victim),
-            Order::Pose { victim } => {
-                let victim = certificate(self.books().member(&victim)?)?.node;
-                self.relay.pose(self.accomplice()?.node(), victim);
-                Ok(json!({ "as": victim }))
-            }
         }
     }
 }
@@ -214,7 +211,7 @@ impl StolenPlanet {
         &self,
         grant: Signed<Grant>,
         token_key: &SigningKey,
-        admitted: (u32, podmesh_proto::time::UnixSeconds),
+        (admitted, prey): ((u32, UnixSeconds), Option<(Name, Prey)>),
     ) -> Result<Value> {
         let keys = Keys::new()?;
         let node = keys.identity.node_id();
@@ -223,13 +220,21 @@ impl StolenPlanet {
             Some(name) => name,
             None => format!("false-{}", node.short()).parse()?,
         };
-        let membership = self.forger(&mut self.books()).newcomer(Newcomer {
+        let mut membership = self.forger(&mut self.books()).newcomer(Newcomer {
             keys: &keys,
             name: name.clone(),
             grant,
             token_key,
             admitted,
         })?;
+        if let Some((victim, prey)) = prey {
+            let mut books = self.books();
+            let theirs = claim(books.member(&victim)?)?;
+            let wanted = prey.claimed_in(claim(&membership)?, &theirs, &books.network)?;
+            membership =
+                self.forger(&mut books)
+                    .with_claim(&membership, &wanted, &keys.identity)?;
+        }
         let wanted = claim(&membership)?;
         let told = self.tell_member(membership);
         self.tell(DirectoryRecord::Presence { node, online: true });

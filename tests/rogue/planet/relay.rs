@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use podmesh_proto::candidate::canonical;
-use podmesh_proto::id::{NodeId, RelayAddress};
+use podmesh_proto::id::NodeId;
 use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
 
 use crate::random;
@@ -15,8 +15,6 @@ use crate::random;
 #[derive(Default)]
 pub(crate) struct Relay {
     sessions: Mutex<BTreeMap<u32, Session>>,
-    /// Frames of the first are passed on as if they were the second's.
-    pose: Mutex<Option<(NodeId, NodeId)>>,
 }
 
 struct Session {
@@ -51,11 +49,6 @@ impl Relay {
         Ok(grant)
     }
 
-    /// From now on, passes frames of `node` on as if `other` had sent them.
-    pub(crate) fn pose(&self, node: NodeId, other: NodeId) {
-        *self.pose.lock().unwrap_or_else(PoisonError::into_inner) = Some((node, other));
-    }
-
     /// What to send where, because of a frame that came from somewhere.
     pub(crate) fn answer(&self, frame: &[u8], from: SocketAddr) -> Option<(SocketAddr, Vec<u8>)> {
         let from = canonical(from);
@@ -72,7 +65,7 @@ impl Relay {
                 Some((from, out))
             }
             RelayKind::Up => {
-                let sender = self.shown_as(session.node);
+                let sender = session.node.relay_address();
                 let (id, receiver) = sessions
                     .iter_mut()
                     .find(|(_, other)| other.node.relay_address() == header.peer)?;
@@ -87,13 +80,6 @@ impl Relay {
                 Some((receiver.endpoint?, out))
             }
             RelayKind::Down | RelayKind::Observed => None,
-        }
-    }
-
-    fn shown_as(&self, node: NodeId) -> RelayAddress {
-        match *self.pose.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some((liar, other)) if liar == node => other.relay_address(),
-            _ => node.relay_address(),
         }
     }
 

@@ -5,13 +5,33 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use podmesh_lab::{Lab, Mesh, Node, wait};
+use podmesh_lab::{Lab, Mesh, Node, process, wait};
 
 use super::health;
 
 #[test]
 fn a_planet_restored_from_yesterday_leases_nothing_twice_and_loses_nobody() {
     let lab = five_nodes("restored-planet");
+    let mesh = Mesh::found(&lab, "planet-1").unwrap();
+    let planet = lab.planet("planet-1").unwrap();
+    let yesterday = lab.folder().join("yesterday").display().to_string();
+    join(&mesh, &lab, &["one", "two"]);
+    let runtime = planet.runtime_dir().display().to_string();
+    command(&lab, &["backup", &yesterday, "--runtime-dir", &runtime]);
+    join(&mesh, &lab, &["three", "four"]);
+    everybody_is_there(&lab, &["one", "two", "three", "four"]);
+
+    planet.kill();
+    let state = planet.state_dir().display().to_string();
+    command(&lab, &["restore", &yesterday, "--state-dir", &state]);
+    planet.start().unwrap();
+    join(&mesh, &lab, &["five"]);
+    everybody_is_there(&lab, &NAMES);
+}
+
+#[test]
+fn a_planet_whose_disk_is_a_day_old_leases_nothing_twice_and_loses_nobody() {
+    let lab = five_nodes("old-planet");
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
     let planet = lab.planet("planet-1").unwrap();
     let yesterday = lab.folder().join("yesterday");
@@ -39,12 +59,12 @@ fn a_planet_whose_store_is_wiped_relearns_before_it_leases() {
     everybody_is_there(&lab, &["one", "two", "three", "four"]);
 
     planet.kill();
-    let key = fs::read(planet.state_dir().join("key")).unwrap();
-    fs::remove_dir_all(planet.state_dir()).unwrap();
-    let mut folder = fs::DirBuilder::new();
-    std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
-    folder.create(planet.state_dir()).unwrap();
-    write_secret(&planet.state_dir().join("key"), &key);
+    for file in fs::read_dir(planet.state_dir()).unwrap() {
+        let file = file.unwrap();
+        if file.file_name() != "planet.key" {
+            fs::remove_file(file.path()).unwrap();
+        }
+    }
     planet.adopt(&mesh.operator().document()).unwrap();
     planet.start().unwrap();
     join(&mesh, &lab, &["five"]);
@@ -122,10 +142,10 @@ fn copy(from: &Path, to: &Path) {
     assert!(copied.success());
 }
 
-fn write_secret(path: &Path, bytes: &[u8]) {
-    use std::io::Write as _;
-    let mut options = fs::OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.write(true).create_new(true).open(path).unwrap();
-    file.write_all(bytes).unwrap();
+/// A command of the planet's own.
+fn command(lab: &Lab, words: &[&str]) {
+    let planet = lab.planet("planet-1").unwrap();
+    let program = podmesh_lab::node::program("planet").unwrap();
+    let mut command = planet.namespace().command(program);
+    process::succeed(command.args(words), b"").unwrap();
 }

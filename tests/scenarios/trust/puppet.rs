@@ -28,7 +28,7 @@ impl Puppet {
         flags: &[&str],
     ) -> Result<Self> {
         let planet = lab.planet("planet-1")?;
-        let key = planet.state_dir().join("key");
+        let key = planet.state_dir().join("planet.key");
         let listen = planet.endpoint().to_string();
         let options = [
             ("--key", key.display().to_string()),

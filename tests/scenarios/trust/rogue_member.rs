@@ -56,23 +56,25 @@ fn endpoints_of_a_member_can_not_be_aimed_at_a_bystander() {
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
     let token = mesh.operator().token("mallory", &[]).unwrap();
     let rogue = Puppet::member(&lab, lab.node("mallory").unwrap(), &token).unwrap();
-    let nodes = ["alice", "bob"].map(|name| lab.node(name).unwrap());
-    for node in nodes {
-        mesh.join(node).unwrap();
-    }
-    meet(&rogue, &nodes);
     let bystander = lab.node("bystander").unwrap();
     let before = udp_to_nowhere(bystander);
     let candidates: Vec<String> = (0..16)
         .map(|n| format!("{}:{}", bystander.seat().v4, 30_000 + n))
         .collect();
+    // Nobody knows yet where mallory really is.
     rogue
         .order(&json!({ "do": "publish", "candidates": candidates }))
         .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let nodes = ["alice", "bob"].map(|name| lab.node(name).unwrap());
+    for node in nodes {
+        mesh.join(node).unwrap();
+    }
     let watched = Duration::from_secs(20);
     std::thread::sleep(watched);
     let datagrams = udp_to_nowhere(bystander) - before;
     println!("figure {datagrams} datagrams reached the bystander in {watched:?}");
+    assert!(datagrams > 0, "candidates are tried");
     // Two candidates per address are kept; each node may send 40 probes to an address that never
     // answered, and four a second after that.
     let bound = 2 * (40 + 4 * watched.as_secs());
@@ -184,6 +186,8 @@ fn foreign_sources(rogue: &Puppet, nodes: &[&Node; 2], (host, pod): (&Listener, 
     println!("figure host: {}", host.all().unwrap());
     println!("figure pod: {}", pod.all().unwrap());
     let volley = usize::try_from(VOLLEY).unwrap();
+    let expected = [own.addresses.len(), alice.pods()[0].addresses().len()];
+    assert_eq!(expected, [2, 2], "both families");
     assert_eq!(host.heard("honest"), 2 * volley, "{:?}", host.all());
     assert_eq!(pod.heard("honest"), 2 * volley, "{:?}", pod.all());
     assert_eq!(host.heard("false") + pod.heard("false"), 0);
