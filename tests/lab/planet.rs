@@ -88,15 +88,18 @@ impl Planet {
         self.folder.join("planet.log")
     }
 
-    /// Makes the planet's key and returns its public half as printed.
+    /// Makes the planet's key and returns its public half.
     ///
     /// # Errors
     ///
-    /// If the program refuses.
+    /// If the program refuses, or prints no key.
     pub fn init(&self) -> Result<String> {
         let mut command = self.command()?;
         command.arg("init").arg("--state-dir").arg(self.state_dir());
-        Ok(process::succeed(&mut command, b"")?.trim().to_owned())
+        let printed = process::succeed(&mut command, b"")?;
+        let key = printed.trim().strip_prefix("planet key: ");
+        key.map(str::to_owned)
+            .with_context(|| format!("this is no planet's key: {printed}"))
     }
 
     /// Tells the planet to serve the network of this document.
