@@ -1,7 +1,10 @@
 //! The planet's local socket: what its operator asks of it while it runs.
 //!
 //! One JSON object per line, a [`Request`] answered by one [`Response`]. Whoever the socket's mode lets
-//! in may read; only root and the planet's own user may change something.
+//! in may read; only root and the planet's own user may change something. [`meshctl`] translates for
+//! meshctl, which speaks to every daemon in the words of the nodes' local socket.
+
+mod meshctl;
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -36,8 +39,8 @@ pub enum Request {
     Status,
     /// To take a statement of the root, also a first or a new edition of the network.
     Statement {
-        /// The planet that is meant.
-        planet: PlanetId,
+        /// The planet that is meant; absent if whoever runs there is.
+        planet: Option<PlanetId>,
         /// In its text form.
         statement: String,
     },
@@ -163,24 +166,39 @@ async fn converse(
     let mut line = String::new();
     let mut reader = tokio::io::BufReader::new(reading.take(MAX_REQUEST));
     reader.read_line(&mut line).await?;
-    let response = match serde_json::from_str::<Request>(&line) {
-        Err(error) => Response::failed(format!("the request makes no sense: {error}")),
-        Ok(request) if !may_change && !matches!(request, Request::Status) => Response::Failed {
-            message: "only root and the planet's own user may do this; use sudo".to_owned(),
-            permission: true,
-        },
-        Ok(request) => {
-            let (answer, answered) = oneshot::channel();
-            let asked = questions.send((request, answer)).await.is_ok();
-            match answered.await {
-                Ok(response) if asked => response,
-                _ => Response::failed("the planet is stopping"),
+    let bytes = match serde_json::from_str::<Request>(&line) {
+        Ok(request) => serde_json::to_vec(&answer(request, may_change, questions).await),
+        Err(error) => match meshctl::request(&line) {
+            Some(request) => {
+                let response = match request {
+                    Ok(request) => answer(request, may_change, questions).await,
+                    Err(message) => Response::failed(message),
+                };
+                serde_json::to_vec(&meshctl::response(response))
             }
-        }
+            None => serde_json::to_vec(&Response::failed(format!(
+                "the request makes no sense: {error}"
+            ))),
+        },
     };
-    let mut bytes = serde_json::to_vec(&response)?;
+    let mut bytes = bytes?;
     bytes.push(b'\n');
     writing.write_all(&bytes).await
+}
+
+async fn answer(request: Request, may_change: bool, questions: &mpsc::Sender<Asked>) -> Response {
+    if !may_change && !matches!(request, Request::Status) {
+        return Response::Failed {
+            message: "only root and the planet's own user may do this; use sudo".to_owned(),
+            permission: true,
+        };
+    }
+    let (answer, answered) = oneshot::channel();
+    let asked = questions.send((request, answer)).await.is_ok();
+    match answered.await {
+        Ok(response) if asked => response,
+        _ => Response::failed("the planet is stopping"),
+    }
 }
 
 /// Asks a running planet.

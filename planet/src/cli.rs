@@ -163,6 +163,7 @@ impl Cli {
             Command::Statement { file, place } => {
                 let planet = identity::read(&place.state.state_dir)?.planet_id();
                 let statement = read(&file)?;
+                let planet = Some(planet);
                 let request = Request::Statement { planet, statement };
                 finish(ask(&place.runtime.runtime_dir, &request)?)
             }
@@ -199,6 +200,7 @@ fn adopt(file: &Path, place: &Place) -> Result<(), Problem> {
     match open(state_dir) {
         Ok(mut store) => print(&run::adopt(&mut store, &statement)?),
         Err(StoreError::InUse { .. }) => {
+            let planet = Some(planet);
             let request = Request::Statement { planet, statement };
             finish(ask(&place.runtime.runtime_dir, &request)?)
         }

@@ -109,7 +109,7 @@ fn before_adoption(store: &mut DiskStore, planet: &PlanetId, request: Request) -
         Request::Statement {
             planet: meant,
             statement,
-        } if meant == *planet => match adopt(store, &statement) {
+        } if meant.is_none_or(|meant| meant == *planet) => match adopt(store, &statement) {
             Ok(message) => Response::Done { message },
             Err(problem) => Response::failed(problem.to_string()),
         },
@@ -215,7 +215,11 @@ async fn relay_question(
             .await
             .map(|status| Response::Status(Box::new(status))),
         Request::TrustEmpty => ask(&mind, Question::TrustEmpty).await.map(done),
-        Request::Statement { planet: meant, .. } | Request::Backup { planet: meant }
+        Request::Statement {
+            planet: Some(meant),
+            ..
+        }
+        | Request::Backup { planet: meant }
             if meant != planet =>
         {
             Some(Response::failed("another planet runs there"))
