@@ -3,7 +3,7 @@
 //! Behind a small trait, so that another store can take its place where one machine is not enough.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,9 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const CHECKSUM: usize = 8;
 const BACKUP_MAGIC: &[u8] = b"podmesh planet backup v1\n";
+
+/// A key, and the value that it gets; none takes the key away.
+type Write = (Vec<u8>, Option<Vec<u8>>);
 
 /// Where the books are kept.
 pub trait Store: Send {
@@ -89,9 +92,8 @@ pub enum StoreError {
 pub struct DiskStore {
     path: PathBuf,
     database: Option<Database>,
-    /// What has to be put back before the next commit, because the last one failed half way: key and
-    /// former value.
-    undo: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// What has to be put back before the next commit, because the last one failed half way.
+    undo: Vec<Write>,
 }
 
 impl DiskStore {
@@ -224,7 +226,7 @@ impl DiskStore {
         }
     }
 
-    fn write(&mut self, writes: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<(), redb::Error> {
+    fn write(&mut self, writes: &[Write]) -> Result<(), redb::Error> {
         let Some(database) = &self.database else {
             return Err(redb::Error::DatabaseClosed);
         };
@@ -245,10 +247,7 @@ impl DiskStore {
     }
 
     /// The present values under the keys of `writes`.
-    fn before(
-        &self,
-        writes: &[(Vec<u8>, Option<Vec<u8>>)],
-    ) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, redb::Error> {
+    fn before(&self, writes: &[Write]) -> Result<Vec<Write>, redb::Error> {
         let Some(database) = &self.database else {
             return Err(redb::Error::DatabaseClosed);
         };
@@ -280,7 +279,12 @@ impl DiskStore {
         match error.into() {
             redb::Error::DatabaseAlreadyOpen => StoreError::InUse { path },
             redb::Error::UpgradeRequired(_) => StoreError::Format { path },
-            redb::Error::Io(error) if error.kind() != io::ErrorKind::InvalidData => {
+            redb::Error::Io(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
                 StoreError::Io {
                     path,
                     permission: error.kind() == io::ErrorKind::PermissionDenied,
@@ -339,7 +343,7 @@ impl Store for DiskStore {
 }
 
 /// The key and value that a change writes.
-fn encode(change: &Change) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
+fn encode(change: &Change) -> Result<Write, String> {
     let bytes = |key: &RecordKey| postcard::to_allocvec(key).map_err(|error| error.to_string());
     match change {
         Change::Remove(key) => Ok((bytes(key)?, None)),

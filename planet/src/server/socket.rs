@@ -265,3 +265,56 @@ impl fmt::Debug for Writable {
 
 // The first byte alone decides, so QUIC's range and ours must not meet.
 const _: () = assert!(OBSERVE < QUIC && OBSERVED < QUIC && RELAY_UP <= OBSERVE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::relaying::RelayQuota;
+
+    #[tokio::test]
+    async fn a_mixed_batch_is_sifted_datagram_by_datagram() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let rules = Relaying::new(RelayQuota::default());
+        let shared = SharedSocket::new(socket, rules, Instant::now()).unwrap();
+        let datagram = |first: u8, length: usize| {
+            let mut datagram = vec![0x11; length];
+            datagram[0] = first;
+            datagram
+        };
+        let (quic, relay, unknown) = (
+            datagram(0xc3, 100),
+            datagram(RELAY_UP, 100),
+            datagram(9, 100),
+        );
+        let (short_quic, short_relay) = (datagram(0x41, 40), datagram(OBSERVE, 40));
+        for (batch, expected) in [
+            (
+                vec![&quic, &quic, &short_quic],
+                vec![&quic, &quic, &short_quic],
+            ),
+            (
+                vec![&quic, &relay, &quic, &short_quic],
+                vec![&quic, &quic, &short_quic],
+            ),
+            (vec![&relay, &unknown, &quic, &short_relay], vec![&quic]),
+            (vec![&relay, &unknown, &short_relay], vec![]),
+            (vec![&short_quic], vec![&short_quic]),
+        ] {
+            let mut buffer: Vec<u8> = batch.iter().copied().flatten().copied().collect();
+            let meta = RecvMeta {
+                len: buffer.len(),
+                stride: batch[0].len(),
+                ..RecvMeta::default()
+            };
+            buffer.resize(1_000, 0xff);
+            let kept = shared.sift(&mut buffer, &meta);
+            let expected: Vec<u8> = expected.into_iter().flatten().copied().collect();
+            assert_eq!(buffer[..kept], expected);
+        }
+        assert_eq!(shared.counters().unknown.load(Ordering::Relaxed), 2);
+        assert_eq!(
+            shared.relaying(|rules| rules.counters().dropped_unproven),
+            4
+        );
+    }
+}

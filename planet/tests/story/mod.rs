@@ -7,6 +7,8 @@
     reason = "a test that can't set its scene fails there"
 )]
 
+pub(crate) mod client;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -34,6 +36,11 @@ use podmesh_proto::time::{Moment, Now, UnixSeconds};
 use podmesh_proto::token::JoinToken;
 
 pub(crate) const BEGINNING: UnixSeconds = UnixSeconds(1_800_000_000);
+
+pub(crate) fn wall_clock() -> UnixSeconds {
+    let now = std::time::SystemTime::now();
+    UnixSeconds(now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs())
+}
 
 fn seed(kind: &str, number: u32) -> [u8; 32] {
     digest(kind, &number.to_le_bytes())
