@@ -60,3 +60,6 @@ pub const IDLE: Duration = Duration::from_secs(600);
 pub const REPORT_GAP: Duration = Duration::from_millis(50);
 /// Members that news are told to through tunnels at once.
 pub const GOSSIP_FANOUT: usize = 32;
+/// Departures of nodes that this one never knew that are remembered: anybody can make a key and
+/// sign its departure.
+pub const MAX_STRANGE_DEPARTURES: usize = 4_096;

@@ -28,6 +28,7 @@ mod root;
 use self::holdings::{Holdings, MemberId, of_member};
 use self::lies::{Lie, Lies, Source};
 use self::quarantine::Quarantine;
+use crate::limits;
 
 /// Everything that this node believes about its network.
 pub struct Members {
@@ -363,6 +364,10 @@ impl Members {
         let since = self.known.get(&departure.node);
         if since.is_some_and(|known| known.member.admitted > departure.time) {
             // An old departure of a node that has come back.
+            return Ok(());
+        }
+        let strange = since.is_none() && !self.quarantine.has(&departure.node);
+        if strange && self.departed.len() >= limits::MAX_STRANGE_DEPARTURES {
             return Ok(());
         }
         let news = self

@@ -74,8 +74,11 @@ impl Engine {
                 }
             }
             DirectoryRecord::Presence { node, online } => {
-                self.presence.insert((node, planet), online);
-                self.spread_relays_to(&node, now);
+                // Of members alone: a planet can make up ids without end.
+                if self.peers.get(&node).is_some() {
+                    self.presence.insert((node, planet), online);
+                    self.spread_relays_to(&node, now);
+                }
             }
             DirectoryRecord::Left(departure) => {
                 if let Err(error) = members.depart(&departure) {

@@ -144,7 +144,14 @@ impl Engine {
     }
 
     pub(super) fn refused(&mut self, planet: PlanetId, refusal: Refusal, now: Now) {
-        if let Some(entry) = self.planets.get_mut(&planet) {
+        let ends = matches!(
+            refusal.code,
+            RefusalCode::Protocol
+                | RefusalCode::OtherNetwork
+                | RefusalCode::Unproven
+                | RefusalCode::NodeRevoked
+        );
+        if let Some(entry) = self.planets.get_mut(&planet).filter(|_| ends) {
             entry.error = Some(printable(&refusal.reason));
         }
         if let Some(join) = &mut self.join {
@@ -162,7 +169,7 @@ impl Engine {
         if self.claim.is_none() {
             return;
         }
-        if matches!(refusal.code, RefusalCode::Conflict | RefusalCode::Invalid) {
+        if refusal.code == RefusalCode::Conflict {
             self.claim = None;
             if let Some(members) = &mut self.members {
                 let sentence = format!("refused this node's claim: {}", printable(&refusal.reason));

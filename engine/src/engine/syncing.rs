@@ -137,6 +137,9 @@ impl Engine {
 
     fn drop_node(&mut self, node: &NodeId) {
         if let Some(peer) = self.peers.remove(node) {
+            for planet in self.planets.all() {
+                self.presence.remove(&(*node, planet.entry.id));
+            }
             self.waiting_bytes = self.waiting_bytes.saturating_sub(peer.waiting_bytes());
             peer.close();
             tracing::info!(peer = %peer.member.name, "a member is routed to no more");

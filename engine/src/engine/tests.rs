@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::Grant;
 use podmesh_proto::key::{SecretKey, SigningKey, digest};
 use podmesh_proto::local_api::{NodeState, PathView, PeerState};
@@ -311,6 +312,58 @@ fn an_external_peer_talks_to_members_and_roams() {
         tunnel.open(None, &data.bytes, &mut out),
         Ok(Opened::Packet(_))
     ));
+}
+
+/// A machine whose clock went back with its restart makes handshakes that look like replays.
+#[test]
+fn a_peer_whose_clock_went_back_gets_through_once_its_new_life_is_known() {
+    let mut world = World::new(2);
+    world.join_all();
+    let (node, peer) = (Keys::new(1), Keys::new(2));
+    let keys = TunnelKeys::new(&peer.wireguard);
+    let mut initiations: Vec<Vec<u8>> = (0..2)
+        .map(|_| {
+            world.run(Duration::from_millis(5));
+            let mut tunnel = Tunnel::new(&keys, &node.wireguard.public(), 5).unwrap();
+            let mut out = [0; 200];
+            let length = tunnel.initiate(&mut out).unwrap();
+            out[..length].to_vec()
+        })
+        .collect();
+    let answers = |world: &mut World, bytes: Vec<u8>| {
+        let from = "198.51.100.2:7002".parse().unwrap();
+        let (socket, relay) = (SocketId::MAIN, None);
+        let now = world.now;
+        let received = Received {
+            socket,
+            from,
+            relay,
+            bytes,
+        };
+        world.engines[0].handle_datagram(received, now);
+        let mut responses = 0;
+        while let Some(output) = world.engines[0].poll_output() {
+            let Output::Transmit(sent) = output else {
+                continue;
+            };
+            responses += usize::from(sent.bytes.first() == Some(&2));
+        }
+        responses
+    };
+    let (early, late) = (initiations.remove(0), initiations.remove(0));
+    assert_eq!(answers(&mut world, late.clone()), 1);
+    assert_eq!(answers(&mut world, early.clone()), 0, "older than the last");
+    let record = EndpointRecord {
+        network: world.authority.network.id,
+        node: peer.id(),
+        incarnation: START.0 + 1_000,
+        sequence: 1,
+        candidates: Vec::new(),
+        planets: vec![world.planet_id()],
+    };
+    let signed = Signed::seal(&record, &peer.identity).unwrap();
+    world.tell_all(DirectoryRecord::Endpoints(signed));
+    assert_eq!(answers(&mut world, early), 1, "a new life of the peer");
 }
 
 #[test]

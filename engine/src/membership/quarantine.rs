@@ -44,6 +44,10 @@ impl Quarantine {
         self.nodes.remove(node);
     }
 
+    pub(super) fn has(&self, node: &NodeId) -> bool {
+        self.nodes.contains_key(node)
+    }
+
     pub(super) fn has_same(&self, node: &NodeId, membership: &Membership) -> bool {
         self.nodes
             .get(node)
