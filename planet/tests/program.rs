@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     reason = "a test that can't set its scene fails there"
 )]
+#![allow(clippy::too_many_lines, reason = "tables are read top to bottom")]
 
 mod story;
 
