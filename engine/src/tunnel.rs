@@ -8,7 +8,7 @@
 //! asks [`crate::limiter`] first and gives it a high limit). It reads the clock and the system's
 //! randomness by itself; with the feature `virtual-time` its clock is the simulator's.
 //!
-//! It logs by itself at levels that peers can provoke: a program should show nothing below ERROR of
+//! It logs by itself, also at ERROR when a tunnel merely falls asleep: a program should show nothing of
 //! the target `boringtun`.
 
 use std::net::IpAddr;
