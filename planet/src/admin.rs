@@ -1,8 +1,8 @@
 //! The planet's local socket: what its operator asks of it while it runs.
 //!
 //! One JSON object per line, a [`Request`] answered by one [`Response`]. Whoever the socket's mode lets
-//! in may read; only root and the planet's own user may change something. [`meshctl`] translates for
-//! meshctl, which speaks to every daemon in the words of the nodes' local socket.
+//! in may read; only root and the planet's own user may change something. The module `meshctl`
+//! translates for meshctl, which speaks to every daemon in the words of the nodes' local socket.
 
 mod meshctl;
 

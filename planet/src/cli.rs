@@ -61,7 +61,7 @@ enum Command {
         /// Where the planet has its local socket [default: /run/podmesh-planet]
         #[arg(long)]
         runtime_dir: Option<PathBuf>,
-        /// UDP address and port [default: [::]:7077]
+        /// UDP address and port, by default port 7077 of all addresses
         #[arg(long)]
         listen: Option<SocketAddr>,
         /// Filter of the log
