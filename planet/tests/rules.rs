@@ -368,6 +368,30 @@ fn silence_takes_no_lease_and_leaving_frees_it() {
 }
 
 #[test]
+fn a_node_that_comes_back_is_admitted_later_than_it_left() {
+    let mut operator = Operator::new(8);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(9);
+    let mut node = Node::new(1);
+    stage.connect(&mut node);
+    // At once, then by a clock that is ahead within the tolerance, then by one that is wrong.
+    for (ahead, admitted) in [(0, 1), (60, 61), (10_000, 300)] {
+        stage.join(&mut node, &token, "a");
+        let now = stage.now.unix;
+        let departure = node.departure(&operator.network, now.plus(ahead));
+        assert!(closed(&stage.ask(&node, NodeMessage::Leave(departure))));
+        stage.connect(&mut node);
+        stage.join(&mut node, &token, "a");
+        let receipt = node.receipt.as_ref().unwrap().unverified().unwrap();
+        assert_eq!(
+            receipt.time,
+            stage.now.unix.plus(admitted),
+            "{ahead} s ahead"
+        );
+    }
+}
+
+#[test]
 fn a_new_machine_takes_an_old_name_and_lease_by_the_roots_word() {
     let mut operator = Operator::new(8);
     let mut stage = Stage::fresh(&operator);

@@ -180,6 +180,18 @@ impl Court<'_> {
             .map_err(|error| refuse(RefusalCode::Exhausted, error))
     }
 
+    /// After the node's own departure, if it has left before: everybody else judges by the two times
+    /// which of them is over, and they may be of one second, or of clocks that differ.
+    fn time_of_admission(&self, node: &NodeId) -> UnixSeconds {
+        let departure = self.books.departure(node);
+        let left = departure.and_then(|departure| departure.unverified().ok());
+        left.map_or(self.now, |left| {
+            self.now
+                .max(left.time.plus(1))
+                .min(self.now.plus(CLOCK_SKEW))
+        })
+    }
+
     fn write(
         &self,
         application: &Application,
@@ -198,7 +210,7 @@ impl Court<'_> {
             certificate: application.certificate.hash(),
             leases,
             sequence: self.next,
-            time: self.now,
+            time: self.time_of_admission(&node),
         };
         let receipt = Signed::seal(&receipt, self.key)
             .map_err(|error| refuse(RefusalCode::Invalid, error))?;
