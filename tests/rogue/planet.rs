@@ -124,6 +124,11 @@ impl StolenPlanet {
         }
     }
 
+    fn accomplice_id(&self) -> Option<NodeId> {
+        let loot = self.accomplice.as_ref();
+        loot.map(|loot| loot.keys().identity.node_id())
+    }
+
     fn accomplice(&self) -> Result<&Loot> {
         self.accomplice
             .as_ref()

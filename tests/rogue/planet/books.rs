@@ -200,10 +200,11 @@ impl Books {
             .with_context(|| format!("no member {name} was harvested"))
     }
 
-    /// Everybody who is connected, and where they might be.
-    pub(super) fn doors(&self) -> Vec<Door> {
+    /// Everybody but the accomplice who is connected, and where they might be.
+    pub(super) fn doors(&self, accomplice: Option<NodeId>) -> Vec<Door> {
         let connected = self.listeners.keys();
         connected
+            .filter(|node| Some(**node) != accomplice)
             .filter_map(|node| {
                 let certificate = certificate(self.members.get(node)?).ok()?;
                 let record = self.endpoints.get(node)?.unverified().ok()?;

@@ -165,7 +165,7 @@ impl StolenPlanet {
             "listeners": books.listeners(),
             "members": members,
             "chains_seen": books.seen.len(),
-            "doors": books.doors().len(),
+            "doors": books.doors(self.accomplice_id()).len(),
             "statements_withheld": books.withheld.len(),
         })
     }
@@ -173,7 +173,7 @@ impl StolenPlanet {
     async fn knock_with(&self, keys: &Keys) -> Result<Value> {
         let (network, doors) = {
             let books = self.books();
-            (books.network.id, books.doors())
+            (books.network.id, books.doors(self.accomplice_id()))
         };
         knock(keys, &network, &doors).await
     }

@@ -16,13 +16,14 @@ fn a_planet_restored_from_yesterday_leases_nothing_twice_and_loses_nobody() {
     let planet = lab.planet("planet-1").unwrap();
     let yesterday = lab.folder().join("yesterday").display().to_string();
     join(&mesh, &lab, &["one", "two"]);
+    let state = planet.state_dir().display().to_string();
     let runtime = planet.runtime_dir().display().to_string();
-    command(&lab, &["backup", &yesterday, "--runtime-dir", &runtime]);
+    let dirs = ["--state-dir", &state, "--runtime-dir", &runtime];
+    command(&lab, &[["backup", &yesterday].as_slice(), &dirs].concat());
     join(&mesh, &lab, &["three", "four"]);
     everybody_is_there(&lab, &["one", "two", "three", "four"]);
 
     planet.kill();
-    let state = planet.state_dir().display().to_string();
     command(&lab, &["restore", &yesterday, "--state-dir", &state]);
     planet.start().unwrap();
     join(&mesh, &lab, &["five"]);
@@ -90,7 +91,7 @@ fn join(mesh: &Mesh<'_>, lab: &Lab, names: &[&str]) {
         let node = lab.node(name).unwrap();
         let token = mesh.operator().token(name, &[]).unwrap();
         node.start().unwrap();
-        let words = ["join", token.to_str().unwrap()];
+        let words = ["join", token.to_str().unwrap(), "--timeout", "170s"];
         let output = node
             .meshctl_output(&words, Duration::from_secs(180))
             .unwrap();
