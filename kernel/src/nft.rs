@@ -6,9 +6,9 @@
 //! which address a packet leaves; and `fail-closed` has the last word, after routing and every
 //! translation: whatever is for the network leaves through the mesh, or not at all.
 //!
-//! A sixth chain without rules carries the fingerprint of the wanted rules in its name, so that a
-//! look at names and comments tells whether the table is right. Replacing is one transaction of
-//! the kernel: there is no moment without rules.
+//! A sixth chain without rules carries the fingerprint of the wanted rules in its name, which tells
+//! most differences at once; the rules themselves are compared step by step. Replacing is one
+//! transaction of the kernel: there is no moment without rules.
 //!
 //! Rules of other tables are never touched; a foreign chain that drops forwarded packets still
 //! drops them, since no table can overrule another's refusal.

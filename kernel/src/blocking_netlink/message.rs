@@ -88,6 +88,11 @@ impl Message {
         self.patch(6, &(present | flags).to_ne_bytes());
     }
 
+    /// The attributes so far, behind a family-specific header of `header` bytes.
+    pub(crate) fn attributes(&self, header: usize) -> Attributes<'_> {
+        Attributes(self.bytes.get(HEADER_BYTES + header..).unwrap_or_default())
+    }
+
     /// The message as the kernel reads it.
     pub(crate) fn finish(mut self, sequence: u32) -> Vec<u8> {
         let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
@@ -156,14 +161,28 @@ impl Iterator for Replies<'_> {
     }
 }
 
+/// One attribute.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attribute<'a> {
+    pub(crate) kind: u16,
+    /// Whether its value is a run of attributes; the kernel does not say so of all its own.
+    pub(crate) is_nested: bool,
+    pub(crate) value: &'a [u8],
+}
+
 /// A run of attributes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
+    /// The attributes that a value or the rest of a message consists of.
+    pub(crate) fn of(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes of the first attribute of that kind.
     pub(crate) fn find(mut self, wanted: u16) -> Option<&'a [u8]> {
-        self.find_map(|(kind, value)| (kind == wanted).then_some(value))
+        self.find_map(|one| (one.kind == wanted).then_some(one.value))
     }
 
     /// The attributes inside the first attribute of that kind.
@@ -191,14 +210,18 @@ impl<'a> Attributes<'a> {
 }
 
 impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
+    type Item = Attribute<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let length = usize::from(u16::from_ne_bytes(*self.0.first_chunk()?));
-        let kind = u16::from_ne_bytes(*self.0.get(2..4)?.first_chunk()?) & NLA_TYPE_MASK;
+        let kind = u16::from_ne_bytes(*self.0.get(2..4)?.first_chunk()?);
         let value = self.0.get(ATTRIBUTE_HEADER_BYTES..length)?;
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
+        Some(Attribute {
+            kind: kind & NLA_TYPE_MASK,
+            is_nested: kind & NLA_F_NESTED != 0,
+            value,
+        })
     }
 }
 

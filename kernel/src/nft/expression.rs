@@ -348,6 +348,8 @@ fn source_nat(list: &mut Message, address: &IpAddr) {
     const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
     const NFTA_NAT_FLAGS: u16 = 7;
     const SOURCE: u32 = 0;
+    /// "An address is given", which the kernel would add by itself and then show.
+    const MAP_ADDRESS: u32 = 1;
     immediate(list, REGISTER, |value| {
         value.bytes(NFTA_DATA_VALUE, &octets(address));
     });
@@ -355,7 +357,7 @@ fn source_nat(list: &mut Message, address: &IpAddr) {
         nat.be32(NFTA_NAT_TYPE, SOURCE);
         nat.be32(NFTA_NAT_FAMILY, u32::from(Family::of(address).number()));
         nat.be32(NFTA_NAT_REG_ADDR_MIN, REGISTER);
-        nat.be32(NFTA_NAT_FLAGS, RANDOM_FULLY);
+        nat.be32(NFTA_NAT_FLAGS, MAP_ADDRESS | RANDOM_FULLY);
     });
 }
 

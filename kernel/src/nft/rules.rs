@@ -15,8 +15,6 @@ use super::{
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_ICMPV6: u8 = 58;
 const ROUTER_ADVERTISEMENT: u8 = 134;
-const NEIGHBOUR_SOLICITATION: u8 = 135;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 
 /// A chain that hangs on one of netfilter's hooks.
@@ -98,8 +96,7 @@ fn pod_source(guard: &GuardRules) -> Vec<Rule> {
             Expression::IcmpType(kind),
         ]
     };
-    let link_local = || [Address(Side::From, Want::Equal, link_local())];
-    let mut rules = vec![
+    vec![
         rule(
             "not from a pod",
             [
@@ -115,27 +112,21 @@ fn pod_source(guard: &GuardRules) -> Vec<Rule> {
             "a pod redirects nobody",
             icmpv6(REDIRECT).into_iter().chain(drop()),
         ),
-    ];
-    for kind in [NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT] {
-        rules.push(rule(
-            "neighbour discovery on the pod's own link",
-            icmpv6(kind)
+        // Node and pod know each other's hardware address from the start. A pod that could announce
+        // others on its link would fill the one neighbour table that all interfaces share.
+        rule(
+            "a pod has nothing to say about its link",
+            [from_pod(), Address(Side::From, Want::Equal, link_local())]
                 .into_iter()
-                .chain(link_local())
-                .chain([accept()]),
-        ));
-    }
-    rules.push(rule(
-        "link-local is for neighbour discovery alone",
-        [from_pod()].into_iter().chain(link_local()).chain(drop()),
-    ));
-    rules.push(rule(
-        "a source that is not this pod's",
-        [from_pod(), Expression::SpoofedSource]
-            .into_iter()
-            .chain(drop()),
-    ));
-    rules
+                .chain(drop()),
+        ),
+        rule(
+            "a source that is not this pod's",
+            [from_pod(), Expression::SpoofedSource]
+                .into_iter()
+                .chain(drop()),
+        ),
+    ]
 }
 
 /// Drops what claims to be from or for the network but did not come through it.
@@ -230,7 +221,9 @@ fn source_nat(guard: &GuardRules) -> Vec<Rule> {
     rules
 }
 
-/// Drops packets for the network that are about to leave this machine unencrypted.
+/// Drops packets for the network that are about to leave this machine unencrypted, and packets that
+/// still carry one of its addresses as their source: translation passes over what belongs to no
+/// known connection, a stray TCP reset for instance.
 fn fail_closed(guard: &GuardRules) -> Vec<Rule> {
     let mut rules = vec![rule(
         "no tunnel inside the tunnel",
@@ -263,6 +256,20 @@ fn fail_closed(guard: &GuardRules) -> Vec<Rule> {
         rules.push(rule(
             "would leave unencrypted",
             [Address(Side::To, Want::Equal, *range)]
+                .into_iter()
+                .chain(drop()),
+        ));
+    }
+    for device in &guard.local_devices {
+        rules.push(rule(
+            "another plugin's interface",
+            [Interface(Side::To, Want::Equal, device.clone()), accept()],
+        ));
+    }
+    for range in &guard.protected {
+        rules.push(rule(
+            "would show an address of the network outside",
+            [Address(Side::From, Want::Equal, *range)]
                 .into_iter()
                 .chain(drop()),
         ));

@@ -132,16 +132,39 @@ fn has_rules(conversation: &mut Conversation, wanted: &[Chain]) -> io::Result<bo
         .map(|reply| reply.attributes(HEADER_BYTES))
         // Kernels before 4.9 answer with the rules of every table.
         .filter(|rule| rule.text(NFTA_RULE_TABLE).as_deref() == Some(TABLE))
-        .map(|rule| {
-            let comment = rule.find(NFTA_RULE_USERDATA).unwrap_or_default().to_vec();
-            (rule.text(NFTA_RULE_CHAIN).unwrap_or_default(), comment)
-        })
+        .map(|rule| (rule.text(NFTA_RULE_CHAIN).unwrap_or_default(), rule))
         .collect();
     Ok(wanted.iter().all(|chain| {
-        let found = found.iter().filter(|(name, _)| name == chain.name);
-        let found = found.map(|(_, comment)| comment.clone());
-        found.eq(chain.rules.iter().map(|rule| comment(&rule.comment)))
+        let mut found = found.iter().filter(|(name, _)| name == chain.name);
+        chain.rules.iter().all(|wanted| {
+            found
+                .next()
+                .is_some_and(|(_, rule)| is_rule(*rule, chain, wanted))
+        }) && found.next().is_none()
     }))
+}
+
+/// Whether the kernel's rule says what was wanted, in its comment and in each of its steps.
+fn is_rule(found: Attributes<'_>, chain: &Chain, wanted: &Rule) -> bool {
+    let sent = rule(chain, wanted);
+    let sent = sent.attributes(HEADER_BYTES);
+    let found_steps = found.nested(NFTA_RULE_EXPRESSIONS);
+    let sent_steps = sent.nested(NFTA_RULE_EXPRESSIONS);
+    found.find(NFTA_RULE_USERDATA) == sent.find(NFTA_RULE_USERDATA)
+        && found_steps.count() == sent_steps.count()
+        && found_steps
+            .zip(sent_steps)
+            .all(|(found, sent)| came_back(found.value, sent.value))
+}
+
+/// Whether every attribute that was sent came back; the kernel adds others, such as what a counter
+/// has counted.
+fn came_back(found: &[u8], sent: &[u8]) -> bool {
+    Attributes::of(sent).all(|sent| match Attributes::of(found).find(sent.kind) {
+        Some(found) if sent.is_nested => came_back(found, sent.value),
+        Some(found) => found == sent.value,
+        None => false,
+    })
 }
 
 /// The chain without rules whose name says which rules the others hold: FNV-1a over the messages

@@ -81,6 +81,9 @@ fn right_rules_are_left_alone_and_wrong_ones_repaired() {
         "nft add chain inet podmesh more",
         "nft add table inet podmesh \"{ flags dormant; }\"",
         "nft delete table inet podmesh",
+        // The same comment over a rule that lets everything pass.
+        "nft replace rule inet podmesh fail-closed handle $(nft -a list chain inet podmesh fail-closed | sed -n \"s/.*daddr 10.42.0.0.16.*would leave.*handle //p\") ip daddr 10.42.0.0/16 counter accept comment \\\"would leave unencrypted\\\"",
+        "nft replace rule inet podmesh fail-closed handle $(nft -a list chain inet podmesh fail-closed | sed -n \"s/.*daddr 10.42.0.0.16.*would leave.*handle //p\") ip daddr 10.42.0.0/17 counter drop comment \\\"would leave unencrypted\\\"",
     ] {
         node.command(damage);
         assert!(!node.run(|| nft::check(&wanted).unwrap()), "{damage}");
@@ -226,6 +229,33 @@ fn a_packet_for_the_network_never_leaves_by_the_underlay() {
     scene.node.run(|| nft::remove().unwrap());
     host.send_to(b"x", "10.42.9.8:9000").unwrap();
     assert!(source_seen(&trap).is_some());
+}
+
+#[test]
+fn an_address_of_the_network_never_shows_outside() {
+    let scene = Scene::new("show");
+    // What somebody else's rules keep from being tracked is not translated either.
+    scene.node.command(
+        "nft add table ip theirs
+         nft add chain ip theirs early \"{ type filter hook prerouting priority -300; }\"
+         nft add rule ip theirs early iifname pm000 notrack",
+    );
+    let outside = udp(&scene.outside, "192.0.2.2:9000");
+    let pod = udp(&scene.pod, "10.42.3.2:0");
+    pod.send_to(b"x", "192.0.2.2:9000").unwrap();
+    assert_eq!(source_seen(&outside), None);
+    // An answer from the network to a container of another plugin does reach it.
+    scene.node.command(&format!(
+        "nft delete table ip theirs
+         ip link set eth0 down
+         ip link set eth0 name docker0
+         ip link set docker0 up
+         ip -n {n} route add default via 192.0.2.2",
+        n = scene.node.name()
+    ));
+    let host = udp(&scene.node, "10.77.0.3:0");
+    host.send_to(b"x", "192.0.2.2:9000").unwrap();
+    assert_eq!(source_seen(&outside), Some("10.77.0.3".parse().unwrap()));
 }
 
 #[test]
