@@ -1,10 +1,10 @@
 //! ADD: everything is checked first, then made in order, and taken back if a step fails.
 
+use ipnet::IpNet;
 use podmesh_kernel::{
     netns::NetNamespace,
     veth::{self, PodLink},
 };
-use podmesh_proto::node_file::NodeFile;
 use serde_json::Value;
 
 use crate::{
@@ -22,7 +22,8 @@ pub(crate) fn run(request: &Request) -> Result<Value, Failure> {
     let attachment = request.attachment()?;
     let netns = request.netns()?;
     let node = node::read(&request.config)?;
-    if node.pod_cidrs.is_empty() {
+    let cidrs = node::routable(&node.pod_cidrs);
+    if cidrs.is_empty() {
         return Err(Failure::new(
             Code::TryAgainLater,
             "this node has no pod CIDR yet: `meshctl status` says what it waits for",
@@ -31,7 +32,7 @@ pub(crate) fn run(request: &Request) -> Result<Value, Failure> {
     let pod = NetNamespace::open(netns)
         .map_err(|error| Failure::new(Code::InvalidEnvironment, format!("CNI_NETNS: {error}")))?;
     guard::ensure(&node)?;
-    let record = reserve(request, attachment, &node)?;
+    let record = reserve(request, attachment, &cidrs)?;
     let link = describe(&record, request.config.mtu.unwrap_or(node.mtu));
     if veth::check(&link, &pod).is_err()
         && let Err(error) = veth::create(&link, &pod)
@@ -60,12 +61,12 @@ pub(crate) fn describe(record: &Record, mtu: u32) -> PodLink {
     }
 }
 
-fn reserve(request: &Request, attachment: &Attachment, node: &NodeFile) -> Result<Record, Failure> {
+fn reserve(request: &Request, attachment: &Attachment, cidrs: &[IpNet]) -> Result<Record, Failure> {
     let kernel = |error: veth::VethError| Failure::new(Code::Kernel, error.to_string());
     let interfaces = veth::list(HOST_PREFIX).map_err(kernel)?;
     let supply = Supply {
-        cidrs: &node.pod_cidrs,
-        routed: &veth::routed_pods().map_err(kernel)?,
+        cidrs,
+        present: &veth::present_pods(HOST_PREFIX).map_err(kernel)?,
     };
     let config = &request.config;
     let mut ledger = Ledger::open(&config.data_dir, Moment::read()?, &interfaces)?;

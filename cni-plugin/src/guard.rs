@@ -15,6 +15,7 @@ use podmesh_proto::node_file::NodeFile;
 
 use crate::{
     attachment::HOST_PREFIX,
+    node,
     reply::{Code, Failure},
 };
 
@@ -37,7 +38,7 @@ fn ensure_routes(node: &NodeFile) -> Result<(), Failure> {
         .map_err(|error| not_yet(&error))?;
     runtime.block_on(async {
         let netlink = Netlink::connect().map_err(|error| not_yet(&error))?;
-        host::ensure_fail_closed_routes(&Arc::new(netlink), &node.protected)
+        host::ensure_fail_closed_routes(&Arc::new(netlink), &node::routable(&node.protected))
             .await
             .map_err(|error| not_yet(&error))?;
         Ok(())
@@ -57,7 +58,7 @@ fn rules(node: &NodeFile) -> GuardRules {
 }
 
 fn families(node: &NodeFile) -> Vec<IpFamily> {
-    node.pod_cidrs
+    node::routable(&node.pod_cidrs)
         .iter()
         .map(|cidr| match cidr.addr() {
             IpAddr::V4(_) => IpFamily::V4,

@@ -71,8 +71,8 @@ pub(crate) struct Record {
 pub(crate) struct Supply<'a> {
     /// This node's pod CIDRs.
     pub(crate) cidrs: &'a [IpNet],
-    /// Addresses that the kernel routes to pods, whatever the ledger says.
-    pub(crate) routed: &'a [IpAddr],
+    /// Addresses that pods have in the kernel's eyes, whatever the ledger says.
+    pub(crate) present: &'a [IpAddr],
 }
 
 /// This boot of the machine, and how long it has lasted.
@@ -141,7 +141,8 @@ impl Ledger {
                 ));
             }
             Some(Some(record)) if fits(&record.addresses, supply.cidrs) => {
-                return Ok(record.clone());
+                let addresses = record.addresses.clone();
+                return self.remember(network, attachment, addresses);
             }
             _ => {}
         }
@@ -150,7 +151,7 @@ impl Ledger {
             .iter()
             .filter(|(other, _)| **other != name)
             .flat_map(|(_, record)| record.iter().flat_map(|record| &record.addresses))
-            .chain(supply.routed)
+            .chain(supply.present)
             .copied()
             .collect();
         let mut chosen = Vec::new();
@@ -163,11 +164,23 @@ impl Ledger {
                 )
             })?);
         }
+        self.remember(network, attachment, chosen)
+    }
+
+    /// Makes durable, as of this moment, which addresses an attachment has. One that has had them
+    /// for long is written again: it must not count as abandoned before its interface is there.
+    fn remember(
+        &mut self,
+        network: &str,
+        attachment: &Attachment,
+        addresses: Vec<IpAddr>,
+    ) -> Result<Record, Failure> {
+        let name = attachment.host_name();
         let record = Record {
             schema: RECORD_SCHEMA.to_owned(),
             network: network.to_owned(),
             attachment: attachment.clone(),
-            addresses: chosen,
+            addresses,
             boot: self.moment.boot.clone(),
             since: self.moment.now,
         };
@@ -235,7 +248,9 @@ impl Ledger {
             if !name.starts_with(HOST_PREFIX) {
                 continue;
             }
-            let record: Option<Record> = serde_json::from_slice(&self.folder.read(&file)?).ok();
+            // What cannot be read costs this record alone, as what cannot be understood does.
+            let bytes = self.folder.read(&file).unwrap_or_default();
+            let record: Option<Record> = serde_json::from_slice(&bytes).ok();
             // A record in the place of another is as wrong as one that cannot be read.
             let record = record.filter(|record| {
                 record.schema == RECORD_SCHEMA && record.attachment.host_name() == name
@@ -245,7 +260,10 @@ impl Ledger {
         let bytes = match self.folder.read(RELEASED) {
             Ok(bytes) => bytes,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(cause) => return Err(cause),
+            Err(cause) => {
+                warn(&format!("the list of freed addresses is spoiled: {cause}"));
+                return Ok(());
+            }
         };
         match serde_json::from_slice::<ReleasedFile>(&bytes) {
             Ok(file) => {

@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use ipnet::IpNet;
+use podmesh_kernel::sysctl::{self, IpFamily};
 use podmesh_proto::node_file::{MAX_NODE_FILE_BYTES, NODE_FILE_NAME, NodeFile};
 
 use crate::{
@@ -43,6 +45,22 @@ pub(crate) fn read(config: &Config) -> Result<NodeFile, Failure> {
             ),
         )
     })
+}
+
+/// Those ranges whose address family the kernel of this machine has: in the other one nothing can
+/// be routed, and nothing can leave.
+pub(crate) fn routable(ranges: &[IpNet]) -> Vec<IpNet> {
+    ranges_of(ranges, sysctl::has_family)
+}
+
+fn ranges_of(ranges: &[IpNet], has_family: impl Fn(IpFamily) -> bool) -> Vec<IpNet> {
+    let exists = |range: &&IpNet| {
+        has_family(match range {
+            IpNet::V4(_) => IpFamily::V4,
+            IpNet::V6(_) => IpFamily::V6,
+        })
+    };
+    ranges.iter().filter(exists).copied().collect()
 }
 
 fn read_from(folder: &Path) -> Result<Option<NodeFile>, Failure> {
@@ -98,4 +116,17 @@ fn read_bounded(file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_ipv6_is_not_asked_for_it() {
+        let ranges = ["10.42.0.0/16", "fd00:1:2::/48"].map(|range| range.parse().unwrap());
+        assert_eq!(ranges_of(&ranges, |_| true), ranges);
+        let without = ranges_of(&ranges, |family| family == IpFamily::V4);
+        assert_eq!(without, ranges[..1]);
+    }
 }

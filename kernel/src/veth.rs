@@ -35,6 +35,12 @@ use request::Found;
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The IPv6 gateway of every pod.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Where the routes to pods stand.
+const POD_PLACE: request::Place = request::Place {
+    table: TABLE,
+    protocol: POD_PROTOCOL,
+};
+
 /// A pod's interface pair as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodLink {
@@ -140,18 +146,69 @@ pub fn list(prefix: &str) -> Result<Vec<String>, VethError> {
         .collect())
 }
 
-/// Addresses of the pods that this node routes to, whatever any ledger says.
+/// Addresses of the pods that this node knows, whatever any ledger says: it routes to them, or
+/// has their hardware address at one of the interfaces whose names begin with `prefix`.
 ///
 /// # Errors
 ///
-/// When the kernel does not list its routes.
-pub fn routed_pods() -> Result<Vec<IpAddr>, VethError> {
-    let routes = request::routes(&mut open()?).map_err(refused(|| "listing routes".to_owned()))?;
-    Ok(routes
+/// When the kernel does not list its routes, interfaces or neighbours.
+pub fn present_pods(prefix: &str) -> Result<Vec<IpAddr>, VethError> {
+    let mut kernel = open()?;
+    let routes = request::routes(&mut kernel).map_err(refused(|| "listing routes".to_owned()))?;
+    let routed = routes.iter().filter(|route| route.is_to_pod());
+    let mut pods: Vec<_> = routed.filter_map(|route| route.destination).collect();
+    let wired = wired_pods(&mut kernel, prefix)?;
+    pods.extend(wired.into_iter().map(|(_, address)| address));
+    pods.sort_unstable();
+    pods.dedup();
+    Ok(pods)
+}
+
+/// Puts back the routes to pods that somebody has removed, and returns whose they are. The pods'
+/// permanent neighbour entries, which only this node's root can make, tell where they belong; so
+/// neither the ledger nor the namespaces of the pods are needed, nor more than `CAP_NET_ADMIN`.
+///
+/// # Errors
+///
+/// When the kernel does not list what it has, or refuses a route.
+pub fn restore_routes(prefix: &str) -> Result<Vec<IpAddr>, VethError> {
+    let mut kernel = open()?;
+    let wired = wired_pods(&mut kernel, prefix)?;
+    let routes = request::routes(&mut kernel).map_err(refused(|| "listing routes".to_owned()))?;
+    let is_routed = |(index, address): &(u32, IpAddr)| {
+        routes.iter().any(|route| {
+            route.is_to_pod() && route.destination == Some(*address) && route.oif == Some(*index)
+        })
+    };
+    let mut restored = Vec::new();
+    for (index, address) in wired.into_iter().filter(|pod| !is_routed(pod)) {
+        match kernel.request(request::add_host_route(index, address, POD_PLACE)) {
+            Ok(()) => restored.push(address),
+            // The pod has gone in the same moment, or its interface is down.
+            Err(cause) if is_gone(&cause) => {}
+            Err(cause) => return Err(refused(|| format!("routing {address} to its pod"))(cause)),
+        }
+    }
+    Ok(restored)
+}
+
+/// Index of the node's end and address of every pod that has one.
+fn wired_pods(kernel: &mut Conversation, prefix: &str) -> Result<Vec<(u32, IpAddr)>, VethError> {
+    let links = request::links(kernel).map_err(refused(|| "listing interfaces".to_owned()))?;
+    let neighbours = request::permanent_neighbours(kernel)
+        .map_err(refused(|| "listing neighbours".to_owned()))?;
+    let is_pods = |index| {
+        let mut links = links.iter().filter(|link| link.is_veth);
+        links.any(|link| link.index == index && link.name.starts_with(prefix))
+    };
+    Ok(neighbours
         .into_iter()
-        .filter(|route| route.table == TABLE && route.protocol == POD_PROTOCOL)
-        .filter_map(|route| route.destination)
+        .filter(|(index, _)| is_pods(*index))
         .collect())
+}
+
+fn is_gone(cause: &io::Error) -> bool {
+    cause.kind() == io::ErrorKind::NotFound || matches!(cause.kind(), io::ErrorKind::NetworkDown)
 }
 
 /// The first own address of this namespace, with its interface, for which `matches` holds.
@@ -320,16 +377,13 @@ fn set_up_pod_end(link: &PodLink) -> Result<(), VethError> {
 }
 
 fn route_to_pod(link: &PodLink, index: u32) -> Result<(), VethError> {
-    let place = request::Place {
-        table: TABLE,
-        protocol: POD_PROTOCOL,
-    };
     let mut steps = Vec::new();
     for address in &link.addresses {
         let routing = || format!("routing {address} to {}", link.host_name);
         let neighbour = request::add_neighbour(index, *address, link.pod_mac);
         steps.push((routing(), neighbour));
-        steps.push((routing(), request::add_host_route(index, *address, place)));
+        let route = request::add_host_route(index, *address, POD_PLACE);
+        steps.push((routing(), route));
     }
     carry_out(steps)
 }

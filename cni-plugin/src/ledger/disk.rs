@@ -83,9 +83,14 @@ impl Folder {
         written.and_then(|()| self.flush())
     }
 
-    /// Removes a file for good; it may be absent.
+    /// Removes a file for good; it may be absent. A folder in its place goes if it is empty.
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
-        match fs::remove_file(self.path.join(name)) {
+        let path = self.path.join(name);
+        let removed = match fs::remove_file(&path) {
+            Err(cause) if cause.kind() == io::ErrorKind::IsADirectory => fs::remove_dir(&path),
+            removed => removed,
+        };
+        match removed {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
             _ => self.flush(),
         }

@@ -40,7 +40,7 @@ fn attachment(id: &str) -> Attachment {
 fn reserve(ledger: &mut Ledger, id: &str, cidr: &str) -> Result<IpAddr, Failure> {
     let supply = Supply {
         cidrs: &[cidr.parse().unwrap()],
-        routed: &[],
+        present: &[],
     };
     let record = ledger.reserve("net", &attachment(id), &supply)?;
     Ok(record.addresses[0])
@@ -76,7 +76,7 @@ fn what_the_kernel_routes_is_not_given_away() {
     let scratch = Scratch::new("routed");
     let supply = Supply {
         cidrs: &["10.0.0.0/29".parse().unwrap()],
-        routed: &["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()],
+        present: &["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()],
     };
     let record = scratch
         .open("b", 1)
@@ -135,6 +135,7 @@ fn spoiled_files_cost_no_more_than_their_own_record() {
             .join(format!("{}.json", attachment(id).host_name()));
         fs::write(file, spoil).unwrap();
     }
+    fs::create_dir(scratch.0.join("pm00000000000.json")).unwrap();
     fs::write(scratch.0.join("released.json"), "[").unwrap();
     fs::write(scratch.0.join("pm1.json.unfinished"), "{").unwrap();
     let alive = [attachment("torn").host_name()];
@@ -151,6 +152,17 @@ fn spoiled_files_cost_no_more_than_their_own_record() {
         "the one whose interface exists is kept in mind"
     );
     assert!(!scratch.0.join("pm1.json.unfinished").exists());
+}
+
+#[test]
+fn a_record_that_is_used_again_does_not_count_as_abandoned() {
+    let scratch = Scratch::new("again");
+    let first = reserve(&mut scratch.open("b", 0), "a", "10.0.0.0/30").unwrap();
+    // Two minutes later the same pod is tried again; its interface is still to be made when
+    // another pod needs an address.
+    let again = reserve(&mut scratch.open("b", 120), "a", "10.0.0.0/30").unwrap();
+    assert_eq!(again, first);
+    assert!(!scratch.open("b", 121).release_abandoned(&[]).unwrap());
 }
 
 #[test]

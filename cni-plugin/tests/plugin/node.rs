@@ -141,9 +141,15 @@ impl Node {
     }
 
     pub(crate) fn start(&self, call: &Call) -> Child {
+        self.start_under(&[], call)
+    }
+
+    /// Starts the plugin as the last argument of another program.
+    pub(crate) fn start_under(&self, wrapper: &[&str], call: &Call) -> Child {
         // nsenter becomes the plugin, so that a kill reaches it.
         let mut child = Command::new("nsenter")
             .arg(format!("--net={}", self.namespace.path().display()))
+            .args(wrapper)
             .arg(env!("CARGO_BIN_EXE_podmesh"))
             .env_clear()
             .env("PATH", std::env::var("PATH").unwrap())

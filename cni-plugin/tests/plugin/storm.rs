@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::node::{Node, pod};
+use crate::node::{Call, Node, pod};
 
 /// `PODMESH_CNI_ROUNDS` and `PODMESH_CNI_KILLS` ask for the long form.
 fn amount(variable: &str, default: usize) -> usize {
@@ -129,6 +129,77 @@ fn killed_calls_leave_nothing_that_garbage_collection_does_not_free() {
         (node.interfaces().len(), node.records(), node.pod_routes()),
         (0, 0, 0)
     );
+}
+
+/// Every system call by which the plugin changes something or asks the kernel for a change.
+const STEPS: &str = "mkdir,openat,flock,write,fsync,rename,unlink,sendto,setns";
+
+/// Kills the plugin before its step number `step`. False if it came to its end before.
+fn is_killed_before(step: usize, node: &Node, call: &Call) -> bool {
+    let point = format!("inject={STEPS}:signal=KILL:when={step}");
+    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &point];
+    let output = node.start_under(&strace, call).wait_with_output().unwrap();
+    !output.status.success()
+}
+
+#[test]
+fn a_kill_before_any_step_leaves_nothing_that_garbage_collection_does_not_free() {
+    if std::process::Command::new("strace")
+        .arg("-V")
+        .output()
+        .is_err()
+    {
+        println!("figure strace is missing: no kills at chosen steps");
+        return;
+    }
+    let node = Node::new("steps");
+    // Long runs look at every step, short ones at every seventh, each time at others.
+    let stride = amount("PODMESH_CNI_STRIDE", 7);
+    let first = 1 + amount("PODMESH_SEED", usize::try_from(std::process::id()).unwrap()) % stride;
+    println!("figure every {stride}th step from {first}");
+    let survivor = pod();
+    let kept = node.add("survivor", &survivor).expect_success().addresses();
+    for verb in ["ADD", "DEL"] {
+        let mut killed = 0;
+        for step in (first..).step_by(stride) {
+            let (pod, id) = (pod(), format!("{verb}-{step}"));
+            if verb == "DEL" {
+                node.add(&id, &pod).expect_success();
+            }
+            if !is_killed_before(step, &node, &node.call(verb, &id, Some(&pod.path()))) {
+                break;
+            }
+            killed += 1;
+            // Whatever is left, others get other addresses, and the runtime's DEL ends it.
+            let other = pod_beside(&node);
+            assert!(!kept.contains(&other), "{verb} {step}: {other}");
+            if step % 2 == 0 {
+                node.del(&id).expect_success();
+            } else {
+                node.gc(&["survivor"]).expect_success();
+            }
+            assert_eq!(
+                (node.interfaces().len(), node.records(), node.pod_routes()),
+                (1, 1, 2),
+                "{verb} killed before step {step}"
+            );
+        }
+        println!("figure {verb}: killed before {killed} steps");
+        assert!(
+            killed * stride > 9,
+            "{verb}: {killed} of every {stride}th step"
+        );
+        node.gc(&["survivor"]).expect_success();
+    }
+    survivor.command("ping -c1 -W2 10.77.0.3");
+}
+
+/// The address of a pod that comes and goes.
+fn pod_beside(node: &Node) -> String {
+    let other = pod();
+    let added = node.add("beside", &other).expect_success();
+    node.del("beside").expect_success();
+    added.addresses().remove(0)
 }
 
 /// xorshift: enough for points in time, and the same for the same seed.

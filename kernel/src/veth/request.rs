@@ -8,7 +8,10 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use crate::blocking_netlink::{Conversation, Message, Reply};
+use crate::{
+    blocking_netlink::{Conversation, Message, Reply},
+    route::{MAIN_TABLE, POD_PROTOCOL, TABLE},
+};
 
 use super::PodLink;
 
@@ -20,6 +23,7 @@ const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_GETNEIGH: u16 = 30;
 
 const LINK_HEADER_BYTES: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
@@ -46,9 +50,9 @@ const RTA_TABLE: u16 = 15;
 const RTN_UNICAST: u8 = 1;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
-const MAIN_TABLE: u32 = 254;
 const PROTOCOL_BOOT: u8 = 3;
 
+const NEIGHBOUR_HEADER_BYTES: usize = 12;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
@@ -70,6 +74,13 @@ pub(super) struct Route {
     pub(super) destination: Option<IpAddr>,
     pub(super) gateway: Option<IpAddr>,
     pub(super) oif: Option<u32>,
+}
+
+impl Route {
+    /// Whether it is one of those that lead to this node's pods.
+    pub(super) fn is_to_pod(&self) -> bool {
+        self.table == TABLE && self.protocol == POD_PROTOCOL
+    }
 }
 
 /// In which table, and as whose, a route is made.
@@ -199,6 +210,19 @@ pub(super) fn addresses(kernel: &mut Conversation) -> io::Result<Vec<(u32, IpAdd
 pub(super) fn routes(kernel: &mut Conversation) -> io::Result<Vec<Route>> {
     let replies = kernel.dump(Message::new(RTM_GETROUTE, 0, &[0; ROUTE_HEADER_BYTES]))?;
     Ok(replies.iter().filter_map(found_route).collect())
+}
+
+/// Index and address of every neighbour that was told and not learned.
+pub(super) fn permanent_neighbours(kernel: &mut Conversation) -> io::Result<Vec<(u32, IpAddr)>> {
+    let question = Message::new(RTM_GETNEIGH, 0, &[0; NEIGHBOUR_HEADER_BYTES]);
+    let replies = kernel.dump(question)?;
+    let neighbours = replies.iter().filter_map(|reply| {
+        let [low, high] = *reply.payload.get(8..10)?.first_chunk()?;
+        let address = reply.attributes(NEIGHBOUR_HEADER_BYTES).find(NDA_DST)?;
+        let is_permanent = u16::from_ne_bytes([low, high]) & NUD_PERMANENT != 0;
+        Some((reply.header_number(4)?, address_of(address)?)).filter(|_| is_permanent)
+    });
+    Ok(neighbours.collect())
 }
 
 /// The prefix length that stands for one address alone.
