@@ -62,7 +62,9 @@ impl Join {
         ));
         let mut joining = Joining::begin(context, network.id, request);
         let until_taken = self.no_wait;
-        let status = Patience::new(self.timeout).until(|| joining.look(context, until_taken))?;
+        let status = Patience::new(self.timeout)
+            .until(|| joining.look(context, until_taken))
+            .map_err(unfinished)?;
         let said = if status.state == NodeState::Online {
             summary(&status)
         } else {
@@ -118,6 +120,17 @@ fn warn_of_readers(context: &Context, file: &Path) {
             file.display()
         ));
     }
+}
+
+/// What to do about a join that takes too long.
+fn unfinished(problem: Problem) -> Problem {
+    if problem.exit != Exit::Timeout {
+        return problem;
+    }
+    problem.next(
+        "meshd goes on trying (meshctl status); look whether a firewall stops UDP to the planet, \
+         or give up: meshctl leave",
+    )
 }
 
 /// A join under way: meshd answers when a planet has admitted the node, or after its own patience;

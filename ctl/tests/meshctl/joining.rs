@@ -122,6 +122,10 @@ fn a_join_without_an_end_is_a_timeout() {
         said.err.contains("no answer from 198.51.100.1:7077"),
         "{said:?}"
     );
+    assert!(
+        said.err.contains("next: ") && said.err.contains("meshctl leave"),
+        "{said:?}"
+    );
     desk.refused(&words, 7, "this node is not online");
 
     let text = desk.good(&["token", "create", "--out", "-"]);
