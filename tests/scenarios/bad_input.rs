@@ -45,12 +45,12 @@ const fn row(
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    row("a token with a wrong letter", joins::wrong_letter, 1, &["join token can't be used", "damaged"], "copy the file again"),
-    row("half a token", joins::half, 1, &["join token can't be used"], "copy the file again"),
-    row("another file in the token's place", joins::no_token, 1, &["join token can't be used"], "copy the file again"),
+    row("a token with a wrong letter", joins::wrong_letter, 3, &["join token can't be used"], "copy the file again"),
+    row("half a token", joins::half, 3, &["join token can't be used"], "copy the file again"),
+    row("another file in the token's place", joins::no_token, 3, &["join token can't be used"], "copy the file again"),
     row("no file in the token's place", joins::no_file, 6, &["can't read", "no-such-file"], "check the path"),
     row("the token itself as an argument", joins::as_argument, 3, &["on the command line"], "revoke it"),
-    row("a token that expired yesterday", joins::expired_yesterday, 1, &["expired at 20"], "meshctl token create"),
+    row("a token that expired yesterday", joins::expired_yesterday, 3, &["expired at 20"], "meshctl token create"),
     row("a token that expired a moment ago", joins::expired_just_now, 1, &["expired at 20"], "new token"),
     row("a token that is used up", joins::used_up, 1, &["all 1 uses", "are spent"], "new token"),
     row("a token for another network", joins::other_network, 1, &["the planet refused", "network"], "use a token of the network"),
@@ -68,9 +68,9 @@ const ROWS: &[Row] = &[
     row("a configuration value that can't be", starts::bad_value, 3, &["wrong.toml", "mtu = 100 is not possible"], "use 1280 to"),
     row("a configuration that is no TOML", starts::no_toml, 3, &["wrong.toml", "line 2"], "mtu"),
     row("a configuration that is not there", starts::no_configuration, 3, &["can't read the configuration", "no-such-file"], "--config"),
-    row("a state folder that others can read", starts::open_folder, 5, &["state folder", "mode 0755"], "chmod 700"),
+    row("a state folder that others can read", starts::open_folder, 5, &["state has mode 0755"], "chmod 700"),
     row("a state folder of somebody else", starts::foreign_folder, 5, &["belongs to user 65534"], "chown"),
-    row("a key file that others can read", starts::open_file, 5, &["identity", "mode 0644"], "chmod 600"),
+    row("a key file that others can read", starts::open_file, 5, &["identity has mode 0644"], "chmod 600"),
     row("the socket without the right to it", starts::closed_socket, 5, &["may not use the socket"], "run it as root"),
     row("an open socket without the right to it", starts::open_socket, 5, &["this user may not"], "run it as root"),
     row("a join without the right to it", starts::join_of_a_stranger, 5, &["may not"], "run it as root"),
@@ -78,10 +78,10 @@ const ROWS: &[Row] = &[
     row("a second meshd", starts::second_meshd, 1, &["another meshd uses the state folder"], "stop it first"),
     row("a second meshd with its own state", starts::second_meshd_elsewhere, 1, &["held by another process"], "stop it first"),
     row("a first start on a full disk", disks::first_start, 1, &["No space left on device"], "free some space"),
-    row("a disk that fills up under meshd", disks::filling_up, 0, &["can't be written", "No space left on device"], "free some space"),
+    row("a disk that fills up under meshd", disks::filling_up, 0, &["can't be written", "No space left on device"], "make room on the disk"),
     row("an operator's folder on a full disk", disks::operators_folder, 1, &["No space left on device"], "free some space; nothing was changed"),
-    row("a torn key file", disks::torn_identity, 1, &["identity is damaged"], "restore the file from a backup"),
-    row("two torn state files", disks::torn_generations, 1, &["state is damaged", "so is the generation before it"], "restore the file from a backup"),
+    row("a torn key file", disks::torn_identity, 1, &["identity is damaged", "no good generation"], "restore the file from a backup"),
+    row("two torn state files", disks::torn_generations, 1, &["state is damaged", "no good generation"], "restore the file from a backup"),
     row("a torn state file", disks::torn_state, 0, &["the state file is damaged"], "its previous generation is used"),
 ];
 

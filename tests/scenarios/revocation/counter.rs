@@ -32,7 +32,7 @@ impl<'lab> Counter<'lab> {
 
     fn count(namespace: &'lab Namespace, table: String, hook: &str, rules: &str) -> Result<Self> {
         namespace.nft(&format!(
-            "table inet {table} {{ chain seen {{ type filter hook {hook} priority 0\n{rules}\n}} }}\n"
+            "table inet {table} {{ chain seen {{ type filter hook {hook} priority 0\n{rules}\n}}\n}}\n"
         ))?;
         Ok(Self { namespace, table })
     }
