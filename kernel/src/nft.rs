@@ -21,6 +21,9 @@ use std::{io, net::IpAddr};
 
 use ipnet::IpNet;
 
+/// Name of the table.
+pub(crate) const TABLE: &str = "podmesh";
+
 /// What the guard has to know. meshd and the CNI plugin must build it from the same node file:
 /// otherwise they replace each other's rules in turns.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Notices when somebody changes links, addresses, routes or rules.
+//! Notices when somebody changes links, addresses, routes, rules, or podmesh's nftables table.
 #![allow(
     unsafe_code,
     reason = "forcing a buffer size and registering a foreign socket have no safe form"
@@ -9,10 +9,13 @@ use std::mem;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+
+use crate::blocking_netlink::Attributes;
+use crate::nft;
 
 const MESSAGE_HEADER: usize = 16;
 /// Room for the notices of a few ten thousand changes.
@@ -26,6 +29,12 @@ const IPV6_ADDRESS: u32 = 9;
 const IPV6_ROUTE: u32 = 11;
 const IPV6_RULE: u32 = 19;
 
+const NFTABLES: u32 = 7;
+const NFTABLES_SUBSYSTEM: u16 = 10;
+const NFTABLES_HEADER: usize = 4;
+/// The table's name in notices about tables, chains and rules.
+const TABLE_NAME: u16 = 1;
+
 /// What was changed since the last notice, whoever did it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Change {
@@ -37,6 +46,8 @@ pub struct Change {
     pub routes: bool,
     /// Rules.
     pub rules: bool,
+    /// The nftables table of podmesh; those of others count for nothing.
+    pub guard: bool,
     /// Notices were lost, so anything may have changed.
     pub overrun: bool,
 }
@@ -48,8 +59,13 @@ impl Change {
         *self == Self::default()
     }
 
-    fn add(&mut self, message_type: u16) {
+    fn add(&mut self, message_type: u16, payload: &[u8]) {
         match message_type {
+            _ if message_type >> 8 == NFTABLES_SUBSYSTEM => {
+                let attributes = payload.get(NFTABLES_HEADER..).unwrap_or_default();
+                let table = Attributes::of(attributes).text(TABLE_NAME);
+                self.guard |= table.as_deref() == Some(nft::TABLE);
+            }
             libc::RTM_NEWLINK | libc::RTM_DELLINK => self.links = true,
             libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.routes = true,
@@ -63,6 +79,8 @@ impl Change {
 #[derive(Debug)]
 pub struct Watcher {
     socket: AsyncFd<Socket>,
+    /// Absent where the kernel has no nftables, or the caller may not listen to it.
+    guard: Option<AsyncFd<Socket>>,
     settle: Duration,
     buffer: Vec<u8>,
     pending: Change,
@@ -76,8 +94,6 @@ impl Watcher {
     ///
     /// When the socket can't be made.
     pub fn start(settle: Duration) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        enlarge(&socket);
         let groups = [
             LINK,
             IPV4_ADDRESS,
@@ -87,16 +103,14 @@ impl Watcher {
             IPV6_ROUTE,
             IPV6_RULE,
         ];
-        socket.bind(&SocketAddr::new(
-            0,
-            groups.iter().fold(0, |all, group| all | 1 << (group - 1)),
-        ))?;
-        socket.set_non_blocking(true)?;
-        // SAFETY: the socket keeps its one descriptor open until it is dropped, which happens only
-        // together with its registration.
-        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
+        let socket = listen(NETLINK_ROUTE, &groups)?;
+        let guard = listen(NETLINK_NETFILTER, &[NFTABLES]);
+        if let Err(error) = &guard {
+            tracing::debug!(%error, "changes of nftables are not noticed");
+        }
         Ok(Self {
             socket,
+            guard: guard.ok(),
             settle,
             buffer: Vec::with_capacity(1 << 16),
             pending: Change::default(),
@@ -110,7 +124,10 @@ impl Watcher {
     /// When the socket fails. An overrun is no error.
     pub async fn next(&mut self) -> io::Result<Change> {
         while self.pending.is_empty() {
-            self.socket.readable().await?.clear_ready();
+            tokio::select! {
+                ready = self.socket.readable() => ready?.clear_ready(),
+                ready = readable(self.guard.as_ref()) => ready?.clear_ready(),
+            }
             self.take()?;
         }
         tokio::time::sleep(self.settle).await;
@@ -120,31 +137,57 @@ impl Watcher {
 
     /// Takes all notices that wait.
     fn take(&mut self) -> io::Result<()> {
-        loop {
-            self.buffer.clear();
-            match self
-                .socket
-                .get_ref()
-                .recv(&mut self.buffer, libc::MSG_DONTWAIT)
-            {
-                Ok(_) => note_all(&self.buffer, &mut self.pending),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => return Ok(()),
-                    Some(libc::EINTR) => {}
-                    Some(libc::ENOBUFS) => self.pending.overrun = true,
-                    _ => return Err(error),
-                },
-            }
+        for socket in [Some(&self.socket), self.guard.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            take_from(socket.get_ref(), &mut self.buffer, &mut self.pending)?;
+        }
+        Ok(())
+    }
+}
+
+fn take_from(socket: &Socket, buffer: &mut Vec<u8>, pending: &mut Change) -> io::Result<()> {
+    loop {
+        buffer.clear();
+        match socket.recv(buffer, libc::MSG_DONTWAIT) {
+            Ok(_) => note_all(buffer, pending),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) => return Ok(()),
+                Some(libc::EINTR) => {}
+                Some(libc::ENOBUFS) => pending.overrun = true,
+                _ => return Err(error),
+            },
         }
     }
+}
+
+/// Never ends for a socket that does not exist.
+async fn readable(socket: Option<&AsyncFd<Socket>>) -> io::Result<AsyncFdReadyGuard<'_, Socket>> {
+    match socket {
+        Some(socket) => socket.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn listen(protocol: isize, groups: &[u32]) -> io::Result<AsyncFd<Socket>> {
+    let mut socket = Socket::new(protocol)?;
+    enlarge(&socket);
+    let groups = groups.iter().fold(0, |all, group| all | 1 << (group - 1));
+    socket.bind(&SocketAddr::new(0, groups))?;
+    socket.set_non_blocking(true)?;
+    // SAFETY: the socket keeps its one descriptor open until it is dropped, which happens only
+    // together with its registration.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? })
 }
 
 /// Adds the messages of one datagram.
 fn note_all(mut datagram: &[u8], change: &mut Change) {
     while let Some((header, _)) = datagram.split_first_chunk::<MESSAGE_HEADER>() {
         let [l0, l1, l2, l3, t0, t1, ..] = *header;
-        change.add(u16::from_ne_bytes([t0, t1]));
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        let payload = datagram.get(MESSAGE_HEADER..length).unwrap_or_default();
+        change.add(u16::from_ne_bytes([t0, t1]), payload);
         let Some(rest) = length
             .max(MESSAGE_HEADER)
             .checked_next_multiple_of(4)

@@ -5,11 +5,10 @@ use std::io;
 use crate::blocking_netlink::{Attributes, Conversation, Message};
 
 use super::{
+    TABLE,
     expression::Expression,
     rules::{Chain, Rule},
 };
-
-const TABLE: &str = "podmesh";
 
 const NFPROTO_INET: u8 = 1;
 const SUBSYSTEM: u16 = 10;

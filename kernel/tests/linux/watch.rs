@@ -1,7 +1,9 @@
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use podmesh_kernel::link::LinkChange;
 use podmesh_kernel::netlink::Netlink;
+use podmesh_kernel::nft::{self, GuardRules};
 use podmesh_kernel::watch::{Change, Watcher};
 use tokio::time::timeout;
 
@@ -78,6 +80,38 @@ fn each_kind_of_change_is_noticed_and_a_burst_is_one_notice() {
         let more = timeout(Duration::from_millis(300), watcher.next()).await;
         assert!(more.is_err(), "{more:?}");
     });
+}
+
+#[test]
+fn only_the_own_nftables_table_is_watched() {
+    isolated_async(|| async {
+        let guard = GuardRules {
+            device: "mesh0".to_owned(),
+            veth_prefix: "pm".to_owned(),
+            local_devices: Vec::new(),
+            protected: vec!["10.42.0.0/16".parse().expect("a range")],
+            own_pod_cidrs: Vec::new(),
+            own_overlay: Vec::new(),
+            mark: 0x6d65,
+        };
+        let mut watcher = Watcher::start(Duration::from_millis(30)).expect("a watcher");
+        let expected = Change {
+            guard: true,
+            ..Change::default()
+        };
+        nft::ensure(&guard).expect("rules");
+        assert_eq!(next(&mut watcher).await, expected);
+        nft("add table ip theirs");
+        let more = timeout(Duration::from_millis(300), watcher.next()).await;
+        assert!(more.is_err(), "{more:?}");
+        nft("flush ruleset");
+        assert_eq!(next(&mut watcher).await, expected);
+    });
+}
+
+fn nft(command: &str) {
+    let status = Command::new("nft").args(command.split(' ')).status();
+    assert!(status.expect("the nft program").success(), "{command}");
 }
 
 #[test]
