@@ -160,19 +160,9 @@ fn comes_back_and_refuses(
     let pings = PingMatrix::start()?;
     pings.add_pod(&pod)?;
     pings.add_pod(gone_pod)?;
-    let limit = Duration::from_secs(15);
-    wait::until("home-2 to be back", limit, || {
-        let up = away
-            .peers()?
-            .iter()
-            .filter(|peer| mesh::is_up(peer))
-            .count();
-        Ok(if up >= peers.len() {
-            wait::Now(())
-        } else {
-            wait::NotYet(format!("{up} peers"))
-        })
-    })?;
+    for peer in peers {
+        reaches(away, peer.name())?;
+    }
     let last = last_packet(&counters, Instant::now());
     ensure!(
         last <= AT_ONCE,
@@ -191,6 +181,22 @@ fn comes_back_and_refuses(
     let last = last_packet(&counters, restarted);
     ensure!(last.is_zero(), "a packet {last:?} after the restart");
     has_no_path_to(away, gone.name(), Duration::ZERO)
+}
+
+/// Waits until a node that has started has a path to the peer of this name.
+fn reaches(node: &Node, name: &str) -> Result<()> {
+    wait::until(
+        &format!("a path to {name}"),
+        Duration::from_secs(15),
+        || {
+            let peers = node.peers()?;
+            let peer = peers.iter().find(|peer| peer.name.as_str() == name);
+            Ok(match peer.filter(|peer| mesh::is_up(peer)) {
+                Some(_) => wait::Now(()),
+                None => wait::NotYet(format!("{peer:?}")),
+            })
+        },
+    )
 }
 
 /// Three places for nodes with public addresses.
