@@ -66,7 +66,8 @@ clean-lab: root ## remove what a killed lab left behind
 
 man: build ## man pages and completions from the command line definitions
 	rm -rf target/man target/completions && mkdir -p target/man target/completions
-	for p in meshd meshctl planet; do $(BIN)/$$p man target/man; done
+	for p in meshctl planet; do $(BIN)/$$p man target/man; done
+	$(BIN)/meshd man > target/man/meshd.8
 	for s in bash zsh fish; do $(BIN)/meshctl completions $$s > target/completions/meshctl.$$s; done
 
 install: man ## programs, units, examples, man pages (DESTDIR and PREFIX are respected)
