@@ -65,6 +65,10 @@ pub const COALESCE: Duration = Duration::from_millis(50);
 pub const RELAY_GRACE: Duration = Duration::from_secs(60);
 /// What could not be made durable is tried again after this.
 const UNSAVED_RETRY: Duration = Duration::from_secs(10);
+/// Who isn't a member after this may try again.
+const STRANGER: Duration = Duration::from_secs(120);
+/// Connections of others than members.
+const MAX_STRANGERS: usize = 256;
 /// How often a planet with nothing to do looks around.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -479,6 +483,7 @@ impl Planet {
         for connection in late {
             self.close(connection, "silence", now);
         }
+        self.thin_strangers(now);
         for connection in due {
             self.send(connection, PlanetMessage::Heartbeat { cursor });
         }
@@ -499,6 +504,24 @@ impl Planet {
         }
         self.expel_expired(now);
         self.watch_relearning(now);
+    }
+
+    /// Nobody takes the members' places by waiting at the door: whoever isn't a member makes room for
+    /// others after a while, the longest guest first.
+    fn thin_strangers(&mut self, now: Now) {
+        let strangers = self
+            .connections
+            .iter()
+            .filter(|(_, one)| one.told.is_none());
+        let mut strangers: Vec<(Moment, ConnectionId)> =
+            strangers.map(|(id, one)| (one.opened, *id)).collect();
+        strangers.sort_unstable();
+        let too_many = strangers.len().saturating_sub(MAX_STRANGERS);
+        for (index, (opened, connection)) in strangers.into_iter().enumerate() {
+            if index < too_many || now.moment.since(opened) >= STRANGER {
+                self.close(connection, "no member", now);
+            }
+        }
     }
 
     /// A certificate that ran out while its node was connected ends its rights here too.

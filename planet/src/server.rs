@@ -7,7 +7,7 @@ pub mod socket;
 pub mod tls;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,18 +117,33 @@ impl Server {
     }
 }
 
-/// Binds the planet's port; where there is no IPv6, `[::]` means every IPv4 address.
+/// Binds the planet's port. `[::]` means every IPv6 and IPv4 address, whatever the system's default is,
+/// and every IPv4 address where there is no IPv6.
 ///
 /// # Errors
 /// The port can't be had.
 pub fn bind(listen: SocketAddr) -> io::Result<UdpSocket> {
-    let every = listen.is_ipv6() && listen.ip().is_unspecified();
-    match UdpSocket::bind(listen) {
-        Err(error) if every && error.kind() != io::ErrorKind::AddrInUse => {
+    let SocketAddr::V6(every) = listen else {
+        return UdpSocket::bind(listen);
+    };
+    if !every.ip().is_unspecified() {
+        return UdpSocket::bind(listen);
+    }
+    match bind_both(every) {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
             UdpSocket::bind((Ipv4Addr::UNSPECIFIED, listen.port())).map_err(|_| error)
         }
         bound => bound,
     }
+}
+
+fn bind_both(every: SocketAddrV6) -> io::Result<UdpSocket> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+    let (family, kind) = (AddressFamily::INET6, SocketType::DGRAM);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    rustix::net::bind(&socket, &every)?;
+    Ok(UdpSocket::from(socket))
 }
 
 async fn accept(endpoint: Endpoint, mind: mpsc::Sender<Message>, connections: usize) {
