@@ -20,6 +20,8 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
+    thread,
+    time::Duration,
 };
 
 use crate::{
@@ -35,6 +37,10 @@ use request::Found;
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The IPv6 gateway of every pod.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Together ten seconds.
+const CARRIER_LOOKS: u32 = 2000;
+const CARRIER_POLL: Duration = Duration::from_millis(5);
+
 /// Where the routes to pods stand.
 const POD_PLACE: request::Place = request::Place {
     table: TABLE,
@@ -95,7 +101,8 @@ pub fn create(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
             pod.run(|| set_up_pod_end(link))??;
             Ok(index)
         })
-        .and_then(|index| route_to_pod(link, index));
+        .and_then(|index| route_to_pod(link, index))
+        .and_then(|()| await_carrier(&link.host_name));
     if made.is_err() {
         // The first error says more than what may come of cleaning up after it.
         let _ = remove(&link.host_name);
@@ -386,6 +393,22 @@ fn route_to_pod(link: &PodLink, index: u32) -> Result<(), VethError> {
         steps.push((routing(), route));
     }
     carry_out(steps)
+}
+
+/// Waits until the node's end sends. It was raised before its counterpart, and the kernel switches
+/// such an interface on later, in the background, behind everybody else who changes interfaces;
+/// until then it drops every packet. Since Linux 6.8 the question alone makes it do so at once.
+fn await_carrier(host_name: &str) -> Result<(), VethError> {
+    let asking = || format!("waiting for {host_name}");
+    let mut kernel = open()?;
+    for _ in 0..CARRIER_LOOKS {
+        let found = request::find_link(&mut kernel, host_name).map_err(refused(asking))?;
+        if found.is_operational {
+            return Ok(());
+        }
+        thread::sleep(CARRIER_POLL);
+    }
+    Err(refused(asking)(io::ErrorKind::TimedOut.into()))
 }
 
 fn carry_out(steps: Vec<(String, Message)>) -> Result<(), VethError> {

@@ -29,6 +29,8 @@ const LINK_HEADER_BYTES: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_OPERSTATE: u16 = 16;
+const IF_OPER_UP: u8 = 6;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
@@ -62,6 +64,8 @@ pub(super) struct Found {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) is_up: bool,
+    /// Up, with a carrier, and switched on by the kernel.
+    pub(super) is_operational: bool,
     pub(super) is_veth: bool,
     pub(super) mac: Option<Vec<u8>>,
 }
@@ -240,6 +244,7 @@ fn found_link(reply: &Reply) -> Option<Found> {
         index: reply.header_number(4)?,
         name: attributes.text(IFLA_IFNAME)?,
         is_up: reply.header_number(8)? & IFF_UP != 0,
+        is_operational: attributes.find(IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
         is_veth: kind.as_deref() == Some("veth"),
         mac: attributes.find(IFLA_ADDRESS).map(<[u8]>::to_vec),
     })
