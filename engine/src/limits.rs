@@ -63,3 +63,6 @@ pub const GOSSIP_FANOUT: usize = 32;
 /// Departures of nodes that this one never knew that are remembered: anybody can make a key and
 /// sign its departure.
 pub const MAX_STRANGE_DEPARTURES: usize = 4_096;
+/// How long the first telling of a directory counts as one batch, in which nobody was first. A planet
+/// that never ends it must not keep what it told open for contest.
+pub const FIRST_TELLING: Duration = Duration::from_secs(5);

@@ -350,11 +350,11 @@ impl Members {
         Ok(())
     }
 
-    /// Takes a node's own word that it has left.
+    /// Takes a node's own word that it has left; `false` if the node has come back since it said so.
     ///
     /// # Errors
     /// It isn't the node's word.
-    pub fn depart(&mut self, signed: &Signed<Departure>) -> Result<(), CertificateError> {
+    pub fn depart(&mut self, signed: &Signed<Departure>) -> Result<bool, CertificateError> {
         let claimed = signed.unverified()?;
         let departure = signed.verify(&claimed.node.into(), "the node")?;
         if departure.network != self.network.id {
@@ -363,12 +363,11 @@ impl Members {
         }
         let since = self.known.get(&departure.node);
         if since.is_some_and(|known| known.member.admitted > departure.time) {
-            // An old departure of a node that has come back.
-            return Ok(());
+            return Ok(false);
         }
         let strange = since.is_none() && !self.quarantine.has(&departure.node);
         if strange && self.departed.len() >= limits::MAX_STRANGE_DEPARTURES {
-            return Ok(());
+            return Ok(true);
         }
         let news = self
             .departed
@@ -379,7 +378,7 @@ impl Members {
             self.departed.insert(departure.node, entry);
             self.remove(&departure.node);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Judges certificates whose time is over.

@@ -128,7 +128,7 @@ impl Paths {
             self.doubt_everything(now);
         }
         if seen {
-            self.rounds.own_news(now.moment);
+            self.rounds.news(now.moment);
         }
         self.drive(now);
     }

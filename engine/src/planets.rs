@@ -46,8 +46,9 @@ pub struct Connection {
     pub leg: Option<Arc<RelayLeg>>,
     /// The planet has said welcome.
     pub welcome: bool,
-    /// First updates of a directory that this node knew nothing of, up to this version.
-    pub syncing: Option<u64>,
+    /// First updates of a directory that this node knew nothing of: up to this version, and until
+    /// this moment at the latest.
+    pub syncing: Option<(u64, Moment)>,
     /// Questions where the planet sees a socket, by counter.
     pub asked: BTreeMap<u64, SocketId>,
     /// Tries since the last answer.
@@ -145,12 +146,11 @@ impl Planets {
 
     /// Whether some planet is telling this node its directory from the start.
     #[must_use]
-    pub fn syncing(&self) -> bool {
+    pub fn syncing(&self, now: Moment) -> bool {
         self.all.values().any(|planet| {
-            planet
-                .connection
-                .as_ref()
-                .is_some_and(|connection| connection.syncing.is_some())
+            let connection = planet.connection.as_ref();
+            let syncing = connection.and_then(|connection| connection.syncing);
+            syncing.is_some_and(|(_, until)| now < until)
         })
     }
 

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use podmesh_proto::candidate::{Candidate, CandidateKind, canonical, may_be_probed};
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::limits::{MAX_CANDIDATES, MAX_CANDIDATES_PER_ADDRESS};
+use podmesh_proto::time::Moment;
 
 use crate::path_id::SocketId;
 use crate::paths::Local;
@@ -33,6 +34,7 @@ pub struct OwnEndpoints {
     configured: Vec<SocketAddr>,
     addresses: Vec<IpAddr>,
     seen: BTreeMap<(Witness, SocketId, bool), SocketAddr>,
+    published: Option<Moment>,
 }
 
 impl OwnEndpoints {
@@ -44,7 +46,13 @@ impl OwnEndpoints {
             configured,
             addresses: Vec::new(),
             seen: BTreeMap::new(),
+            published: None,
         }
+    }
+
+    /// The planets are told of the present endpoints.
+    pub fn published(&mut self, now: Moment) {
+        self.published = Some(now);
     }
 
     /// The node's underlay addresses are these now; whether that is news. What others saw of the
@@ -114,6 +122,7 @@ impl OwnEndpoints {
             hosts: self.addresses.clone(),
             reflexive: self.reflexive(),
             symmetric: self.second_mapping().is_some(),
+            since: self.published,
         }
     }
 

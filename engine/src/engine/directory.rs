@@ -4,6 +4,7 @@ use std::ops::Bound;
 
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::Membership;
+use podmesh_proto::error::DecodeError;
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::limits::MAX_RECORDS_PER_UPDATE;
 use podmesh_proto::network::RootStatement;
@@ -15,6 +16,7 @@ use crate::engine::Engine;
 use crate::error::RequestError;
 use crate::limits;
 use crate::membership::Members;
+use crate::membership::holdings::MemberId;
 use crate::membership::lies::{Lie, Source};
 use crate::output::Output;
 use crate::timers::Timer;
@@ -26,7 +28,7 @@ impl Engine {
         }
         // What a node learns while it knows nothing of a directory yet is one batch: the order in
         // which a planet tells it must not decide who was first.
-        if !self.planets.syncing()
+        if !self.planets.syncing(now.moment)
             && let Some(members) = &mut self.members
         {
             members.start_batch();
@@ -43,7 +45,7 @@ impl Engine {
     /// Ends the batch of first updates, if this version completes it.
     pub(super) fn end_sync(&mut self, planet: PlanetId, version: u64) {
         if let Some(connection) = self.planets.connection(&planet)
-            && connection.syncing.is_some_and(|until| version >= until)
+            && connection.syncing.is_some_and(|(last, _)| version >= last)
         {
             connection.syncing = None;
             if let Some(members) = &mut self.members {
@@ -68,7 +70,7 @@ impl Engine {
                     Err(error) => {
                         let sentence =
                             format!("sent an endpoint record that doesn't hold: {error}");
-                        let told = ("endpoints".to_owned(), sentence);
+                        let told = about(members, signed.unverified().map(|it| it.node), sentence);
                         members.note(Lie::Forged, source, told, now.unix);
                     }
                 }
@@ -81,11 +83,20 @@ impl Engine {
                 }
             }
             DirectoryRecord::Left(departure) => {
-                if let Err(error) = members.depart(&departure) {
-                    let sentence = format!("sent a departure that doesn't hold: {error}");
-                    let told = ("departure".to_owned(), sentence);
-                    members.note(Lie::Forged, source, told, now.unix);
-                }
+                let node = departure.unverified().map(|it| it.node);
+                let (lie, sentence) = match members.depart(&departure) {
+                    Ok(true) => return self.follow_members(now),
+                    Ok(false) => (
+                        Lie::OldState,
+                        "sent an old departure of a node that has come back".to_owned(),
+                    ),
+                    Err(error) => (
+                        Lie::Forged,
+                        format!("sent a departure that doesn't hold: {error}"),
+                    ),
+                };
+                let told = about(members, node, sentence);
+                members.note(lie, source, told, now.unix);
                 self.follow_members(now);
             }
         }
@@ -253,6 +264,21 @@ impl Engine {
         }
         let memberships = part.into_iter().map(|(_, one)| one).collect();
         self.say(planet, NodeMessage::Report { memberships });
+    }
+}
+
+/// Subject and sentence of a lie about `node`, with its name if it has one.
+fn about(
+    members: &Members,
+    node: Result<NodeId, DecodeError>,
+    sentence: String,
+) -> (String, String) {
+    match node {
+        Ok(node) => {
+            let name = members.name_of(MemberId::Node(node));
+            (node.to_string(), format!("about {name}: {sentence}"))
+        }
+        Err(_) => (String::new(), sentence),
     }
 }
 

@@ -130,7 +130,11 @@ impl Engine {
             connection.leg = Some(Arc::new(leg));
             connection.asked.clear();
             if known.is_none_or(|known| known.epoch != welcome.cursor.epoch) {
-                connection.syncing = Some(welcome.cursor.version);
+                let until = now.moment + limits::FIRST_TELLING;
+                connection.syncing = Some((welcome.cursor.version, until));
+                if let Some(members) = &mut self.members {
+                    members.start_batch();
+                }
             }
         }
         let granted = welcome.relay.is_some();

@@ -52,6 +52,7 @@ impl Engine {
         if !same || again {
             self.send_record();
             if !same {
+                self.endpoints.published(now.moment);
                 self.gossip_own_record(now);
             }
         }

@@ -87,8 +87,15 @@ pub fn of_external(peer: &ExternalPeer) -> Vec<Holding> {
 }
 
 /// The prefixes that lie in no other of them.
-fn widest(prefixes: Vec<IpNet>) -> impl Iterator<Item = Holding> {
-    IpNet::aggregate(&prefixes).into_iter().map(Holding::Range)
+fn widest(mut prefixes: Vec<IpNet>) -> impl Iterator<Item = Holding> {
+    prefixes.sort_by_key(IpNet::prefix_len);
+    let mut kept: Vec<IpNet> = Vec::new();
+    for prefix in prefixes {
+        if !kept.iter().any(|wider| wider.contains(&prefix)) {
+            kept.push(prefix);
+        }
+    }
+    kept.into_iter().map(Holding::Range)
 }
 
 /// Whether two holdings exclude each other.

@@ -78,7 +78,7 @@ impl Lie {
             | Self::TokenReplay
             | Self::Forged => {
                 "nothing was believed; check that planet, and replace it with \
-                 `meshctl network planet replace` if it was broken into"
+                 `meshctl network add-planet NEW --replaces OLD` if it was broken into"
             }
         }
     }

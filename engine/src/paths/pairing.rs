@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use podmesh_proto::candidate::{CandidateKind, EndpointRecord, may_be_probed};
+use podmesh_proto::time::Moment;
 
 use super::trial::{Gate, TrialKind};
 use crate::path_id::{PathId, SocketId};
@@ -20,6 +21,8 @@ pub struct Local {
     pub reflexive: Vec<(SocketId, SocketAddr)>,
     /// Whether the node's NAT is known to give every destination a port of its own.
     pub symmetric: bool,
+    /// Since when the planets have been told all of this.
+    pub since: Option<Moment>,
 }
 
 impl Local {
@@ -77,6 +80,7 @@ impl Remote {
             };
             candidates.push((kind, gate, endpoint));
         }
+        candidates.extend(kept_ports(record, &candidates));
         Self {
             symmetric: is_symmetric(record),
             candidates,
@@ -121,6 +125,28 @@ impl Remote {
                 .any(|(_, _, other)| other.ip() == own.ip())
         })
     }
+}
+
+/// Where the peer's main port would be outside, if its NAT kept it. After the peer has moved inside
+/// its network, the flow to the planet may have another port only because the one from before is
+/// still remembered, while flows to others have the port that was kept.
+fn kept_ports(
+    record: &EndpointRecord,
+    known: &[(TrialKind, Gate, SocketAddr)],
+) -> Vec<(TrialKind, Gate, SocketAddr)> {
+    let port = record
+        .candidates
+        .iter()
+        .find(|candidate| candidate.kind == CandidateKind::Host)
+        .map(|candidate| candidate.endpoint.port());
+    let outside = |(kind, gate, endpoint): &(TrialKind, Gate, SocketAddr)| {
+        let seen = *kind == TrialKind::Reflexive && *gate == Gate::Timed;
+        let kept = SocketAddr::new(endpoint.ip(), port.filter(|_| seen)?);
+        (!known.iter().any(|(_, _, other)| *other == kept)).then_some((*kind, *gate, kept))
+    };
+    let mut kept: Vec<_> = known.iter().filter_map(outside).collect();
+    kept.dedup();
+    kept
 }
 
 fn is_symmetric(record: &EndpointRecord) -> bool {

@@ -21,6 +21,8 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Planets gather news for 50 ms before they tell it; a peer that doesn't know this node's record
 /// fires at nothing.
 const SPREAD: Duration = Duration::from_millis(100);
+/// A node that no planet has seen yet punches all the same after this long.
+const UNKNOWN: Duration = Duration::from_secs(3);
 /// A public node needs no punch; the first round waits this long for its answer.
 const HEAD_START: Duration = Duration::from_millis(400);
 /// Seconds between rounds once each kind has failed.
@@ -65,11 +67,6 @@ impl Rounds {
         if self.asked.is_none() {
             self.next = Some(if self.lower { now } else { now + STAGGER });
         }
-    }
-
-    /// This node's own endpoints have changed, of which the peer has yet to hear.
-    pub(super) fn own_news(&mut self, now: Moment) {
-        self.news(now + SPREAD);
     }
 
     /// Whether a round is being asked for or under way.
@@ -150,16 +147,20 @@ impl Paths {
                 .is_some_and(|remote| !remote.candidates.is_empty())
     }
 
-    /// Rounds wait for candidates that answer without: for public ones at the beginning, and for
-    /// those that have just answered and are being proven.
+    /// Rounds wait until the peer may know this node's record, and for candidates that answer
+    /// without: public ones at the beginning, and those that have just answered.
     fn round_not_before(&self, now: Moment) -> Moment {
         let easy = self.remote.as_ref().is_some_and(|remote| {
             !remote.behind_nat() || !self.local.behind_nat() || remote.shares_nat(&self.local)
         });
+        let known = match self.local.since {
+            Some(since) => since + SPREAD,
+            None => self.started + UNKNOWN,
+        };
         let start = if easy {
-            self.started + HEAD_START
+            known.max(self.started + HEAD_START)
         } else {
-            Moment::ZERO
+            known
         };
         let answered = self
             .trials

@@ -85,13 +85,9 @@ impl Paths {
         let best = self
             .trials
             .iter()
-            .filter(|(_, trial)| trial.echoes.is_proven())
+            .filter(|(_, trial)| trial.echoes.is_proven() && !trial.echoes.is_suspect())
             .min_by_key(|(path, trial)| {
-                (
-                    trial.echoes.is_suspect(),
-                    !trial.echoes.is_trusted(now.moment),
-                    self.rank(path, trial),
-                )
+                (!trial.echoes.is_trusted(now.moment), self.rank(path, trial))
             })
             .map(|(path, _)| *path);
         match (before, best) {
