@@ -66,6 +66,8 @@ struct Record {
     to: String,
     target: IpAddr,
     pings: Vec<Ping>,
+    /// One of the two has been removed; a later member of its name gets records of its own.
+    ended: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -132,6 +134,7 @@ impl PingMatrix {
             to,
             target,
             pings: vec![],
+            ended: false,
         }));
         drop(records);
         members.push(Member {
@@ -153,6 +156,9 @@ impl PingMatrix {
     pub fn remove(&self, name: &str) -> Result<()> {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.retain(|member| member.name != name);
+        for record in self.records().iter_mut() {
+            record.ended |= record.from == name || record.to == name;
+        }
         self.order(|done| Order::Remove {
             name: name.to_owned(),
             done,
@@ -183,7 +189,7 @@ impl PingMatrix {
             let records = self.records();
             let silent: Vec<String> = records
                 .iter()
-                .filter(|record| !record.answers(needed, start))
+                .filter(|record| !record.ended && !record.answers(needed, start))
                 .map(|record| format!("{} to {} ({})", record.from, record.to, record.target))
                 .collect();
             if silent.is_empty() {
@@ -316,6 +322,7 @@ mod tests {
             from: "a".into(),
             to: "b".into(),
             target: "10.42.0.1".parse().unwrap(),
+            ended: false,
             pings: (0..)
                 .zip(answers)
                 .map(|(tick, answered)| ping(tick, answered))

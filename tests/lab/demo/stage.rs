@@ -86,7 +86,7 @@ impl Stage {
 
     /// What a command printed.
     pub(super) fn printed(&self, text: &str) {
-        for line in text.lines() {
+        for line in text.trim_matches('\n').lines() {
             println!("    {line}");
         }
         println!();

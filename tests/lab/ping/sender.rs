@@ -125,7 +125,7 @@ impl Rounds {
         self.active = records
             .iter()
             .enumerate()
-            .filter(|(_, record)| source_of(&record.to).is_some())
+            .filter(|(_, record)| !record.ended && source_of(&record.to).is_some())
             .filter_map(|(at, record)| {
                 let source = source_of(&record.from)?;
                 Some(Active {
