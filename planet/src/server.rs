@@ -62,7 +62,7 @@ impl Server {
         let socket = Arc::new(SharedSocket::new(socket, relaying, clock.started())?);
         let config = tls::server_config(key).map_err(io::Error::other)?;
         let endpoint = Endpoint::new_with_abstract_socket(
-            tls::endpoint_config().map_err(io::Error::other)?,
+            tls::endpoint_config(key),
             Some(config),
             Arc::clone(&socket) as Arc<dyn quinn::AsyncUdpSocket>,
             Arc::new(TokioRuntime),

@@ -4,13 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use podmesh_proto::key::SigningKey;
+use podmesh_proto::key::{SigningKey, digest};
 use podmesh_proto::planet_api::ALPN;
 use podmesh_proto::spki;
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, ServerConfig, TransportConfig, VarInt,
+};
+use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
-use ring::rand::{SecureRandom, SystemRandom};
 use rustls::crypto::ring::{default_provider, sign};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::server::AlwaysResolvesServerRawPublicKeys;
@@ -28,6 +30,8 @@ const SEND_WINDOW: u64 = 512 * 1024;
 const CRYPTO_BUFFER: usize = 16 * 1024;
 /// Connections that wait to be accepted, and bytes that they and all of them may leave here.
 const MAX_INCOMING: usize = 1_024;
+/// Bytes of a connection id.
+const CONNECTION_ID: usize = 8;
 const INCOMING_BYTES: u64 = 8 * 1024;
 const INCOMING_BYTES_TOTAL: u64 = 8 * 1024 * 1024;
 
@@ -62,19 +66,40 @@ pub fn server_config(key: &SigningKey) -> Result<ServerConfig, String> {
 }
 
 /// QUIC's configuration of the planet's end of the socket.
-///
-/// # Errors
-/// There is no randomness.
-pub fn endpoint_config() -> Result<EndpointConfig, String> {
-    let mut reset_key = [0; 64];
-    SystemRandom::new()
-        .fill(&mut reset_key)
-        .map_err(|_| "the system gives no random bytes".to_owned())?;
+#[must_use]
+pub fn endpoint_config(key: &SigningKey) -> EndpointConfig {
+    // The same after a restart: what a node sends to a connection that the planet has forgotten is
+    // answered by a reset that the node recognises (RFC 9000 §10.3), so that it comes back within
+    // seconds and not after its idle time.
+    let reset_key = digest("podmesh planet stateless reset v1", key.seed());
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &reset_key);
     let mut config = EndpointConfig::new(Arc::new(reset_key));
-    // The fixed bit tells QUIC from our own frames (RFC 9287 is not for shared sockets).
-    config.grease_quic_bit(false);
-    Ok(config)
+    config
+        // The fixed bit tells QUIC from our own frames (RFC 9287 is not for shared sockets).
+        .grease_quic_bit(false)
+        .cid_generator(|| Box::new(ConnectionNumbers(SystemRandom::new())));
+    config
+}
+
+/// Makes connection ids that need no memory to be answered: any id of this length may be one of a
+/// former life of the planet.
+struct ConnectionNumbers(SystemRandom);
+
+impl ConnectionIdGenerator for ConnectionNumbers {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut bytes = [0; CONNECTION_ID];
+        // Without randomness no handshake succeeds either.
+        let _ = self.0.fill(&mut bytes);
+        ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }
 
 fn transport() -> Result<TransportConfig, String> {
