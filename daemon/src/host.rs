@@ -17,6 +17,7 @@ use podmesh_kernel::netlink::Netlink;
 use podmesh_kernel::nft::{self, GuardRules};
 use podmesh_kernel::sysctl::{self, IpFamily};
 use podmesh_kernel::udp::UNDERLAY_MARK;
+use podmesh_kernel::veth;
 use podmesh_kernel::watch::Watcher;
 use podmesh_proto::node_file::NodeFile;
 use tokio::runtime;
@@ -189,6 +190,11 @@ impl Keeper {
         }
         match self.reconciler.apply(&host_state(plan)).await {
             Ok(outcome) => note(&outcome, report),
+            Err(error) => report.problems.push(error.to_string()),
+        }
+        match veth::restore_routes(VETH_PREFIX) {
+            Ok(pods) if pods.is_empty() => {}
+            Ok(pods) => tracing::info!(routes = pods.len(), "routes to pods restored"),
             Err(error) => report.problems.push(error.to_string()),
         }
         if let Some(file) = &node_file {
