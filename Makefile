@@ -15,8 +15,8 @@ BIN := target/release
 PROGRAMS := meshd meshctl planet podmesh
 
 # What the lab uses; the programs themselves use none of it.
-DEPS := iproute2 nftables iputils-ping conntrack ethtool iperf3 tcpdump procps wireguard-go wireguard-tools
-DEP_COMMANDS := ip nft ping conntrack ethtool iperf3 tcpdump ps wireguard-go wg
+DEPS := iproute2 nftables iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools
+DEP_COMMANDS := ip nft ping conntrack ethtool iperf3 tcpdump ps strace wireguard-go wg
 
 .PHONY: help build deps root check test sim lab-test demo soak bench install uninstall clean-lab man
 
