@@ -8,9 +8,7 @@ use podmesh_proto::key::{SigningKey, digest};
 use podmesh_proto::planet_api::ALPN;
 use podmesh_proto::spki;
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{
-    ConnectionId, ConnectionIdGenerator, EndpointConfig, ServerConfig, TransportConfig, VarInt,
-};
+use quinn::{EndpointConfig, ServerConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
 use rustls::crypto::ring::{default_provider, sign};
@@ -30,8 +28,6 @@ const SEND_WINDOW: u64 = 512 * 1024;
 const CRYPTO_BUFFER: usize = 16 * 1024;
 /// Connections that wait to be accepted, and bytes that they and all of them may leave here.
 const MAX_INCOMING: usize = 1_024;
-/// Bytes of a connection id.
-const CONNECTION_ID: usize = 8;
 const INCOMING_BYTES: u64 = 8 * 1024;
 const INCOMING_BYTES_TOTAL: u64 = 8 * 1024 * 1024;
 
@@ -66,40 +62,23 @@ pub fn server_config(key: &SigningKey) -> Result<ServerConfig, String> {
 }
 
 /// QUIC's configuration of the planet's end of the socket.
+///
+/// Reset key and connection ids follow from the planet's key, so they are the same after a restart: what
+/// a node sends to a connection that the planet has forgotten is answered by a reset that the node
+/// recognises (RFC 9000 §10.3), and the node comes back within seconds and not after its idle time. Ids
+/// that the planet never made are not answered.
 #[must_use]
 pub fn endpoint_config(key: &SigningKey) -> EndpointConfig {
-    // The same after a restart: what a node sends to a connection that the planet has forgotten is
-    // answered by a reset that the node recognises (RFC 9000 §10.3), so that it comes back within
-    // seconds and not after its idle time.
     let reset_key = digest("podmesh planet stateless reset v1", key.seed());
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &reset_key);
+    let id_key = digest("podmesh planet connection ids v1", key.seed());
+    let id_key = id_key.first_chunk().copied().map_or(0, u64::from_le_bytes);
     let mut config = EndpointConfig::new(Arc::new(reset_key));
     config
         // The fixed bit tells QUIC from our own frames (RFC 9287 is not for shared sockets).
         .grease_quic_bit(false)
-        .cid_generator(|| Box::new(ConnectionNumbers(SystemRandom::new())));
+        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
     config
-}
-
-/// Makes connection ids that need no memory to be answered: any id of this length may be one of a
-/// former life of the planet.
-struct ConnectionNumbers(SystemRandom);
-
-impl ConnectionIdGenerator for ConnectionNumbers {
-    fn generate_cid(&mut self) -> ConnectionId {
-        let mut bytes = [0; CONNECTION_ID];
-        // Without randomness no handshake succeeds either.
-        let _ = self.0.fill(&mut bytes);
-        ConnectionId::new(&bytes)
-    }
-
-    fn cid_len(&self) -> usize {
-        CONNECTION_ID
-    }
-
-    fn cid_lifetime(&self) -> Option<Duration> {
-        None
-    }
 }
 
 fn transport() -> Result<TransportConfig, String> {
