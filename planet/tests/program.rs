@@ -298,6 +298,38 @@ fn a_backup_of_a_running_planet_comes_back_marked() {
     assert!(!place.succeed(&["status"]).contains("grants nothing"));
 }
 
+/// A node whose planet was killed and started again hears of it at its next word, not when its
+/// connection times out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planet_that_starts_anew_tells_the_nodes_of_its_former_life() {
+    let operator = Operator::new(206);
+    let mut place = Place::found(&operator);
+    tokio::task::block_in_place(|| place.start());
+    let planet = operator.planet_key().planet_id();
+    let node = Node::new(1);
+    let mut client = Client::dial(place.address, planet, None).await.unwrap();
+    client
+        .say(&NodeMessage::Hello(client.hello(&node, &operator)))
+        .await;
+    assert!(matches!(
+        client.hear().await,
+        Some(PlanetMessage::Welcome(_))
+    ));
+    tokio::task::block_in_place(|| {
+        place.kill();
+        place.start();
+    });
+    let started = Instant::now();
+    client.say(&NodeMessage::Heartbeat).await;
+    let reason = tokio::time::timeout(Duration::from_secs(10), client.connection.closed()).await;
+    assert_eq!(reason.unwrap(), quinn::ConnectionError::Reset);
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
 /// Two nodes fight for the one use of a token while the planet is killed at some point of it, over
 /// and over: never do both get in.
 #[tokio::test(flavor = "multi_thread")]

@@ -18,8 +18,9 @@ use crate::rules::records::{Admission, Change, Origin, ReceiptedClaim, Record, R
 use crate::rules::refusal::not_now;
 use crate::rules::{Action, ConnectionId, Event, Planet, Then};
 
-/// After a start, members have this long to show that something was forgotten.
-pub(super) const LISTENING: Duration = Duration::from_secs(30);
+/// After a start, members have this long to show that something was forgotten: longer than a node waits
+/// between two tries, or takes to notice that the planet has started anew.
+pub(super) const LISTENING: Duration = Duration::from_secs(35);
 /// A node that says it has seen a higher number has this long to show it.
 const RUMOUR: Duration = Duration::from_secs(30);
 
@@ -263,12 +264,14 @@ impl Planet {
         Ok(evicted)
     }
 
-    /// Whether a node that a backup names has given up its place since: a later receipt gave away
-    /// what it held, which no planet does before the holder has left, and it was not seen again.
+    /// Whether a node that old books name has given up its place since: a later receipt gave away what
+    /// it held, which no planet does before the holder has left, and it was not seen again.
     fn is_outdated(&self, node: &NodeId, sequence: u64) -> bool {
         let newest = self.books.entry(node).map_or(0, Entry::newest);
-        let restored = self.books.origin == Origin::Restored;
-        restored && newest < sequence && !self.online.contains_key(node)
+        let highest = self.relearning.highest(&self.books);
+        let forgetful = self.books.origin == Origin::Restored
+            || self.books.accounted().first_gap(highest).is_some();
+        forgetful && newest < sequence && !self.online.contains_key(node)
     }
 
     /// Forgets rumours that nobody has shown, asks members again, and says when grants stop or start.
