@@ -160,12 +160,17 @@ pub fn end_run(run: u32) -> anyhow::Result<()> {
         &format!("run {run} to end"),
         Duration::from_secs(10),
         || {
-            let left = namespaces_of(run).len();
-            let gone = left == 0 || !is_alive(run);
+            let namespaces = namespaces_of(run).len();
+            let folders = names(&std::env::temp_dir())
+                .filter(|name| run_of(name, FOLDER_PREFIX) == Some(run))
+                .count();
+            let gone = namespaces + folders == 0 || !is_alive(run);
             Ok(if gone {
                 wait::Now(())
             } else {
-                wait::NotYet(format!("{left} namespaces are left"))
+                wait::NotYet(format!(
+                    "{namespaces} namespaces and {folders} folders are left"
+                ))
             })
         },
     )
