@@ -45,10 +45,10 @@ check: ## format, lints, documentation, house rules (no root)
 	$(CARGO) test --locked -p podmesh-tests --test house
 
 sim: ## the simulator: random lives of small meshes in virtual time
-	$(CARGO) test --locked --profile sim -p podmesh-engine --features virtual-time -- --nocapture
+	$(CARGO) test --locked --profile checked -p podmesh-engine --features virtual-time -- --nocapture
 
 lab-test: deps build ## the end-to-end scenarios on real NATs
-	$(CARGO) test --locked --release -p podmesh-tests --lib --bins --test scenarios -- --test-threads=1
+	$(CARGO) test --locked --profile checked -p podmesh-tests --lib --test scenarios -- --test-threads=1
 
 test: deps ## everything that CI runs
 	./tests/run.sh

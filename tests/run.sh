@@ -17,11 +17,13 @@ part() {
 part "format" "$CARGO" fmt --all --check
 part "the programs, optimised" "$CARGO" build --locked --release --bins
 part "lints" "$CARGO" clippy --locked --workspace --all-targets -- -D warnings
+part "documentation" env RUSTDOCFLAGS="-D warnings" "$CARGO" doc -q --locked --workspace --no-deps
 part "unit and integration tests" \
-  "$CARGO" test --locked --workspace --exclude podmesh-tests
-part "house rules" "$CARGO" test --locked -p podmesh-tests --test house
-part "documentation" env RUSTDOCFLAGS="-D warnings" "$CARGO" doc --locked --workspace --no-deps
-part "simulator" "$CARGO" test --locked --profile sim -p podmesh-engine --features virtual-time
+  "$CARGO" test -q --locked --profile checked --workspace --exclude podmesh-tests --exclude podmesh-engine
+part "engine and simulator" \
+  "$CARGO" test -q --locked --profile checked -p podmesh-engine --features virtual-time
+part "house rules" "$CARGO" test -q --locked --profile checked -p podmesh-tests --test house
 part "lab and scenarios" \
-  "$CARGO" test --locked --release -p podmesh-tests --lib --bins --test scenarios -- --test-threads=1
+  "$CARGO" test --locked --profile checked -p podmesh-tests --lib --test scenarios -- --test-threads=1
+part "demo" target/release/lab demo
 echo "== all of it: ok in $((SECONDS - started)) s"

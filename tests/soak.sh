@@ -12,8 +12,8 @@ touch "$log"
 
 # A name that no test has any more must not count as passed.
 one() { "$@" | awk '{ print; fflush() } /^test result: ok. 1 passed/ { seen = 1 } END { exit !seen }'; }
-scenario() { one env LAB_LONG=1 ${CARGO:-cargo} test --locked --release -q -p podmesh-tests --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
-simulator() { SIM_SEEDS=$1 ${CARGO:-cargo} test --locked --profile sim -q -p podmesh-engine --features virtual-time --test sim -- --nocapture; }
+scenario() { one env LAB_LONG=1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-tests --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
+simulator() { SIM_SEEDS=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --nocapture; }
 # The plugin's own test of that name, as long as these variables make it.
 plugin() { one env "${@:2}" ${CARGO:-cargo} test --locked --release -q -p podmesh-cni-plugin --test plugin -- --exact "$1" --nocapture --test-threads=1; }
 
@@ -28,7 +28,7 @@ bars() {
   bar cni-20-shapes-of-del plugin detach::twenty_shapes_of_del_succeed_and_free_everything
   while read -r name; do
     bar "${name##*::}" scenario "$name"
-  done < <(${CARGO:-cargo} test --locked --release -q -p podmesh-tests --test scenarios -- --list --format terse 2>/dev/null | sed -n 's/: test$//p' | grep -v '^the_lab')
+  done < <(${CARGO:-cargo} test --locked --profile checked -q -p podmesh-tests --test scenarios -- --list --format terse 2>/dev/null | sed -n 's/: test$//p' | grep -v '^the_lab')
 }
 
 wanted() { [ ${#only[@]} = 0 ] || printf '%s\n' "${only[@]}" | grep -qx "$1"; }
