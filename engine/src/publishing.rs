@@ -88,22 +88,43 @@ impl OwnEndpoints {
             self.seen
                 .remove(&(Witness::Disk, socket, endpoint.is_ipv4()));
         }
-        self.seen.insert(key, endpoint);
+        let before = self.seen.insert(key, endpoint);
+        if let Some(before) = before.filter(|before| before.ip() != endpoint.ip()) {
+            // The router has another address now; nobody sees this node at the old one any more.
+            self.seen.retain(|_, seen| seen.ip() != before.ip());
+        }
         true
     }
 
-    /// Where planets (in this life or the last) saw the sockets.
+    /// Where the sockets are outside, by the word of planets (in this life or the last): at each
+    /// address the port that peers would see, if that is known.
     #[must_use]
     pub fn reflexive(&self) -> Vec<(SocketId, SocketAddr)> {
         let mut all: Vec<(SocketId, SocketAddr)> = self
             .seen
             .iter()
             .filter(|((witness, _, _), _)| !matches!(witness, Witness::Peer(_)))
-            .map(|((_, socket, _), endpoint)| (*socket, *endpoint))
+            .map(|((_, socket, _), endpoint)| (*socket, self.likeliest(*socket, *endpoint)))
             .collect();
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// A NAT that keeps ports may have given the flow to a planet another one, because it still
+    /// remembered an older flow, or because the planet spoke first. If anybody sees the kept port,
+    /// that is the one that a new peer will see.
+    fn likeliest(&self, socket: SocketId, endpoint: SocketAddr) -> SocketAddr {
+        let own = self.ports.get(usize::from(socket.0)).copied();
+        let kept = SocketAddr::new(endpoint.ip(), own.unwrap_or(endpoint.port()));
+        let known = |((_, of, _), seen): (&(Witness, SocketId, bool), &SocketAddr)| {
+            *of == socket && *seen == kept
+        };
+        if self.seen.iter().any(known) {
+            kept
+        } else {
+            endpoint
+        }
     }
 
     /// Where one planet sees the main socket.
@@ -182,7 +203,7 @@ impl OwnEndpoints {
     }
 
     /// Another port of the main socket at an address that it is seen at: a NAT that gives every
-    /// destination a port of its own.
+    /// destination a port of its own. One that keeps the port for anybody does not.
     fn second_mapping(&self) -> Option<SocketAddr> {
         let main: Vec<(&Witness, &SocketAddr)> = self
             .seen
@@ -197,6 +218,7 @@ impl OwnEndpoints {
                     .filter(|(witness, _)| !matches!(witness, Witness::Disk))
                     .find(|(_, second)| first.ip() == second.ip() && first.port() != second.port())
                     .map(|(_, second)| **second)
+                    .filter(|_| self.likeliest(SocketId::MAIN, **first).port() != self.ports[0])
             })
     }
 }

@@ -658,6 +658,7 @@ impl Fake {
             hosts,
             reflexive,
             symmetric: node.symmetric,
+            since: Some(now.moment),
         };
         for peer in node.peers.values_mut() {
             peer.paths.set_local(local.clone(), now);

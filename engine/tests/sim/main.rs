@@ -4,11 +4,16 @@
     unreachable_pub,
     reason = "one crate of tests; every module is private"
 )]
-#![allow(clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests may ask for seeds and the time"
+)]
 
 mod authority;
 mod fake;
 mod grid;
+mod life;
 mod nat;
 mod net;
 mod random;

@@ -54,8 +54,19 @@ impl Watch {
         if let NodeMessage::Publish(record) = message
             && let Ok(record) = record.unverified()
         {
-            self.published
-                .extend(record.candidates.iter().map(|candidate| candidate.endpoint));
+            let endpoints = record.candidates.iter().map(|candidate| candidate.endpoint);
+            self.offers(&endpoints.collect::<Vec<_>>());
+        }
+    }
+
+    /// A node's own view of its candidates: peers may have them by way of a tunnel.
+    pub fn offers(&mut self, endpoints: &[SocketAddr]) {
+        for one in endpoints {
+            // An outside address with an inside port is a fair guess.
+            let guesses = endpoints
+                .iter()
+                .map(|other| SocketAddr::new(one.ip(), other.port()));
+            self.published.extend(guesses);
         }
     }
 

@@ -267,6 +267,7 @@ impl World {
                 .unwrap();
         }
         self.watch.restarted(index);
+        self.note_candidates_of(index);
         self.drain(index);
     }
 
@@ -289,6 +290,7 @@ impl World {
         let now = self.now();
         if let Some(engine) = &mut self.nodes[index].engine {
             engine.handle_underlay(vec![address], now);
+            self.note_candidates_of(index);
             self.drain(index);
         }
     }
@@ -304,6 +306,22 @@ impl World {
                 until,
             },
         );
+    }
+
+    /// Takes down where every node says that it can be reached.
+    pub fn note_candidates(&mut self) {
+        for index in 0..self.nodes.len() {
+            self.note_candidates_of(index);
+        }
+    }
+
+    fn note_candidates_of(&mut self, index: usize) {
+        let now = self.now();
+        if let Some(engine) = &self.nodes[index].engine {
+            let candidates = engine.status(now).candidates;
+            let endpoints: Vec<SocketAddr> = candidates.iter().map(|one| one.endpoint).collect();
+            self.watch.offers(&endpoints);
+        }
     }
 
     /// Lets things happen until `end`; what isn't the world's own is handed to `other`.
