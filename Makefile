@@ -15,8 +15,8 @@ BIN := target/release
 PROGRAMS := meshd meshctl planet podmesh
 
 # What the lab uses; the programs themselves use none of it.
-DEPS := iproute2 nftables iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools
-DEP_COMMANDS := ip nft ping conntrack ethtool iperf3 tcpdump ps strace wireguard-go wg
+DEPS := iproute2 nftables iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools python3
+DEP_COMMANDS := ip nft ping conntrack ethtool iperf3 tcpdump ps strace wireguard-go wg python3
 
 .PHONY: help build deps root check test sim lab-test demo soak bench install uninstall clean-lab man
 
@@ -51,6 +51,7 @@ lab-test: deps build ## the end-to-end scenarios on real NATs
 	$(CARGO) test --locked --profile checked -p podmesh-tests --lib --test scenarios -- --test-threads=1
 
 test: deps ## everything that CI runs
+	@$(CARGO) clippy --version >/dev/null 2>&1 && $(CARGO) fmt --version >/dev/null 2>&1 || { echo "== adding clippy and rustfmt to the toolchain"; rustup component add clippy rustfmt; }
 	./tests/run.sh
 
 demo: deps ## three sites, real NATs, pods; a planet dies, a node loses power
