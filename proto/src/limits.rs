@@ -6,9 +6,10 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 pub const MAX_SIGNED: usize = 16 * 1024;
 /// Candidates that one node may publish.
 pub const MAX_CANDIDATES: usize = 16;
-/// Candidates of one node that may share a destination address: a peer list can't aim more at one
-/// victim.
-pub const MAX_CANDIDATES_PER_ADDRESS: usize = 2;
+/// Candidates of one node that may share a destination address: its main port, the second port that
+/// shows a hard NAT, and its spare port. What peers send to one address of one node is bounded by
+/// time, however many candidates name it.
+pub const MAX_CANDIDATES_PER_ADDRESS: usize = 3;
 /// Records in one directory message, so that it stays below [`MAX_MESSAGE`].
 pub const MAX_RECORDS_PER_UPDATE: usize = 16;
 /// Prefixes that one node may claim.
