@@ -131,7 +131,7 @@ impl Engine {
                 unproven,
             } => {
                 if let (PathId::Direct { endpoint, .. }, true) = (path, unproven)
-                    && !self.budget.take(endpoint.ip(), now.moment)
+                    && !self.budget.take(*node, endpoint.ip(), now.moment)
                 {
                     return;
                 }

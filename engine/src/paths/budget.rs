@@ -1,31 +1,33 @@
 //! How many probes may leave towards endpoints that have not answered.
 //!
-//! A member may lie about its endpoints and so aim the probes of all its peers at a victim. What
-//! one node sends there is bounded here for all peers together: 40 probes of 116 bytes, then four each
-//! second; the node as a whole may send 400 at once and 200 each second.
+//! A member may lie about its endpoints and so aim the probes of all its peers at a victim. On
+//! behalf of one member a node sends at most 17 probes of 116 bytes to one address in any 30 s,
+//! however many candidates and rounds there are: a thousand nodes send less than 2 MB. The node as a
+//! whole sends at most 200 probes a second, and 400 at once.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use podmesh_proto::id::NodeId;
 use podmesh_proto::time::Moment;
 
-/// Probes that one address may get at once: two rounds towards two nodes behind it.
-const BURST: u32 = 40;
-/// Probes that one address may get each second after that.
-const REFILL: u32 = 4;
+/// Probes on behalf of one member to one address within [`WINDOW`].
+const PER_ADDRESS: usize = 17;
+const WINDOW: Duration = Duration::from_secs(30);
 /// Probes that the node may send at once.
-const TOTAL_BURST: u32 = 400;
+const TOTAL_BURST: u64 = 400;
 /// Probes that the node may send each second after that.
-const TOTAL_REFILL: u32 = 200;
-/// Addresses that are remembered; those that are full again are forgotten first.
-const MAX_ADDRESSES: usize = 4_096;
+const TOTAL_REFILL: u64 = 200;
+/// Pairs of member and address that are remembered; more than the node may probe within a window.
+const MAX_PAIRS: usize = 8_192;
 
 /// The node's budget of unproven probes.
 #[derive(Debug)]
 pub struct ProbeBudget {
-    total: Bucket,
-    addresses: BTreeMap<IpAddr, Bucket>,
+    thousandths: u64,
+    at: Moment,
+    sent: BTreeMap<(NodeId, IpAddr), Vec<Moment>>,
 }
 
 impl ProbeBudget {
@@ -33,69 +35,45 @@ impl ProbeBudget {
     #[must_use]
     pub fn new(now: Moment) -> Self {
         Self {
-            total: Bucket::full(TOTAL_BURST, now),
-            addresses: BTreeMap::new(),
+            thousandths: TOTAL_BURST * 1_000,
+            at: now,
+            sent: BTreeMap::new(),
         }
     }
 
-    /// Takes one probe towards `target` out of the budget, if it is in it.
-    pub fn take(&mut self, target: IpAddr, now: Moment) -> bool {
-        self.total.refill(TOTAL_BURST, TOTAL_REFILL, now);
-        if self.addresses.len() >= MAX_ADDRESSES && !self.addresses.contains_key(&target) {
-            self.addresses.retain(|_, bucket| {
-                bucket.refill(BURST, REFILL, now);
-                bucket.thousandths < u64::from(BURST) * 1_000
-            });
-            if self.addresses.len() >= MAX_ADDRESSES {
+    /// Takes one probe to `target`, on behalf of `member`, out of the budget, if it is in it.
+    pub fn take(&mut self, member: NodeId, target: IpAddr, now: Moment) -> bool {
+        self.refill(now);
+        if self.thousandths < 1_000 {
+            return false;
+        }
+        if self.sent.len() >= MAX_PAIRS && !self.sent.contains_key(&(member, target)) {
+            self.sent
+                .retain(|_, sent| sent.last().is_some_and(|last| now.since(*last) < WINDOW));
+            if self.sent.len() >= MAX_PAIRS {
                 return false;
             }
         }
-        let bucket = self
-            .addresses
-            .entry(target)
-            .or_insert_with(|| Bucket::full(BURST, now));
-        bucket.refill(BURST, REFILL, now);
-        let granted = self.total.has_one() && bucket.has_one();
+        let sent = self.sent.entry((member, target)).or_default();
+        sent.retain(|at| now.since(*at) < WINDOW);
+        let granted = sent.len() < PER_ADDRESS;
         if granted {
-            self.total.thousandths -= 1_000;
-            bucket.thousandths -= 1_000;
+            sent.push(now);
+            self.thousandths -= 1_000;
         }
         granted
     }
-}
 
-#[derive(Debug)]
-struct Bucket {
-    thousandths: u64,
-    at: Moment,
-}
-
-impl Bucket {
-    fn full(burst: u32, now: Moment) -> Self {
-        Self {
-            thousandths: u64::from(burst) * 1_000,
-            at: now,
-        }
-    }
-
-    fn refill(&mut self, burst: u32, per_second: u32, now: Moment) {
-        let millis = now
-            .since(self.at)
-            .min(Duration::from_secs(3_600))
-            .as_millis();
-        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+    fn refill(&mut self, now: Moment) {
+        let millis = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
         if millis > 0 {
-            let more = millis.saturating_mul(u64::from(per_second));
+            let more = millis.saturating_mul(TOTAL_REFILL);
             self.thousandths = self
                 .thousandths
                 .saturating_add(more)
-                .min(u64::from(burst) * 1_000);
+                .min(TOTAL_BURST * 1_000);
             self.at = now;
         }
-    }
-
-    fn has_one(&self) -> bool {
-        self.thousandths >= 1_000
     }
 }
 
@@ -103,31 +81,40 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_victim_gets_a_burst_and_then_a_trickle_whoever_names_it() {
-        let mut budget = ProbeBudget::new(Moment::ZERO);
-        let victim = "198.51.100.7".parse().unwrap();
-        let sent = (0..30_000)
-            .filter(|millis| {
-                budget.take(victim, Moment::from_start(Duration::from_millis(*millis)))
-            })
-            .count();
-        assert!(sent <= 40 + 30 * 4, "{sent} probes in 30 s");
-        assert!(budget.take(
-            "198.51.100.8".parse().unwrap(),
-            Moment::from_start(Duration::from_secs(30))
-        ));
+    fn at(millis: u64) -> Moment {
+        Moment::from_start(Duration::from_millis(millis))
     }
 
     #[test]
-    fn the_memory_of_addresses_is_bounded() {
+    fn a_victim_gets_seventeen_probes_in_any_thirty_seconds() {
         let mut budget = ProbeBudget::new(Moment::ZERO);
-        for n in 0..100_000_u32 {
-            budget.take(
-                IpAddr::V4((0x0b00_0000 + n).into()),
-                Moment::ZERO + Duration::from_millis(u64::from(n)),
-            );
+        let victim = "198.51.100.7".parse().unwrap();
+        let sent: Vec<u64> = (0..120_000)
+            .step_by(7)
+            .filter(|millis| budget.take(NodeId([1; 32]), victim, at(*millis)))
+            .collect();
+        for start in &sent {
+            let within = sent
+                .iter()
+                .filter(|other| (*start..start + 30_000).contains(other));
+            assert!(within.count() <= 17);
         }
-        assert!(budget.addresses.len() <= MAX_ADDRESSES);
+        assert!(
+            budget.take(NodeId([2; 32]), victim, at(120_000)),
+            "another member's are its own"
+        );
+    }
+
+    #[test]
+    fn the_node_as_a_whole_and_its_memory_are_bounded() {
+        let mut budget = ProbeBudget::new(Moment::ZERO);
+        let sent = (0..100_000_u32)
+            .filter(|n| {
+                let target = IpAddr::V4((0x0b00_0000 + n).into());
+                budget.take(NodeId([1; 32]), target, at(u64::from(*n)))
+            })
+            .count();
+        assert!(sent <= 400 + 100 * 200, "{sent} probes in 100 s");
+        assert!(budget.sent.len() <= MAX_PAIRS);
     }
 }

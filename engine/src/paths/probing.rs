@@ -182,11 +182,14 @@ impl Paths {
 
     /// Something sealed by the peer came over `path`.
     pub(super) fn heard(&mut self, path: PathId, now: Now) {
-        let known = self
-            .trials
-            .get_mut(&path)
-            .map(|trial| trial.heard = Some(now.moment));
-        if known.is_none() && path.is_direct() {
+        let idle = match self.trials.get_mut(&path) {
+            None => true,
+            Some(trial) => {
+                trial.heard = Some(now.moment);
+                trial.echoes.is_off() && trial.again.is_none() && self.is_wanted(&path)
+            }
+        };
+        if idle && path.is_direct() {
             self.check_back(path, now.moment);
         }
     }

@@ -12,6 +12,8 @@ use crate::path_id::PathId;
 /// A NAT forgets what was never answered after 30 s (Linux); pairs of endpoints that may be spoilt
 /// are left alone a little longer.
 const QUIET: Duration = Duration::from_secs(35);
+/// The same for what was answered once (120 s).
+const QUIET_STREAM: Duration = Duration::from_secs(125);
 /// After the instant of a punch, until it counts as failed: its burst of pings and an answer.
 const ROUND: Duration = Duration::from_millis(1_800);
 /// How long a planet's word is waited for.
@@ -196,9 +198,12 @@ impl Paths {
     fn clean_from(&self, round: Round) -> Moment {
         self.pairs(round)
             .iter()
-            .filter_map(|path| self.trials.get(path)?.sent)
+            .filter_map(|path| {
+                let trial = self.trials.get(path)?;
+                Some(trial.sent? + if trial.worked { QUIET_STREAM } else { QUIET })
+            })
             .max()
-            .map_or(Moment::ZERO, |sent| sent + QUIET)
+            .unwrap_or(Moment::ZERO)
     }
 
     /// The pairs of a round, with a trial each.
@@ -222,7 +227,9 @@ impl Paths {
             if let Some(trial) = self.ensure(path, kind, Gate::Timed)
                 && !trial.answers(now)
             {
-                trial.pings.burst(now);
+                trial
+                    .pings
+                    .punch(usize::from(round.opener().is_some()), now);
             }
         }
         if round.is_first_kind() {

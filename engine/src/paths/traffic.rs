@@ -79,6 +79,7 @@ impl Paths {
         trial.sample(rtt);
         trial.again = None;
         trial.failures = 0;
+        trial.worked = true;
         trial.pings.stop();
         if self.active == Some(path) {
             self.alarm = None;

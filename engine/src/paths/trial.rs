@@ -6,9 +6,11 @@ use podmesh_proto::time::Moment;
 
 use super::echoing::Echoes;
 
-/// Gaps between the pings of a burst: six tries in 1.55 s, so that one in five lost each way costs
-/// one burst in five hundred.
+/// Gaps between the pings of a burst to an open candidate: six tries in 1.55 s, so that one in five
+/// lost each way costs one burst in five hundred.
 const BURST_GAPS: [u64; 5] = [50, 100, 200, 400, 800];
+/// Gaps in a round of hole punching: four tries, so that four rounds fit into the budget.
+const ROUND_GAPS: [u64; 3] = [60, 200, 500];
 /// Seconds until an open candidate that didn't answer is tried again.
 const RETRY_GAPS: [u64; 6] = [5, 15, 30, 60, 120, 300];
 /// Seconds until an echo is tried again over a path on which none came back.
@@ -83,6 +85,8 @@ pub(super) struct Trial {
     pub(super) again: Option<Moment>,
     /// How often it has failed in a row.
     pub(super) failures: u32,
+    /// It has worked once, so that NATs remember it longer.
+    pub(super) worked: bool,
     /// Samples in a row in which it was clearly faster than the path in use.
     pub(super) faster: u8,
 }
@@ -100,6 +104,7 @@ impl Trial {
             sent: None,
             again: None,
             failures: 0,
+            worked: false,
             faster: 0,
         }
     }
@@ -125,13 +130,35 @@ impl Trial {
     }
 }
 
+/// How a burst of pings is spread.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Gaps {
+    #[default]
+    Full,
+    /// The last three of a full burst: for a candidate that didn't answer one.
+    Retry,
+    /// For a round of hole punching, after this many openers.
+    Round(usize),
+}
+
+impl Gaps {
+    fn after(self, step: usize) -> Option<Duration> {
+        let millis = match self {
+            Self::Full => BURST_GAPS.get(step),
+            Self::Retry => BURST_GAPS.get(step + 3),
+            Self::Round(skip) => ROUND_GAPS.get(step + skip),
+        };
+        millis.copied().map(Duration::from_millis)
+    }
+}
+
 /// The pings of one candidate.
 #[derive(Debug, Default)]
 pub(super) struct Pings {
     next: Option<Moment>,
     step: usize,
     retries: usize,
-    short: bool,
+    gaps: Gaps,
     outstanding: Vec<(u64, Moment)>,
 }
 
@@ -139,17 +166,20 @@ impl Pings {
     /// Starts a burst now, unless one is under way.
     pub(super) fn burst(&mut self, now: Moment) {
         if !self.under_way() {
-            self.step = 0;
-            self.next = Some(now);
-            self.short = false;
+            (self.step, self.next, self.gaps) = (0, Some(now), Gaps::Full);
         }
+    }
+
+    /// Starts the burst of a round of hole punching, after this many openers.
+    pub(super) fn punch(&mut self, openers: usize, now: Moment) {
+        (self.step, self.next, self.gaps) = (0, Some(now), Gaps::Round(openers));
     }
 
     /// Starts a burst at `when`, with the retries counted from none.
     pub(super) fn restart(&mut self, when: Moment) {
         self.step = 0;
         self.retries = 0;
-        self.short = false;
+        self.gaps = Gaps::Full;
         self.next = Some(when);
     }
 
@@ -169,20 +199,16 @@ impl Pings {
 
     /// Notes a ping of the burst and plans the next; `again` says whether another burst follows.
     pub(super) fn advance(&mut self, now: Moment, again: bool) {
-        let gap = if self.short {
-            BURST_GAPS.get(self.step + 2)
-        } else {
-            BURST_GAPS.get(self.step)
-        };
+        let gap = self.gaps.after(self.step);
         self.step += 1;
         self.next = match gap {
-            Some(millis) => Some(now + Duration::from_millis(*millis)),
+            Some(gap) => Some(now + gap),
             None if again => {
                 let last = RETRY_GAPS.len() - 1;
                 let gap = RETRY_GAPS.get(self.retries.min(last)).copied();
                 self.retries += 1;
                 self.step = 0;
-                self.short = true;
+                self.gaps = Gaps::Retry;
                 Some(now + Duration::from_secs(gap.unwrap_or(300)))
             }
             None => None,

@@ -762,6 +762,7 @@ impl Fake {
             let millis = now.moment.since_start().as_millis();
             println!("{millis:>9} {index}->{other} {action:?}");
         }
+        let peer_id = self.nodes[other].id;
         let node = &mut self.nodes[index];
         match action {
             PathAction::SendProbe {
@@ -773,7 +774,7 @@ impl Fake {
                 let PathId::Direct { endpoint, .. } = path else {
                     panic!("probe over a relay")
                 };
-                if unproven && !node.budget.take(endpoint.ip(), now.moment) {
+                if unproven && !node.budget.take(peer_id, endpoint.ip(), now.moment) {
                     return;
                 }
                 node.probes += 1;

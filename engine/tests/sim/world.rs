@@ -536,6 +536,23 @@ impl World {
         }
     }
 
+    /// Control connections measure their round trips anew.
+    pub fn measure(&mut self) {
+        for connection in self.of(|control| control.up && !control.broken) {
+            let control = &self.controls[&connection];
+            let (node, planet) = (control.node, control.planet);
+            let (there, back) = self.ways(node, planet);
+            let (Some(there), Some(back)) = (there, back) else {
+                continue;
+            };
+            let rtt = there + back;
+            let id = self.planets[planet].id;
+            let connection = ConnectionId(connection);
+            self.tell_planet(planet, Input::Rtt { connection, rtt });
+            self.tell_node(node, id, PlanetEvent::Rtt(rtt));
+        }
+    }
+
     fn broken(&mut self, connection: u64) {
         let planet_end = self.planet_end(connection);
         let node_end = self.node_end(connection);
