@@ -163,11 +163,11 @@ impl Paths {
         let had = self.has_relay();
         for planet in planets {
             let path = PathId::Relay { planet: *planet };
-            if !self.trials.contains_key(&path) {
+            self.trials.entry(path).or_insert_with(|| {
                 let mut trial = Trial::new(TrialKind::Relay, Gate::Open);
                 trial.again = Some(now.moment);
-                self.trials.insert(path, trial);
-            }
+                trial
+            });
         }
         if self.has_relay() && !had {
             self.rounds.news(now.moment);
