@@ -207,6 +207,14 @@ impl Members {
         self.batch = self.batch.saturating_add(1);
     }
 
+    /// A path to this member is proven: it holds its keys, and traffic may depend on it. From here on
+    /// it is a known holder to whoever else comes, also within the batch in which both were told.
+    pub fn confirm(&mut self, node: &NodeId) {
+        if let Some(known) = self.known.get_mut(node) {
+            known.batch = 0;
+        }
+    }
+
     /// Learns of a membership.
     pub fn learn(&mut self, membership: Membership, source: Source, now: UnixSeconds) -> Learned {
         let claimed = membership.application.certificate.unverified();

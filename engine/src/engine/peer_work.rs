@@ -188,6 +188,11 @@ impl Engine {
         drop(state);
         peer.sampled = peer.counted();
         let waiting = peer.take_waiting();
+        if path.is_some()
+            && let Some(members) = &mut self.members
+        {
+            members.confirm(node);
+        }
         match path {
             Some(path) => tracing::info!(peer = %name, %path, %reason, "path"),
             None => tracing::info!(peer = %name, %reason, "no path"),

@@ -351,7 +351,7 @@ fn a_peer_whose_clock_went_back_gets_through_once_its_new_life_is_known() {
         responses
     };
     let (early, late) = (initiations.remove(0), initiations.remove(0));
-    assert_eq!(answers(&mut world, late.clone()), 1);
+    assert_eq!(answers(&mut world, late), 1);
     assert_eq!(answers(&mut world, early.clone()), 0, "older than the last");
     let record = EndpointRecord {
         network: world.authority.network.id,
