@@ -55,6 +55,9 @@ impl Engine {
     }
 
     fn directory_record(&mut self, planet: PlanetId, record: DirectoryRecord, now: Now) {
+        if matches!(&record, DirectoryRecord::Endpoints(signed) if self.has_record(signed)) {
+            return;
+        }
         let Some(members) = &mut self.members else {
             return;
         };
@@ -100,6 +103,14 @@ impl Engine {
                 self.follow_members(now);
             }
         }
+    }
+
+    /// Whether this very record was verified before: planets and peers tell the same many times.
+    pub(super) fn has_record(&self, signed: &Signed<EndpointRecord>) -> bool {
+        let peer = signed.unverified().ok().map(|claimed| claimed.node);
+        peer.and_then(|node| self.peers.get(&node))
+            .and_then(|peer| peer.record.as_ref())
+            .is_some_and(|(_, known)| known == signed)
     }
 
     /// A verified endpoint record of a member.

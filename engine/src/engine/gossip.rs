@@ -81,11 +81,12 @@ impl Engine {
 
     /// News from a member.
     pub(super) fn heard_news(&mut self, from: NodeId, message: ControlMessage, now: Now) {
-        let Some(members) = &mut self.members else {
-            return;
-        };
         match message {
+            ControlMessage::Endpoints(signed) if self.has_record(&signed) => {}
             ControlMessage::Endpoints(signed) => {
+                let Some(members) = &mut self.members else {
+                    return;
+                };
                 match EndpointRecord::verify(&signed, members.network().id) {
                     Ok(record) => self.heard_record(from, record, *signed, now),
                     Err(error) => {

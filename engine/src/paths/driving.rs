@@ -62,11 +62,7 @@ impl Paths {
             match turn {
                 Turn::Suspect if self.active == Some(path) => self.alarm(now.moment),
                 Turn::Dead => self.after_death(path, now.moment),
-                Turn::Unproven => {
-                    if let Some(trial) = self.trials.get_mut(&path) {
-                        trial.try_again(now.moment);
-                    }
-                }
+                Turn::Unproven => self.after_failure(path, now.moment),
                 Turn::Suspect | Turn::None => {}
             }
         }
@@ -85,6 +81,16 @@ impl Paths {
             }
         }
         self.begin_open_at(now);
+    }
+
+    /// No echo came back over a path. What answers pings, and a relay, is worth another proof; what
+    /// doesn't must be left alone, or NATs never forget what is wrong with it.
+    fn after_failure(&mut self, path: PathId, now: Moment) {
+        if let Some(trial) = self.trials.get_mut(&path)
+            && (!path.is_direct() || trial.answers(now))
+        {
+            trial.try_again(now);
+        }
     }
 
     pub(super) fn after_death(&mut self, path: PathId, now: Moment) {
@@ -119,7 +125,9 @@ impl Paths {
         for path in missed {
             if let Some(trial) = self.trials.get_mut(&path) {
                 trial.again = None;
-                trial.echoes.prove();
+                if !path.is_direct() || trial.answers(now) {
+                    trial.echoes.prove();
+                }
             }
         }
     }

@@ -125,6 +125,8 @@ pub struct Nat {
     pins: BTreeMap<(u16, SocketAddr), Moment>,
     /// The inner host of a one-to-one NAT.
     pub inner: Option<IpAddr>,
+    /// Random ports so far.
+    drawn: u16,
 }
 
 impl Nat {
@@ -136,6 +138,7 @@ impl Nat {
             ports: BTreeMap::new(),
             pins: BTreeMap::new(),
             inner: None,
+            drawn: 0,
         }
     }
 
@@ -161,7 +164,7 @@ impl Nat {
         }
         let mut port = self.wanted_port(inner, random);
         while self.ports.contains_key(&(port, to)) || self.pins.contains_key(&(port, to)) {
-            port = random.range(1_024, 65_536) as u16;
+            port = self.draw(random);
         }
         self.insert(inner, to, port, now);
         SocketAddr::new(self.outside, port)
@@ -194,7 +197,14 @@ impl Nat {
         None
     }
 
-    fn wanted_port(&self, inner: SocketAddr, random: &mut Random) -> u16 {
+    /// A random port: none that a node listens on, and seldom one that was drawn before, so that a
+    /// life has no luck that the table of pairs doesn't know of.
+    fn draw(&mut self, random: &mut Random) -> u16 {
+        self.drawn = self.drawn % 9_000 + 1;
+        1_024 + self.drawn * 2 + random.range(0, 2) as u16
+    }
+
+    fn wanted_port(&mut self, inner: SocketAddr, random: &mut Random) -> u16 {
         if self.rules.keeps_port {
             return inner.port();
         }
@@ -203,10 +213,10 @@ impl Nat {
             .iter()
             .find(|((of, _), _)| *of == inner)
             .filter(|_| self.rules.mapping == Mapping::Independent);
-        known.map_or_else(
-            || random.range(1_024, 65_536) as u16,
-            |(_, flow)| flow.outside,
-        )
+        match known.map(|(_, flow)| flow.outside) {
+            Some(outside) => outside,
+            None => self.draw(random),
+        }
     }
 
     fn insert(&mut self, inner: SocketAddr, to: SocketAddr, outside: u16, now: Moment) {

@@ -16,6 +16,7 @@ use podmesh_planet::rules::books::Books;
 use podmesh_planet::rules::records::{Change, Origin, Record};
 use podmesh_planet::rules::relaying::{RelayQuota, Relaying};
 use podmesh_planet::rules::{Action, ConnectionId, Input, Planet};
+use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
 use podmesh_proto::time::{Moment, Now};
@@ -845,6 +846,11 @@ impl World {
             bytes,
         } = transmit;
         self.watch.transmitted(index, to, &bytes);
+        let probe = DatagramKind::of(&bytes) == DatagramKind::Probe;
+        assert!(
+            !probe || self.watch.is_candidate(index, to) || self.is_recorded(index, to),
+            "node {index} probes {to}, which is nobody's candidate"
+        );
         let node = &self.nodes[index];
         let port = node.keys.ports[usize::from(socket.0)];
         if !self.net.send(node.host, port, to, ttl, bytes) {
@@ -853,6 +859,24 @@ impl World {
                 engine.handle_unreachable(socket, to, now);
             }
         }
+    }
+
+    /// Whether a node has this endpoint from a record that came through a tunnel and was replaced
+    /// before anybody looked.
+    fn is_recorded(&self, index: usize, endpoint: SocketAddr) -> bool {
+        let now = self.now();
+        let Some(engine) = &self.nodes[index].engine else {
+            return false;
+        };
+        engine.peers(now).iter().any(|view| {
+            let detail = engine.peer(view.name.as_str(), now);
+            detail.is_some_and(|detail| {
+                detail
+                    .candidates
+                    .iter()
+                    .any(|trial| trial.endpoint == Some(endpoint) && trial.kind != "peer-reflexive")
+            })
+        })
     }
 
     fn datagram(
