@@ -33,6 +33,7 @@ pub mod join;
 pub mod limiter;
 pub mod limits;
 pub mod membership;
+pub mod mutation;
 pub mod outbound;
 pub mod output;
 pub mod packet;

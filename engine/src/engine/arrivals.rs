@@ -12,6 +12,7 @@ use crate::forwarding::PeerIndex;
 use crate::limiter::HandshakeSource;
 use crate::limits;
 use crate::membership::holdings::MemberId;
+use crate::mutation::{self, Mutant};
 use crate::output::{Received, SlowItem};
 use crate::packet::control_payload;
 use crate::path_id::PathId;
@@ -100,7 +101,7 @@ impl Engine {
             .open(&received.bytes)
             .map_err(|_| DropReason::UnknownProbe)?;
         let news = peer.judge_probe(&probe);
-        if news == ProbeNews::Stale {
+        if news == ProbeNews::Stale && !mutation::is(Mutant::NoReplayCheck) {
             return Err(DropReason::StaleProbe);
         }
         self.wake(&node, now);

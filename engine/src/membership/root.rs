@@ -10,6 +10,7 @@ use podmesh_proto::time::UnixSeconds;
 use super::Members;
 use super::holdings::{MemberId, of_external, of_member};
 use super::lies::{Lie, Source};
+use crate::mutation::{self, Mutant};
 
 impl Members {
     /// Takes a statement of the root; whether it was news.
@@ -32,6 +33,7 @@ impl Members {
                 // Kept apart: only the newest edition matters.
                 return Ok(self.take_edition(network, statement, source, now));
             }
+            RootStatement::RevokeNode { .. } if mutation::is(Mutant::RevokedStays) => true,
             RootStatement::RevokeNode { node, issued, .. } => self.revoke(node, issued),
             RootStatement::RevokeToken { token, issued, .. } => {
                 self.revoked_tokens.insert(token, issued).is_none()

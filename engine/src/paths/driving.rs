@@ -6,7 +6,8 @@ use podmesh_proto::time::{Moment, Now};
 
 use super::echoing::{Pace, Turn};
 use super::trial::{Gate, Trial};
-use super::{PathAction, Paths};
+use super::{PathAction, Paths, SwitchReason};
+use crate::mutation::{self, Mutant};
 use crate::path_id::PathId;
 
 /// Silence on the path in use, while data is sent over it, after which it is asked.
@@ -60,7 +61,12 @@ impl Paths {
             .collect();
         for (path, turn) in turns {
             match turn {
-                Turn::Suspect if self.active == Some(path) => self.alarm(now.moment),
+                Turn::Suspect if self.active == Some(path) => {
+                    if mutation::is(Mutant::BreakBeforeMake) {
+                        self.select(None, SwitchReason::Lost, now);
+                    }
+                    self.alarm(now.moment);
+                }
                 Turn::Dead => self.after_death(path, now.moment),
                 Turn::Unproven => self.after_failure(path, now.moment),
                 Turn::Suspect | Turn::None => {}

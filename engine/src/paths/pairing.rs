@@ -6,6 +6,7 @@ use podmesh_proto::candidate::{CandidateKind, EndpointRecord, may_be_probed};
 use podmesh_proto::time::Moment;
 
 use super::trial::{Gate, TrialKind};
+use crate::mutation::{self, Mutant};
 use crate::path_id::{PathId, SocketId};
 
 /// Time to live of the openers of the third and fourth kind of round. Two leaves this node's own
@@ -73,7 +74,8 @@ impl Remote {
             };
             let seen = matches!(kind, TrialKind::Reflexive | TrialKind::Spare);
             let outside = seen && endpoint.is_ipv4() && !hosts.contains(&endpoint.ip());
-            let gate = if outside || kind == TrialKind::Spare {
+            let held = !mutation::is(Mutant::NoHold);
+            let gate = if held && (outside || kind == TrialKind::Spare) {
                 Gate::Timed
             } else {
                 Gate::Open

@@ -10,6 +10,7 @@ use podmesh_proto::time::{Moment, Now};
 use super::pairing::Remote;
 use super::trial::{Gate, Trial, TrialKind};
 use super::{MAX_TRIALS, PathAction, Paths};
+use crate::mutation::{self, Mutant};
 use crate::path_id::{PathId, SocketId};
 
 /// A peer that pings us is not pinged back more often than this.
@@ -196,7 +197,8 @@ impl Paths {
 
     /// The peer has sent something over `path`, so its NAT is open for it: pings it.
     fn check_back(&mut self, path: PathId, now: Moment) {
-        if !matches!(path, PathId::Direct { endpoint, .. } if may_be_probed(&endpoint)) {
+        let may = matches!(path, PathId::Direct { endpoint, .. } if may_be_probed(&endpoint));
+        if !may || mutation::is(Mutant::NoTriggeredCheck) {
             return;
         }
         let news = !self.trials.contains_key(&path);
@@ -205,6 +207,10 @@ impl Paths {
             return;
         };
         trial.heard = Some(now);
+        #[cfg(feature = "virtual-time")]
+        if mutation::is(Mutant::NoEcho) {
+            trial.echoes.assume(now);
+        }
         if wanted && up && trial.again.is_none() {
             // The tunnel seals better than any ping: spares the round trip of the ping.
             trial.echoes.prove();

@@ -7,6 +7,7 @@ use podmesh_proto::time::{Moment, Now};
 
 use super::trial::Trial;
 use super::{HISTORY, MAX_LAST_GOOD, PathAction, Paths, Switch, SwitchReason};
+use crate::mutation::{self, Mutant};
 use crate::path_id::PathId;
 
 /// IPv6 may be this much slower and still win: it has fewer NATs in the way.
@@ -32,6 +33,7 @@ pub(super) enum Tier {
 impl Paths {
     pub(super) fn tier(&self, path: &PathId) -> Tier {
         match path {
+            PathId::Relay { .. } if mutation::is(Mutant::RelayFirst) => Tier::Lan,
             PathId::Relay { .. } => Tier::Relay,
             PathId::Direct { endpoint, .. } if self.is_near(endpoint.ip()) => Tier::Lan,
             PathId::Direct { .. } => Tier::Direct,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use podmesh_proto::time::Moment;
 
 use super::echoing::Echoes;
+use crate::mutation::{self, Mutant};
 
 /// Gaps between the pings of a burst to an open candidate: six tries in 1.55 s, so that one in five
 /// lost each way costs one burst in five hundred.
@@ -200,6 +201,8 @@ impl Pings {
     /// Notes a ping of the burst and plans the next; `again` says whether another burst follows.
     pub(super) fn advance(&mut self, now: Moment, again: bool) {
         let gap = self.gaps.after(self.step);
+        let endless = mutation::is(Mutant::NoBudget).then_some(Duration::from_millis(100));
+        let gap = gap.or(endless);
         self.step += 1;
         self.next = match gap {
             Some(gap) => Some(now + gap),

@@ -1,0 +1,124 @@
+//! Deliberate mistakes, to prove that the simulator would notice them.
+//!
+//! Without the feature `virtual-time`, which no shipped program has, there is no switch: no rule is
+//! ever broken.
+
+/// A rule that is broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// Endpoints behind a NAT are pinged at once, not at the instant of a punch.
+    NoHold,
+    /// A path counts as proven when the peer's ping came over it.
+    NoEcho,
+    /// A path that is doubted is left before another is proven.
+    BreakBeforeMake,
+    /// A peer may use any source inside its tunnel.
+    NoOwnerCheck,
+    /// A member needs no planet's receipt.
+    NoReceiptCheck,
+    /// Probes may be replayed.
+    NoReplayCheck,
+    /// Relays are preferred to direct paths.
+    RelayFirst,
+    /// A silent path is never given up.
+    NeverDead,
+    /// An unexpected endpoint of the peer is not pinged back.
+    NoTriggeredCheck,
+    /// A revoked node stays a member.
+    RevokedStays,
+    /// A new claim takes what a known member holds.
+    NewestClaimWins,
+    /// Probes are not bounded, and bursts of them don't end.
+    NoBudget,
+}
+
+#[cfg(feature = "virtual-time")]
+pub use switch::{ALL, set, set_rogue};
+#[cfg(feature = "virtual-time")]
+pub(crate) use switch::{is, is_rogue, receiptless};
+
+/// Whether this rule is broken on this thread.
+#[cfg(not(feature = "virtual-time"))]
+pub(crate) const fn is(_mutant: Mutant) -> bool {
+    false
+}
+
+/// Whether nodes on this thread lie about their sources.
+#[cfg(not(feature = "virtual-time"))]
+pub(crate) const fn is_rogue() -> bool {
+    false
+}
+
+#[cfg(feature = "virtual-time")]
+mod switch {
+    use std::cell::Cell;
+
+    use podmesh_proto::certificate::{Member, Membership};
+    use podmesh_proto::network::Network;
+
+    use super::Mutant;
+
+    /// Every mutant.
+    pub const ALL: [Mutant; 12] = [
+        Mutant::NoHold,
+        Mutant::NoEcho,
+        Mutant::BreakBeforeMake,
+        Mutant::NoOwnerCheck,
+        Mutant::NoReceiptCheck,
+        Mutant::NoReplayCheck,
+        Mutant::RelayFirst,
+        Mutant::NeverDead,
+        Mutant::NoTriggeredCheck,
+        Mutant::RevokedStays,
+        Mutant::NewestClaimWins,
+        Mutant::NoBudget,
+    ];
+
+    thread_local! {
+        static MUTANT: Cell<Option<Mutant>> = const { Cell::new(None) };
+        static ROGUE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Breaks one rule on this thread, or none.
+    pub fn set(mutant: Option<Mutant>) {
+        MUTANT.set(mutant);
+    }
+
+    /// Lets nodes on this thread send with sources that are not theirs, as a rogue would.
+    pub fn set_rogue(rogue: bool) {
+        ROGUE.set(rogue);
+    }
+
+    pub(crate) fn is(mutant: Mutant) -> bool {
+        MUTANT.get() == Some(mutant)
+    }
+
+    pub(crate) fn is_rogue() -> bool {
+        ROGUE.get()
+    }
+
+    /// A member whose certificate holds, whatever its receipts say.
+    pub(crate) fn receiptless(membership: &Membership, network: &Network) -> Option<Member> {
+        let (grant, certificate) = membership.application.verify(network).ok()?;
+        let receipt = membership.receipt.unverified().ok()?;
+        let claim = membership.claim.unverified().ok()?;
+        Some(Member {
+            node: certificate.node,
+            overlay6: network.overlay6(&certificate.node),
+            name: certificate.name,
+            wireguard: certificate.wireguard,
+            probe: certificate.probe,
+            site: certificate.site,
+            groups: certificate.groups,
+            relay: certificate.relay,
+            overlay4: claim.overlay4,
+            pod_cidrs: claim.pod_cidrs,
+            admitted_by: (grant.token, receipt.use_number),
+            replaces: grant.replaces,
+            serial: claim.serial,
+            sequence: receipt.sequence,
+            admitted: receipt.time,
+            expires: certificate.expires,
+        })
+    }
+}
