@@ -127,6 +127,21 @@ impl OwnEndpoints {
         }
     }
 
+    /// Where the spare socket is likely to be for everybody but the planet that sees it elsewhere:
+    /// the NAT has kept the main port, so it keeps this one where it is free.
+    fn kept_spare(&self) -> Option<SocketAddr> {
+        let [main, spare] = self.ports;
+        let seen = self.reflexive();
+        let of = |socket: SocketId| {
+            seen.iter()
+                .filter(move |(of, seen)| *of == socket && seen.is_ipv4())
+                .map(|(_, seen)| *seen)
+        };
+        let outside = of(SocketId::SPARE).next()?;
+        let keeps = of(SocketId::MAIN).any(|seen| seen.ip() == outside.ip() && seen.port() == main);
+        (keeps && outside.port() != spare).then(|| SocketAddr::new(outside.ip(), spare))
+    }
+
     /// Where one planet sees the main socket.
     #[must_use]
     pub fn seen_by(&self, planet: &PlanetId) -> Option<SocketAddr> {
@@ -173,13 +188,18 @@ impl OwnEndpoints {
             kind: CandidateKind::Reflexive,
             endpoint,
         });
+        let likely = self.kept_spare().map(|endpoint| Candidate {
+            kind: CandidateKind::Spare,
+            endpoint,
+        });
         // The second mapping only shows what kind of NAT this is; it goes before the spare port's,
-        // because there may be two candidates per address.
+        // because there may be three candidates per address.
         let all = configured
             .chain(hosts)
             .chain(of(SocketId::MAIN, CandidateKind::Reflexive))
             .chain(second)
-            .chain(of(SocketId::SPARE, CandidateKind::Spare));
+            .chain(of(SocketId::SPARE, CandidateKind::Spare))
+            .chain(likely);
         let mut kept: Vec<Candidate> = Vec::new();
         for candidate in all {
             let ip = candidate.endpoint.ip();
@@ -263,5 +283,26 @@ mod tests {
         let peer = Witness::Peer(NodeId([9; 32]));
         own.saw(peer, SocketId::MAIN, "203.0.113.7:4999".parse().unwrap());
         assert!(own.local().symmetric);
+    }
+
+    #[test]
+    fn a_spare_port_that_only_the_planet_sees_elsewhere_is_offered_as_it_is() {
+        let mut own = OwnEndpoints::new([7001, 7002], Vec::new());
+        own.set_addresses(vec!["192.168.1.5".parse().unwrap()]);
+        let planet = Witness::Planet(PlanetId([1; 32]));
+        let spares = |own: &OwnEndpoints| -> Vec<String> {
+            own.candidates(&[])
+                .iter()
+                .filter(|candidate| candidate.kind == CandidateKind::Spare)
+                .map(|candidate| candidate.endpoint.to_string())
+                .collect()
+        };
+        own.saw(planet, SocketId::MAIN, "203.0.113.7:4001".parse().unwrap());
+        own.saw(planet, SocketId::SPARE, "203.0.113.7:4002".parse().unwrap());
+        assert_eq!(spares(&own), ["203.0.113.7:4002"], "no port is kept");
+        own.saw(planet, SocketId::MAIN, "203.0.113.7:7001".parse().unwrap());
+        assert_eq!(spares(&own), ["203.0.113.7:4002", "203.0.113.7:7002"]);
+        own.saw(planet, SocketId::SPARE, "203.0.113.7:7002".parse().unwrap());
+        assert_eq!(spares(&own), ["203.0.113.7:7002"]);
     }
 }
