@@ -17,6 +17,7 @@ part() {
 part "format" "$CARGO" fmt --all --check
 part "the programs, optimised" "$CARGO" build --locked --release --bins
 part "lints" "$CARGO" clippy --locked --workspace --all-targets -- -D warnings
+part "lints of the simulator" "$CARGO" clippy --locked -p podmesh-engine --features virtual-time --all-targets -- -D warnings
 part "documentation" env RUSTDOCFLAGS="-D warnings" "$CARGO" doc -q --locked --workspace --no-deps
 part "unit and integration tests" \
   "$CARGO" test -q --locked --profile checked --workspace --exclude podmesh-tests --exclude podmesh-engine

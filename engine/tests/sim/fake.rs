@@ -7,16 +7,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use podmesh_engine::path_id::{PathId, SocketId};
-use podmesh_engine::paths::{Local, PathAction, Paths, ProbeBudget, SwitchReason, TrafficSample};
-use podmesh_proto::candidate::{Candidate, CandidateKind, EndpointRecord};
-use podmesh_proto::id::{NetworkId, NodeId, PlanetId};
+use podmesh_engine::paths::{Local, Paths, ProbeBudget, SwitchReason, TrafficSample};
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::probe::ProbeBody;
 use podmesh_proto::time::{Moment, Now, UnixSeconds};
 
 use crate::nat::{Nat, NatKind};
 use crate::net::{HostId, Net, Occurrence, SiteId};
 
+mod planet;
+mod wire;
+
 pub const PORTS: [u16; 2] = [41_000, 42_000];
+
 const PLANET_PORT: u16 = 7_077;
 
 #[derive(Debug, Clone)]
@@ -41,7 +45,7 @@ pub enum Wire {
     Relayed {
         from: usize,
         to: usize,
-        inner: Box<Wire>,
+        inner: Box<Self>,
     },
 }
 
@@ -308,23 +312,6 @@ impl Fake {
         );
     }
 
-    pub fn kill_planet(&mut self, planet: usize) {
-        self.planets[planet].up = false;
-        self.planets[planet].records.clear();
-        self.planets[planet].main.clear();
-        for node in 0..self.nodes.len() {
-            let at = self.net.now + Duration::from_secs(20);
-            self.net.schedule(
-                at,
-                Work::ToNode {
-                    planet,
-                    node,
-                    message: Tell::Gone,
-                },
-            );
-        }
-    }
-
     pub fn set_address(&mut self, node: usize, address: IpAddr) {
         let host = self.nodes[node].host;
         self.net.hosts[host].addresses = vec![address];
@@ -378,27 +365,29 @@ impl Fake {
             .is_some_and(|peer| peer.paths.active().is_some())
     }
 
+    fn wake(&mut self, index: usize) {
+        let now = self.now();
+        let node = &mut self.nodes[index];
+        if node.wake != Some(now.moment) {
+            return;
+        }
+        self.wakes += 1;
+        let minutes = now.moment.since_start().as_secs() / 60;
+        assert!(self.wakes < 1_000 * (minutes + 1), "woken without end");
+        node.wake = None;
+        for peer in node.peers.values_mut() {
+            let due = peer.paths.poll_timeout(now);
+            if due.is_some_and(|at| at <= now.moment) {
+                peer.paths.handle_timeout(now);
+            }
+        }
+        self.flush(index);
+    }
+
     fn work(&mut self, work: Work) {
         let now = self.now();
         match work {
-            Work::Wake(node) => {
-                if self.nodes[node].wake == Some(now.moment) {
-                    self.wakes += 1;
-                    let minutes = now.moment.since_start().as_secs() / 60;
-                    assert!(self.wakes < 1_000 * (minutes + 1), "woken without end");
-                    self.nodes[node].wake = None;
-                    for peer in self.nodes[node].peers.values_mut() {
-                        if peer
-                            .paths
-                            .poll_timeout(now)
-                            .is_some_and(|at| at <= now.moment)
-                        {
-                            peer.paths.handle_timeout(now);
-                        }
-                    }
-                    self.flush(node);
-                }
-            }
+            Work::Wake(node) => self.wake(node),
             Work::Talk {
                 from,
                 to,
@@ -406,15 +395,13 @@ impl Fake {
                 until,
             } => {
                 if now.moment < until {
-                    self.net.schedule(
-                        now.moment + every,
-                        Work::Talk {
-                            from,
-                            to,
-                            every,
-                            until,
-                        },
-                    );
+                    let again = Work::Talk {
+                        from,
+                        to,
+                        every,
+                        until,
+                    };
+                    self.net.schedule(now.moment + every, again);
                 }
                 self.say(from, to);
             }
@@ -455,215 +442,9 @@ impl Fake {
                     node,
                     main: port == PORTS[0],
                 };
-                self.net.send(self.nodes[node].host, port, to, None, wire);
+                self.net.send((self.nodes[node].host, port), to, None, wire);
             }
         }
-    }
-
-    fn planet_endpoint(&self, planet: usize) -> SocketAddr {
-        let host = self.planets[planet].host;
-        SocketAddr::new(self.net.hosts[host].addresses[0], PLANET_PORT)
-    }
-
-    fn ask(&mut self, planet: usize, node: usize, message: Ask) {
-        let at = self.net.now
-            + self
-                .net
-                .delay(self.nodes[node].host, self.planets[planet].host);
-        self.net.schedule(
-            at,
-            Work::ToPlanet {
-                planet,
-                node,
-                message,
-            },
-        );
-    }
-
-    fn tell(&mut self, planet: usize, node: usize, message: Tell) {
-        let at = self.net.now
-            + self
-                .net
-                .delay(self.planets[planet].host, self.nodes[node].host);
-        self.net.schedule(
-            at,
-            Work::ToNode {
-                planet,
-                node,
-                message,
-            },
-        );
-    }
-
-    fn planet_hears(&mut self, planet: usize, node: usize, message: Ask) {
-        if !self.planets[planet].up || !self.nodes[node].up {
-            return;
-        }
-        match message {
-            Ask::Hello => self.tell(planet, node, Tell::Welcome),
-            Ask::Publish(record) => {
-                let others: Vec<(usize, EndpointRecord)> = self.planets[planet]
-                    .records
-                    .iter()
-                    .filter(|(other, _)| **other != node)
-                    .map(|(other, record)| (*other, record.clone()))
-                    .collect();
-                for (other, known) in others {
-                    self.tell(planet, node, Tell::Record(other, known));
-                    self.tell(planet, other, Tell::Record(node, record.clone()));
-                }
-                self.planets[planet].records.insert(node, record);
-            }
-            Ask::Introduce { peer, attempt } => {
-                if !self.planets[planet].records.contains_key(&peer) {
-                    return;
-                }
-                let half = |other: usize| {
-                    let (a, b) = (self.planets[planet].host, self.nodes[other].host);
-                    (self.net.delay(a, b) + self.net.delay(b, a)) / 2
-                };
-                let ways = [(node, peer, half(node)), (peer, node, half(peer))];
-                let longest = ways
-                    .iter()
-                    .map(|(_, _, half)| *half)
-                    .max()
-                    .unwrap_or_default();
-                for (to, with, half) in ways {
-                    let fire_in = longest - half + Duration::from_millis(5);
-                    self.tell(
-                        planet,
-                        to,
-                        Tell::Punch {
-                            peer: with,
-                            attempt,
-                            fire_in,
-                        },
-                    );
-                }
-            }
-        }
-    }
-
-    fn node_hears(&mut self, planet: usize, node: usize, message: Tell) {
-        let now = self.now();
-        if !self.nodes[node].up {
-            return;
-        }
-        match message {
-            Tell::Welcome => {
-                if !self.nodes[node].connected.contains(&planet) {
-                    self.nodes[node].connected.push(planet);
-                    self.publish(node);
-                    self.relays(node);
-                }
-            }
-            Tell::Gone => {
-                self.nodes[node].connected.retain(|other| *other != planet);
-                self.nodes[node]
-                    .seen
-                    .retain(|(other, _), _| *other != planet);
-                self.relays(node);
-            }
-            Tell::Record(other, record) => {
-                if let Some(peer) = self.nodes[node].peers.get_mut(&other) {
-                    peer.paths.set_remote(&record, now);
-                }
-                self.nodes[node].records.insert(other, record);
-                self.relays(node);
-            }
-            Tell::Punch {
-                peer,
-                attempt,
-                fire_in,
-            } => {
-                if let Some(peer) = self.nodes[node].peers.get_mut(&peer) {
-                    peer.paths.handle_punch(attempt, fire_in, now);
-                }
-            }
-        }
-        self.flush(node);
-    }
-
-    fn relays(&mut self, node: usize) {
-        let now = self.now();
-        let connected: Vec<PlanetId> = self.nodes[node]
-            .connected
-            .iter()
-            .map(|planet| self.planets[*planet].id)
-            .collect();
-        let node = &mut self.nodes[node];
-        for (other, peer) in &mut node.peers {
-            let known = node.records.get(other);
-            let common: Vec<PlanetId> = connected
-                .iter()
-                .filter(|id| known.is_some_and(|record| record.planets.contains(id)))
-                .copied()
-                .collect();
-            peer.paths.set_relays(&common, now);
-        }
-    }
-
-    fn publish(&mut self, index: usize) {
-        let hosts = self.net.hosts[self.nodes[index].host].addresses.clone();
-        let node = &mut self.nodes[index];
-        let mut candidates: Vec<Candidate> = hosts
-            .iter()
-            .map(|ip| Candidate {
-                kind: CandidateKind::Host,
-                endpoint: SocketAddr::new(*ip, PORTS[0]),
-            })
-            .collect();
-        for ((_, socket), endpoint) in &node.seen {
-            let kind = if *socket == SocketId::MAIN {
-                CandidateKind::Reflexive
-            } else {
-                CandidateKind::Spare
-            };
-            if !candidates
-                .iter()
-                .any(|candidate| candidate.endpoint == *endpoint)
-            {
-                candidates.push(Candidate {
-                    kind,
-                    endpoint: *endpoint,
-                });
-            }
-        }
-        node.sequence += 1;
-        let record = EndpointRecord {
-            network: NetworkId([1; 16]),
-            node: node.id,
-            incarnation: node.incarnation,
-            sequence: node.sequence,
-            candidates,
-            planets: node
-                .connected
-                .iter()
-                .map(|planet| self.planets[*planet].id)
-                .collect(),
-        };
-        let connected = node.connected.clone();
-        for planet in connected {
-            self.ask(planet, index, Ask::Publish(record.clone()));
-        }
-        let now = self.now();
-        let node = &mut self.nodes[index];
-        let mut reflexive: Vec<(SocketId, SocketAddr)> = Vec::new();
-        for ((_, socket), endpoint) in &node.seen {
-            if !reflexive.contains(&(*socket, *endpoint)) {
-                reflexive.push((*socket, *endpoint));
-            }
-        }
-        let local = Local {
-            hosts,
-            reflexive,
-            symmetric: node.symmetric,
-            since: Some(now.moment),
-        };
-        for peer in node.peers.values_mut() {
-            peer.paths.set_local(local.clone(), now);
-        }
-        self.flush(index);
     }
 
     fn say(&mut self, from: usize, to: usize) {
@@ -674,7 +455,7 @@ impl Fake {
             return;
         };
         peer.sent += 1;
-        self.transmit(from, to, path, None, Wire::Data { session });
+        self.transmit((from, to), path, None, Wire::Data { session });
     }
 
     fn sample(&mut self, node: usize) {
@@ -694,302 +475,5 @@ impl Fake {
             }
         }
         self.flush(node);
-    }
-
-    fn transmit(&mut self, from: usize, to: usize, path: PathId, ttl: Option<u8>, wire: Wire) {
-        let host = self.nodes[from].host;
-        match path {
-            PathId::Direct { socket, endpoint } => {
-                let port = PORTS[usize::from(socket.0)];
-                if !self.net.send(host, port, endpoint, ttl, wire) {
-                    let now = self.now();
-                    if let Some(peer) = self.nodes[from].peers.get_mut(&to) {
-                        peer.paths.handle_unreachable(path, now);
-                    }
-                }
-            }
-            PathId::Relay { planet } => {
-                let planet = self
-                    .planets
-                    .iter()
-                    .position(|one| one.id == planet)
-                    .unwrap();
-                let endpoint = self.planet_endpoint(planet);
-                let wire = Wire::Relayed {
-                    from,
-                    to,
-                    inner: Box::new(wire),
-                };
-                self.net.send(host, PORTS[0], endpoint, None, wire);
-            }
-        }
-    }
-
-    /// Does what a node's paths say, and plans when to wake it.
-    fn flush(&mut self, index: usize) {
-        let now = self.now();
-        let others: Vec<usize> = self.nodes[index].peers.keys().copied().collect();
-        for other in &others {
-            while let Some(action) = self.nodes[index]
-                .peers
-                .get_mut(other)
-                .and_then(|peer| peer.paths.poll_action())
-            {
-                self.act(index, *other, action);
-            }
-        }
-        let node = &mut self.nodes[index];
-        let next = node
-            .peers
-            .values()
-            .filter_map(|peer| peer.paths.poll_timeout(now))
-            .min();
-        if let Some(next) = next {
-            let next = next.max(now.moment + Duration::from_nanos(1));
-            if node
-                .wake
-                .is_none_or(|wake| next < wake || wake <= now.moment)
-            {
-                node.wake = Some(next);
-                self.net.schedule(next, Work::Wake(index));
-            }
-        }
-    }
-
-    fn act(&mut self, index: usize, other: usize, action: PathAction) {
-        let now = self.now();
-        if self.verbose {
-            let millis = now.moment.since_start().as_millis();
-            println!("{millis:>9} {index}->{other} {action:?}");
-        }
-        let peer_id = self.nodes[other].id;
-        let node = &mut self.nodes[index];
-        match action {
-            PathAction::SendProbe {
-                path,
-                body,
-                ttl,
-                unproven,
-            } => {
-                let PathId::Direct { endpoint, .. } = path else {
-                    panic!("probe over a relay")
-                };
-                if unproven && !node.budget.take(peer_id, endpoint.ip(), now.moment) {
-                    return;
-                }
-                node.probes += 1;
-                self.transmit(index, other, path, ttl, Wire::Probe(body));
-            }
-            PathAction::SendEcho {
-                path,
-                id,
-                reply,
-                length,
-            } => {
-                let Some(session) = node.peers[&other].session else {
-                    return;
-                };
-                self.transmit(
-                    index,
-                    other,
-                    path,
-                    None,
-                    Wire::Echo {
-                        session,
-                        id,
-                        reply,
-                        length,
-                    },
-                );
-            }
-            PathAction::Introduce { attempt } => {
-                if let Some(planet) = node.connected.first().copied() {
-                    self.ask(
-                        planet,
-                        index,
-                        Ask::Introduce {
-                            peer: other,
-                            attempt,
-                        },
-                    );
-                }
-            }
-            PathAction::Handshake { path } => {
-                let session = self.net.random.next();
-                node.peers.get_mut(&other).unwrap().offered = Some(session);
-                self.transmit(index, other, path, None, Wire::Initiation(session));
-            }
-            PathAction::Select { path, reason } => {
-                let peer = node.peers.get_mut(&other).unwrap();
-                if let Some(path) = path {
-                    assert!(peer.proven.contains(&path), "{path} chosen without an echo");
-                }
-                peer.switches.push((now.moment, path, reason));
-            }
-            PathAction::Observed { socket, endpoint } => {
-                let differs = node.seen.iter().any(|((_, of), seen)| {
-                    *of == socket && seen.ip() == endpoint.ip() && seen.port() != endpoint.port()
-                });
-                if differs && !node.symmetric {
-                    node.symmetric = true;
-                    self.publish(index);
-                }
-            }
-        }
-    }
-
-    fn datagram(&mut self, host: HostId, port: u16, from: SocketAddr, wire: Wire) {
-        if let Some(planet) = self.planets.iter().position(|planet| planet.host == host) {
-            self.planet_datagram(planet, port, from, wire);
-            return;
-        }
-        let Some(index) = self
-            .nodes
-            .iter()
-            .position(|node| node.host == host && node.up)
-        else {
-            return;
-        };
-        let Some(socket) = PORTS.iter().position(|one| *one == port) else {
-            return;
-        };
-        let socket = SocketId(socket as u8);
-        match wire {
-            Wire::Relayed {
-                from: sender,
-                inner,
-                ..
-            } => {
-                let planet = self
-                    .planets
-                    .iter()
-                    .position(|planet| self.net.hosts[planet.host].addresses.contains(&from.ip()));
-                let path = PathId::Relay {
-                    planet: self.planets[planet.unwrap()].id,
-                };
-                self.receive(index, sender, path, *inner);
-            }
-            Wire::Observed(endpoint) => {
-                let planet = self
-                    .planets
-                    .iter()
-                    .position(|planet| self.net.hosts[planet.host].addresses.contains(&from.ip()));
-                let node = &mut self.nodes[index];
-                if node.seen.insert((planet.unwrap(), socket), endpoint) != Some(endpoint) {
-                    let seen: Vec<SocketAddr> = node
-                        .seen
-                        .iter()
-                        .filter(|((_, of), _)| *of == socket)
-                        .map(|(_, seen)| *seen)
-                        .collect();
-                    node.symmetric |= seen
-                        .iter()
-                        .any(|seen| seen.port() != endpoint.port() && seen.ip() == endpoint.ip());
-                    self.publish(index);
-                }
-            }
-            other => {
-                let path = PathId::Direct {
-                    socket,
-                    endpoint: from,
-                };
-                // The fake has no seals: the sender is whoever owns the sending host.
-                let Some(sender) = self.sender(from, index) else {
-                    return;
-                };
-                self.receive(index, sender, path, other);
-            }
-        }
-        self.flush(index);
-    }
-
-    fn sender(&self, from: SocketAddr, index: usize) -> Option<usize> {
-        let here = self.net.hosts[self.nodes[index].host].site;
-        self.nodes.iter().position(|node| {
-            let host = &self.net.hosts[node.host];
-            let outside = self.net.sites[host.site]
-                .nat
-                .as_ref()
-                .map(|nat| nat.outside);
-            outside == Some(from.ip())
-                || (host.addresses.contains(&from.ip()) && (outside.is_none() || host.site == here))
-        })
-    }
-
-    fn planet_datagram(&mut self, planet: usize, port: u16, from: SocketAddr, wire: Wire) {
-        if !self.planets[planet].up || port != PLANET_PORT {
-            return;
-        }
-        let host = self.planets[planet].host;
-        match wire {
-            Wire::Observe { node, main } => {
-                if main {
-                    self.planets[planet].main.insert(node, from);
-                }
-                self.net
-                    .send(host, PLANET_PORT, from, None, Wire::Observed(from));
-            }
-            Wire::Relayed {
-                from: sender,
-                to,
-                inner,
-            } => {
-                self.planets[planet].main.insert(sender, from);
-                if let Some(endpoint) = self.planets[planet].main.get(&to).copied() {
-                    let wire = Wire::Relayed {
-                        from: sender,
-                        to,
-                        inner,
-                    };
-                    self.net.send(host, PLANET_PORT, endpoint, None, wire);
-                }
-            }
-            _ => {}
-        }
-        let _ = port;
-    }
-
-    fn receive(&mut self, index: usize, sender: usize, path: PathId, wire: Wire) {
-        let now = self.now();
-        let Some(peer) = self.nodes[index].peers.get_mut(&sender) else {
-            return;
-        };
-        let current = |session: u64| peer.session == Some(session) || peer.before == Some(session);
-        match wire {
-            Wire::Probe(body) => peer.paths.handle_probe(path, &body, now),
-            Wire::Initiation(session) => {
-                peer.before = peer.session.replace(session);
-                peer.paths.handle_heard(path, now);
-                self.transmit(index, sender, path, None, Wire::Response(session));
-                let peer = self.nodes[index].peers.get_mut(&sender).unwrap();
-                peer.paths.handle_session(true, now);
-            }
-            Wire::Response(session) => {
-                if peer.offered == Some(session) {
-                    peer.before = peer.session.replace(session);
-                    peer.paths.handle_heard(path, now);
-                    peer.paths.handle_session(true, now);
-                }
-            }
-            Wire::Echo {
-                session,
-                id,
-                reply,
-                length,
-            } if current(session) => {
-                if reply {
-                    peer.proven.push(path);
-                    peer.paths.handle_echo_reply(path, id, now);
-                } else {
-                    peer.paths.handle_echo_request(path, id, length, now);
-                }
-            }
-            Wire::Data { session } if current(session) => {
-                *peer.received.entry(path).or_default() += 1;
-                peer.delivered += 1;
-                peer.last_delivery = Some(now.moment);
-            }
-            _ => {}
-        }
     }
 }

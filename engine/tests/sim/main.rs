@@ -5,6 +5,11 @@
     reason = "one crate of tests; every module is private"
 )]
 #![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "in a simulation every surprise is a failure, wherever it is; figures are for reading"
+)]
+#![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
     reason = "tests may ask for seeds and the time"
@@ -12,8 +17,11 @@
 
 mod authority;
 mod fake;
+mod faults;
 mod grid;
+mod lies;
 mod life;
+mod lives;
 mod nat;
 mod net;
 mod random;

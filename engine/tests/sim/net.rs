@@ -149,8 +149,7 @@ impl<P, W> Net<P, W> {
     /// Sends a datagram of a host; false if the host has no way there.
     pub fn send(
         &mut self,
-        host: HostId,
-        port: u16,
+        (host, port): (HostId, u16),
         to: SocketAddr,
         ttl: Option<u8>,
         payload: P,

@@ -1,11 +1,12 @@
 //! What must hold after every step, whatever happens.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::id::NodeId;
+use podmesh_proto::local_api::PeerState;
 use podmesh_proto::planet_api::NodeMessage;
 use podmesh_proto::time::Moment;
 
@@ -13,6 +14,11 @@ use crate::net::HostId;
 
 /// Wake-ups of one node within one second that are more than work.
 const MAX_WAKES: u32 = 1_000;
+
+/// What a node may send to one address on behalf of one member, while nothing comes back.
+const PROBES: usize = 17;
+const WINDOW: Duration = Duration::from_secs(30);
+const HEARD: Duration = Duration::from_secs(60);
 
 /// Everything that was seen so far, and the rules that it is held against.
 #[derive(Default)]
@@ -35,6 +41,13 @@ pub struct Watch {
     /// When the last direct datagram of a host came to a node.
     pub between: BTreeMap<(HostId, usize), Moment>,
     hosts: BTreeMap<HostId, NodeId>,
+    impostors: BTreeMap<NodeId, usize>,
+    pub revoked: BTreeSet<usize>,
+    /// Probes of each node to each address within the window, while nothing came from there.
+    spent: BTreeMap<(usize, IpAddr), Vec<Moment>>,
+    knocks: BTreeMap<(usize, IpAddr), Vec<Moment>>,
+    last_from: BTreeMap<(usize, IpAddr), Moment>,
+    publishers: BTreeMap<IpAddr, BTreeSet<NodeId>>,
     wakes: BTreeMap<usize, (Moment, u32)>,
     pub probes: u64,
     pub handshakes: u64,
@@ -47,6 +60,7 @@ impl Watch {
 
     pub fn restarted(&mut self, node: usize) {
         self.wakes.remove(&node);
+        self.spent.retain(|(of, _), _| *of != node);
     }
 
     /// A node said something to a planet.
@@ -55,13 +69,14 @@ impl Watch {
             && let Ok(record) = record.unverified()
         {
             let endpoints = record.candidates.iter().map(|candidate| candidate.endpoint);
-            self.offers(&endpoints.collect::<Vec<_>>());
+            self.offers(record.node, &endpoints.collect::<Vec<_>>());
         }
     }
 
     /// A node's own view of its candidates: peers may have them by way of a tunnel.
-    pub fn offers(&mut self, endpoints: &[SocketAddr]) {
+    pub fn offers(&mut self, node: NodeId, endpoints: &[SocketAddr]) {
         for one in endpoints {
+            self.publishers.entry(one.ip()).or_default().insert(node);
             // An outside address with an inside port is a fair guess.
             let guesses = endpoints
                 .iter()
@@ -70,14 +85,55 @@ impl Watch {
         }
     }
 
+    /// Somebody claims what `victim` holds.
+    pub fn impostor(&mut self, id: NodeId, victim: usize) {
+        self.impostors.insert(id, victim);
+    }
+
+    /// Whether a node may know somebody who isn't one of the nodes, in this state: kept apart, as long
+    /// as the victim is a member.
+    pub fn may_know(&self, id: &NodeId, state: PeerState) -> bool {
+        self.impostors
+            .get(id)
+            .is_some_and(|victim| state == PeerState::Quarantined || self.revoked.contains(victim))
+    }
+
+    /// Something that a node can't tell from a peer's own came from an address: it may answer.
+    pub fn knocked(&mut self, node: usize, ip: IpAddr, now: Moment) {
+        self.knocks.entry((node, ip)).or_default().push(now);
+    }
+
+    /// A node probes an address from which nothing has come lately: not without end.
+    fn spend(&mut self, node: usize, ip: IpAddr, now: Moment) {
+        let last = self.last_from.get(&(node, ip));
+        if last.is_some_and(|last| now.since(*last) < HEARD) {
+            return;
+        }
+        let spent = self.spent.entry((node, ip)).or_default();
+        spent.retain(|at| now.since(*at) < WINDOW);
+        spent.push(now);
+        let knocks = self.knocks.get(&(node, ip)).map_or(0, |knocks| {
+            knocks.iter().filter(|at| now.since(**at) < WINDOW).count()
+        });
+        let members = self.publishers.get(&ip).map_or(1, BTreeSet::len);
+        assert!(
+            spent.len() <= PROBES * members + knocks,
+            "node {node} sent {} probes to {ip}, where nothing answers",
+            spent.len()
+        );
+    }
+
     /// Whether somebody has published this endpoint, or the node has received from it.
     pub fn is_candidate(&self, node: usize, endpoint: SocketAddr) -> bool {
         self.published.contains(&endpoint) || self.heard.contains(&(node, endpoint))
     }
 
-    pub fn transmitted(&mut self, node: usize, to: SocketAddr, bytes: &[u8]) {
+    pub fn transmitted(&mut self, node: usize, to: SocketAddr, bytes: &[u8], now: Moment) {
         match DatagramKind::of(bytes) {
-            DatagramKind::Probe => self.probes += 1,
+            DatagramKind::Probe => {
+                self.probes += 1;
+                self.spend(node, to.ip(), now);
+            }
             DatagramKind::WireGuardHandshake => self.handshakes += 1,
             DatagramKind::WireGuardData | DatagramKind::Relay => {}
             kind => panic!("node {node} sends {kind:?} to {to}"),
@@ -86,6 +142,7 @@ impl Watch {
 
     pub fn arrived(&mut self, node: usize, from: SocketAddr, sender: HostId, now: Moment) {
         self.heard.insert((node, from));
+        self.last_from.insert((node, from.ip()), now);
         self.arrivals.insert((node, from), (now, sender));
         if self.hosts.contains_key(&sender) {
             self.between.insert((sender, node), now);
@@ -116,6 +173,19 @@ impl Watch {
         packet.extend(source.octets());
         packet.extend(destination.octets());
         packet.extend(self.next_packet.to_be_bytes());
+        packet
+    }
+
+    /// A packet whose source is not the sender's; nobody may get it.
+    pub fn forged(
+        &mut self,
+        (_, source): (usize, Ipv4Addr),
+        (_, destination): (usize, Ipv4Addr),
+    ) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
+        packet.extend(source.octets());
+        packet.extend(destination.octets());
+        packet.extend(u64::MAX.to_be_bytes());
         packet
     }
 

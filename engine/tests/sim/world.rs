@@ -7,15 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use podmesh_engine::engine::Engine;
 use podmesh_engine::output::{Output, PlanetEvent, Received, Transmit};
 use podmesh_engine::path_id::SocketId;
 use podmesh_engine::stored::StoredState;
 use podmesh_engine::tunnel;
-use podmesh_planet::rules::books::Books;
-use podmesh_planet::rules::records::{Change, Origin, Record};
+use podmesh_planet::rules::records::Record;
 use podmesh_planet::rules::relaying::{RelayQuota, Relaying};
-use podmesh_planet::rules::{Action, ConnectionId, Input, Planet};
+use podmesh_planet::rules::{Input, Planet};
 use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
@@ -27,10 +28,13 @@ use crate::net::{HostId, Net, Occurrence, SiteId};
 use crate::random::Random;
 use crate::watch::Watch;
 
-/// How long a control connection takes to notice that the other end is gone.
-const CONTROL_IDLE: Duration = Duration::from_secs(15);
-/// The same when the other end answers that it knows of no connection.
-const CONTROL_RESET: Duration = Duration::from_secs(2);
+mod control;
+mod planets;
+mod pods;
+mod thief;
+
+use control::{CONTROL_IDLE, Control};
+use thief::Thief;
 
 #[derive(Debug)]
 pub enum Work {
@@ -78,6 +82,11 @@ pub enum Work {
         site: SiteId,
         other: SiteId,
     },
+    /// The thief sends again what he has heard.
+    Replay {
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    },
     Fault,
     Look,
 }
@@ -91,6 +100,7 @@ pub struct NodeHost {
     pub life: u32,
     pub stored: Option<Box<StoredState>>,
     pub pods: Option<Ipv4Addr>,
+    pub cidr: Option<IpNet>,
     wake: Option<Moment>,
     wanted: BTreeSet<usize>,
 }
@@ -105,17 +115,6 @@ pub struct PlanetHost {
     wake: Option<Moment>,
 }
 
-struct Control {
-    node: usize,
-    node_life: u32,
-    planet: usize,
-    planet_life: u32,
-    up: bool,
-    broken: bool,
-    /// Nothing overtakes: when the last message each way arrives.
-    last: (Moment, Moment),
-}
-
 pub struct World {
     pub net: Net<Vec<u8>, Work>,
     pub authority: Authority,
@@ -125,6 +124,7 @@ pub struct World {
     controls: BTreeMap<u64, Control>,
     next_connection: u64,
     clock: Moment,
+    thief: Thief,
 }
 
 impl World {
@@ -160,6 +160,7 @@ impl World {
             controls: BTreeMap::new(),
             next_connection: 0,
             clock,
+            thief: Thief::default(),
         }
     }
 
@@ -195,6 +196,7 @@ impl World {
             life: 0,
             stored: None,
             pods: None,
+            cidr: None,
             wake: None,
             wanted: BTreeSet::new(),
         };
@@ -211,39 +213,6 @@ impl World {
                 let delay = delay(a, b, &mut self.net.random);
                 self.net.link(a, b, delay);
             }
-        }
-    }
-
-    pub fn start_planet(&mut self, index: usize) {
-        let now = self.now();
-        let seed = self.net.random.bytes();
-        let planet = &mut self.planets[index];
-        let books = if planet.records.is_empty() {
-            Books::new(self.authority.statement.clone(), Origin::Fresh).unwrap()
-        } else {
-            let mut records: Vec<Record> = planet.records.values().cloned().collect();
-            records.push(Record::Origin(Origin::Fresh));
-            records.push(Record::Network(Box::new(self.authority.statement.clone())));
-            Books::from_records(records).unwrap()
-        };
-        let key = podmesh_proto::key::SigningKey::from_seed(*self.authority.planets[index].seed());
-        planet.rules = Some(Planet::new(key, books, seed, now));
-        planet.relaying = Relaying::new(RelayQuota::default());
-        planet.life += 1;
-        planet.wake = None;
-        self.net.hosts[planet.host].up = true;
-        self.pump_planet(index);
-        let broken: Vec<u64> = self.of(|control| control.planet == index);
-        for connection in broken {
-            self.break_after(connection, CONTROL_RESET);
-        }
-    }
-
-    pub fn stop_planet(&mut self, index: usize) {
-        self.planets[index].rules = None;
-        self.net.hosts[self.planets[index].host].up = false;
-        for connection in self.of(|control| control.planet == index) {
-            self.break_after(connection, CONTROL_IDLE);
         }
     }
 
@@ -296,19 +265,6 @@ impl World {
         }
     }
 
-    pub fn talk(&mut self, from: usize, to: usize, every: Duration, until: Moment) {
-        let at = self.net.now + every;
-        self.net.schedule(
-            at,
-            Work::Talk {
-                from,
-                to,
-                every,
-                until,
-            },
-        );
-    }
-
     /// Takes down where every node says that it can be reached.
     pub fn note_candidates(&mut self) {
         for index in 0..self.nodes.len() {
@@ -321,7 +277,7 @@ impl World {
         if let Some(engine) = &self.nodes[index].engine {
             let candidates = engine.status(now).candidates;
             let endpoints: Vec<SocketAddr> = candidates.iter().map(|one| one.endpoint).collect();
-            self.watch.offers(&endpoints);
+            self.watch.offers(engine.node_id(), &endpoints);
         }
     }
 
@@ -362,22 +318,24 @@ impl World {
         self.clock = self.net.now;
     }
 
+    fn wake(&mut self, index: usize, life: u32) {
+        let now = self.now();
+        let node = &mut self.nodes[index];
+        if node.wake != Some(now.moment) || node.life != life {
+            return;
+        }
+        if let Some(engine) = &mut node.engine {
+            node.wake = None;
+            self.watch.woken(index, now.moment);
+            engine.handle_timeout(now);
+            self.drain(index);
+        }
+    }
+
     fn work(&mut self, work: Work) -> Option<Work> {
         let now = self.now();
         match work {
-            Work::NodeTimer { node, life } => {
-                let due = self.nodes[node].wake == Some(now.moment);
-                if due && self.nodes[node].life == life && self.nodes[node].engine.is_some() {
-                    self.nodes[node].wake = None;
-                    self.watch.woken(node, now.moment);
-                    self.nodes[node]
-                        .engine
-                        .as_mut()
-                        .unwrap()
-                        .handle_timeout(now);
-                    self.drain(node);
-                }
-            }
+            Work::NodeTimer { node, life } => self.wake(node, life),
             Work::PlanetTimer { planet, life } => {
                 let host = &mut self.planets[planet];
                 if host.wake == Some(now.moment) && host.life == life && host.rules.is_some() {
@@ -395,27 +353,11 @@ impl World {
             Work::ToPlanet {
                 connection,
                 message,
-            } => {
-                if let Some(planet) = self.planet_end(connection) {
-                    let connection = ConnectionId(connection);
-                    self.tell_planet(
-                        planet,
-                        Input::Message {
-                            connection,
-                            message,
-                        },
-                    );
-                }
-            }
+            } => self.planet_hears(connection, message),
             Work::ToNode {
                 connection,
                 message,
-            } => {
-                if let Some(node) = self.node_end(connection) {
-                    let planet = self.planets[self.controls[&connection].planet].id;
-                    self.tell_node(node, planet, PlanetEvent::Message(message));
-                }
-            }
+            } => self.node_hears(connection, message),
             Work::Broken { connection } => self.broken(connection),
             Work::Talk {
                 from,
@@ -424,15 +366,7 @@ impl World {
                 until,
             } => {
                 if now.moment < until {
-                    self.net.schedule(
-                        now.moment + every,
-                        Work::Talk {
-                            from,
-                            to,
-                            every,
-                            until,
-                        },
-                    );
+                    self.talk(from, to, every, until);
                 }
                 self.say(from, to);
             }
@@ -453,294 +387,10 @@ impl World {
                     }
                 }
             }
+            Work::Replay { to, bytes } => self.replay(to, bytes),
             work @ (Work::Fault | Work::Look) => return Some(work),
         }
         None
-    }
-
-    fn dial(&mut self, (node, life): (usize, u32), planet: usize, tries: u32) {
-        let host = &self.nodes[node];
-        let gone = host.life != life || host.engine.is_none() || !host.wanted.contains(&planet);
-        if gone
-            || !self
-                .of(|one| {
-                    one.node == node && one.node_life == life && one.planet == planet && !one.broken
-                })
-                .is_empty()
-        {
-            return;
-        }
-        let (there, back) = self.ways(node, planet);
-        if self.planets[planet].rules.is_none() || there.is_none() || back.is_none() {
-            let wait = Duration::from_millis(500 << tries.min(5));
-            let work = Work::Dial {
-                node,
-                life,
-                planet,
-                tries: tries + 1,
-            };
-            self.net.schedule(self.net.now + wait, work);
-            return;
-        }
-        self.next_connection += 1;
-        let connection = self.next_connection;
-        let round = there.unwrap_or_default() + back.unwrap_or_default();
-        let at = self.net.now + round * 2;
-        let control = Control {
-            node,
-            node_life: life,
-            planet,
-            planet_life: self.planets[planet].life,
-            up: false,
-            broken: false,
-            last: (at, at),
-        };
-        self.controls.insert(connection, control);
-        self.net.schedule(at, Work::Connected { connection });
-    }
-
-    fn connected(&mut self, connection: u64) {
-        let Some(control) = self.controls.get_mut(&connection) else {
-            return;
-        };
-        control.up = true;
-        let (node, planet) = (control.node, control.planet);
-        let (Some(_), Some(_)) = (self.planet_end(connection), self.node_end(connection)) else {
-            return self.broken(connection);
-        };
-        let (there, back) = self.ways(node, planet);
-        let rtt = there.unwrap_or_default() + back.unwrap_or_default();
-        let exported = connection.to_be_bytes().to_vec();
-        let site = self.net.hosts[self.nodes[node].host].site;
-        let own = self.net.hosts[self.nodes[node].host].addresses[0];
-        let outside = self.net.sites[site]
-            .nat
-            .as_ref()
-            .map_or(own, |nat| nat.outside);
-        let input = Input::Connected {
-            connection: ConnectionId(connection),
-            remote: SocketAddr::new(outside, 60_000),
-            rtt,
-            exported: exported.clone(),
-        };
-        self.tell_planet(planet, input);
-        let id = self.planets[planet].id;
-        let remote = self.planet_endpoint(planet);
-        self.tell_node(node, id, PlanetEvent::Connected { remote, rtt });
-        let hello = self.nodes[node]
-            .engine
-            .as_ref()
-            .and_then(|engine| engine.hello(id, &exported));
-        match hello {
-            Some(hello) => self.send_to_planet(connection, Box::new(hello)),
-            None => self.broken(connection),
-        }
-    }
-
-    /// Control connections measure their round trips anew.
-    pub fn measure(&mut self) {
-        for connection in self.of(|control| control.up && !control.broken) {
-            let control = &self.controls[&connection];
-            let (node, planet) = (control.node, control.planet);
-            let (there, back) = self.ways(node, planet);
-            let (Some(there), Some(back)) = (there, back) else {
-                continue;
-            };
-            let rtt = there + back;
-            let id = self.planets[planet].id;
-            let connection = ConnectionId(connection);
-            self.tell_planet(planet, Input::Rtt { connection, rtt });
-            self.tell_node(node, id, PlanetEvent::Rtt(rtt));
-        }
-    }
-
-    fn broken(&mut self, connection: u64) {
-        let planet_end = self.planet_end(connection);
-        let node_end = self.node_end(connection);
-        let Some(control) = self.controls.remove(&connection) else {
-            return;
-        };
-        if let Some(planet) = planet_end {
-            self.tell_planet(
-                planet,
-                Input::Disconnected {
-                    connection: ConnectionId(connection),
-                },
-            );
-        }
-        if let Some(node) = node_end {
-            let id = self.planets[control.planet].id;
-            let reason = "timed out".to_owned();
-            self.tell_node(node, id, PlanetEvent::Disconnected { reason });
-            let work = Work::Dial {
-                node,
-                life: control.node_life,
-                planet: control.planet,
-                tries: 0,
-            };
-            self.net
-                .schedule(self.net.now + Duration::from_millis(200), work);
-        }
-    }
-
-    fn break_after(&mut self, connection: u64, after: Duration) {
-        if let Some(control) = self.controls.get_mut(&connection)
-            && !control.broken
-        {
-            control.broken = true;
-            self.net
-                .schedule(self.net.now + after, Work::Broken { connection });
-        }
-    }
-
-    /// The planet that still holds its end of a connection.
-    fn planet_end(&self, connection: u64) -> Option<usize> {
-        let control = self.controls.get(&connection)?;
-        let planet = &self.planets[control.planet];
-        (control.up && planet.rules.is_some() && planet.life == control.planet_life)
-            .then_some(control.planet)
-    }
-
-    fn node_end(&self, connection: u64) -> Option<usize> {
-        let control = self.controls.get(&connection)?;
-        let node = &self.nodes[control.node];
-        (control.up && node.engine.is_some() && node.life == control.node_life)
-            .then_some(control.node)
-    }
-
-    fn of(&self, which: impl Fn(&Control) -> bool) -> Vec<u64> {
-        self.controls
-            .iter()
-            .filter(|(_, control)| which(control))
-            .map(|(id, _)| *id)
-            .collect()
-    }
-
-    /// Delays to a planet and back; none where the way is cut.
-    fn ways(&self, node: usize, planet: usize) -> (Option<Duration>, Option<Duration>) {
-        let (a, b) = (self.nodes[node].host, self.planets[planet].host);
-        let (a, b) = (self.net.hosts[a].site, self.net.hosts[b].site);
-        let way = |from, to| {
-            let link = &self.net.links[&(from, to)];
-            (!link.cut).then_some(link.delay)
-        };
-        (way(a, b), way(b, a))
-    }
-
-    fn send_to_planet(&mut self, connection: u64, message: Box<NodeMessage>) {
-        self.watch.said(&message);
-        let Some(control) = self.controls.get(&connection) else {
-            return;
-        };
-        let (way, _) = self.ways(control.node, control.planet);
-        let Some(delay) = way else {
-            return self.break_after(connection, CONTROL_IDLE);
-        };
-        let now = self.net.now;
-        let Some(control) = self
-            .controls
-            .get_mut(&connection)
-            .filter(|control| !control.broken)
-        else {
-            return;
-        };
-        control.last.0 = control.last.0.max(now + delay);
-        let at = control.last.0;
-        self.net.schedule(
-            at,
-            Work::ToPlanet {
-                connection,
-                message,
-            },
-        );
-    }
-
-    fn send_to_node(&mut self, connection: u64, message: Box<PlanetMessage>) {
-        let Some(control) = self.controls.get(&connection) else {
-            return;
-        };
-        let (_, way) = self.ways(control.node, control.planet);
-        let Some(delay) = way else {
-            return self.break_after(connection, CONTROL_IDLE);
-        };
-        let now = self.net.now;
-        let Some(control) = self
-            .controls
-            .get_mut(&connection)
-            .filter(|control| !control.broken)
-        else {
-            return;
-        };
-        control.last.1 = control.last.1.max(now + delay);
-        let at = control.last.1;
-        self.net.schedule(
-            at,
-            Work::ToNode {
-                connection,
-                message,
-            },
-        );
-    }
-
-    pub fn tell_planet(&mut self, index: usize, input: Input) {
-        let now = self.now();
-        if let Some(rules) = &mut self.planets[index].rules {
-            rules.handle(input, now);
-        }
-        self.pump_planet(index);
-    }
-
-    fn pump_planet(&mut self, index: usize) {
-        let now = self.now();
-        loop {
-            let planet = &mut self.planets[index];
-            let Some(rules) = &mut planet.rules else {
-                return;
-            };
-            let Some(action) = rules.poll_action() else {
-                break;
-            };
-            match action {
-                Action::Commit(changes) => {
-                    for change in changes {
-                        match change {
-                            Change::Put(record) => {
-                                let key = format!("{:?}", record.key().unwrap());
-                                planet.records.insert(key, record);
-                            }
-                            Change::Remove(key) => {
-                                planet.records.remove(&format!("{key:?}"));
-                            }
-                        }
-                    }
-                    rules.committed(Ok(()), now);
-                }
-                Action::Send {
-                    connection,
-                    message,
-                } => self.send_to_node(connection.0, message),
-                Action::Close { connection, .. } => self.break_after(connection.0, CONTROL_RESET),
-                Action::OpenRelay { grant, node } => planet.relaying.open(&grant, node, now.moment),
-                Action::CloseRelay { session } => planet.relaying.close(session),
-                Action::Answer { .. } | Action::Happened(_) => {}
-            }
-        }
-        let planet = &mut self.planets[index];
-        let Some(rules) = &planet.rules else { return };
-        let next = rules
-            .poll_timeout()
-            .max(now.moment + Duration::from_millis(1));
-        if planet.wake.is_none_or(|wake| next < wake) {
-            planet.wake = Some(next);
-            let life = planet.life;
-            self.net.schedule(
-                next,
-                Work::PlanetTimer {
-                    planet: index,
-                    life,
-                },
-            );
-        }
     }
 
     pub fn tell_node(&mut self, index: usize, planet: PlanetId, event: PlanetEvent) {
@@ -749,11 +399,6 @@ impl World {
             engine.handle_planet(planet, event, now);
             self.drain(index);
         }
-    }
-
-    fn planet_endpoint(&self, planet: usize) -> SocketAddr {
-        let host = self.planets[planet].host;
-        SocketAddr::new(self.net.hosts[host].addresses[0], PLANET_PORT)
     }
 
     /// Does what an engine asked for, and plans when to wake it.
@@ -795,29 +440,7 @@ impl World {
                     self.send_to_planet(connection, message);
                 }
             }
-            Output::Planets(entries) => {
-                let wanted: BTreeSet<usize> = self
-                    .planets
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, planet)| entries.iter().any(|entry| entry.id == planet.id))
-                    .map(|(n, _)| n)
-                    .collect();
-                let node = &mut self.nodes[index];
-                let life = node.life;
-                node.wanted.clone_from(&wanted);
-                for planet in wanted {
-                    self.net.schedule(
-                        self.net.now,
-                        Work::Dial {
-                            node: index,
-                            life,
-                            planet,
-                            tries: 0,
-                        },
-                    );
-                }
-            }
+            Output::Planets(entries) => self.want(index, &entries),
             Output::Reconnect(planet) => {
                 let target = self.planets.iter().position(|one| one.id == planet);
                 for connection in self.of(|one| one.node == index && Some(one.planet) == target) {
@@ -827,10 +450,15 @@ impl World {
             Output::Persist(stored) => self.nodes[index].stored = Some(stored),
             Output::HostPlan(plan) => {
                 let pods = plan.pod_cidrs.iter().find_map(|cidr| match cidr {
-                    ipnet::IpNet::V4(cidr) => cidr.hosts().next(),
-                    ipnet::IpNet::V6(_) => None,
+                    IpNet::V4(cidr) => cidr.hosts().next(),
+                    IpNet::V6(_) => None,
                 });
                 self.nodes[index].pods = pods;
+                self.nodes[index].cidr = plan
+                    .pod_cidrs
+                    .iter()
+                    .find(|cidr| matches!(cidr, IpNet::V4(_)))
+                    .copied();
             }
             Output::PodPacket(packet) => self.watch.delivered(index, &packet, self.net.now),
             Output::JoinDone(result) => result.unwrap(),
@@ -845,15 +473,16 @@ impl World {
             ttl,
             bytes,
         } = transmit;
-        self.watch.transmitted(index, to, &bytes);
+        self.watch.transmitted(index, to, &bytes, self.net.now);
+        let to_thief = self.overhear(index, to, &bytes);
         let probe = DatagramKind::of(&bytes) == DatagramKind::Probe;
         assert!(
-            !probe || self.watch.is_candidate(index, to) || self.is_recorded(index, to),
+            !probe || to_thief || self.watch.is_candidate(index, to) || self.is_recorded(index, to),
             "node {index} probes {to}, which is nobody's candidate"
         );
         let node = &self.nodes[index];
         let port = node.keys.ports[usize::from(socket.0)];
-        if !self.net.send(node.host, port, to, ttl, bytes) {
+        if !self.net.send((node.host, port), to, ttl, bytes) {
             let now = self.now();
             if let Some(engine) = &mut self.nodes[index].engine {
                 engine.handle_unreachable(socket, to, now);
@@ -902,7 +531,10 @@ impl World {
         else {
             return;
         };
-        self.watch.arrived(index, from, sender, self.net.now);
+        let handled = self.begin((index, sender), &bytes);
+        if !handled.is_his {
+            self.watch.arrived(index, from, sender, self.net.now);
+        }
         let now = self.now();
         if let Some(engine) = &mut self.nodes[index].engine {
             let received = Received {
@@ -914,32 +546,6 @@ impl World {
             engine.handle_datagram(received, now);
             self.drain(index);
         }
-    }
-
-    fn planet_datagram(&mut self, planet: usize, from: SocketAddr, bytes: &[u8]) {
-        let (now, mut out) = (self.net.now, Vec::new());
-        let host = &mut self.planets[planet];
-        if host.rules.is_none() {
-            return;
-        }
-        if let Some(place) = host.relaying.handle(bytes, from, now, &mut out) {
-            let host = host.host;
-            self.net.send(host, PLANET_PORT, place.endpoint, None, out);
-        }
-    }
-
-    /// One packet from a pod of one node to a pod of another.
-    fn say(&mut self, from: usize, to: usize) {
-        let (Some(source), Some(destination)) = (self.nodes[from].pods, self.nodes[to].pods) else {
-            return;
-        };
-        let now = self.now();
-        let packet = self
-            .watch
-            .packet((from, source), (to, destination), now.moment);
-        if let Some(engine) = &mut self.nodes[from].engine {
-            engine.handle_pod_packet(&packet, now);
-            self.drain(from);
-        }
+        self.end(&handled);
     }
 }

@@ -1,0 +1,151 @@
+//! Many random lives, and the same with rules that are broken on purpose.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use podmesh_engine::mutation::{self, Mutant};
+
+use crate::faults::Fault;
+use crate::life::{Life, Report};
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
+/// Lives of all these seeds, on two threads, with a rule broken or not; what failed, with its seed.
+/// Ends at the first failure if a rule is broken.
+fn lives(seeds: Range<u64>, mutant: Option<Mutant>) -> (Vec<Report>, Vec<String>) {
+    let next = AtomicU64::new(seeds.start);
+    let (reports, failures) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                mutation::set(mutant);
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let enough = mutant.is_some() && !failures.lock().unwrap().is_empty();
+                    if seed >= seeds.end || enough {
+                        return;
+                    }
+                    match catch_unwind(AssertUnwindSafe(|| Life::new(seed).run())) {
+                        Ok(report) => reports.lock().unwrap().push(report),
+                        Err(panic) => {
+                            let text = panic.downcast_ref::<String>().cloned();
+                            let literal = panic.downcast_ref::<&str>().map(ToString::to_string);
+                            let text = text.or(literal).unwrap_or_default();
+                            failures
+                                .lock()
+                                .unwrap()
+                                .push(format!("seed {seed}: {text}"));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    (
+        reports.into_inner().unwrap(),
+        failures.into_inner().unwrap(),
+    )
+}
+
+/// Panics of lives are told once, with their seed.
+fn hush() {
+    std::panic::set_hook(Box::new(|_| {}));
+}
+
+#[test]
+fn random_life_ends_well() {
+    let (first, count) = (number("SIM_FIRST", 0), number("SIM_SEEDS", 300));
+    let started = Instant::now();
+    let (reports, failures) = lives(first..first + count, None);
+    let mut faults: BTreeMap<Fault, u64> = BTreeMap::new();
+    for report in &reports {
+        for (fault, times) in &report.faults {
+            *faults.entry(*fault).or_default() += times;
+        }
+    }
+    let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
+    let mut settled: Vec<Duration> = reports.iter().map(|report| report.settled).collect();
+    settled.sort();
+    println!(
+        "figure {} lives in {:.1?}: {} virtual hours",
+        reports.len(),
+        started.elapsed(),
+        sum(|report| report.virtual_time.as_secs()) / 3_600
+    );
+    println!(
+        "figure faults {faults:?}, {} per life",
+        faults.values().sum::<u64>() / count
+    );
+    println!(
+        "figure {} nodes, {} rekeys (at least {} per life), {} probes, {} handshakes, {} switches",
+        sum(|report| report.nodes),
+        sum(|report| report.rekeys),
+        reports
+            .iter()
+            .map(|report| report.rekeys)
+            .min()
+            .unwrap_or_default(),
+        sum(|report| report.probes),
+        sum(|report| report.handshakes),
+        sum(|report| report.switches)
+    );
+    println!(
+        "figure pod packets sent {}, arrived {}",
+        sum(|report| report.packets.0),
+        sum(|report| report.packets.1)
+    );
+    println!(
+        "figure well after: median {:?}, 99 % {:?}, last {:?}",
+        settled.get(settled.len() / 2),
+        settled.get(settled.len() * 99 / 100),
+        settled.last()
+    );
+    assert!(
+        failures.is_empty(),
+        "{} of {count} failed:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
+
+#[test]
+fn the_same_seed_gives_the_same_life() {
+    for seed in [3, 4] {
+        let once = Life::new(seed).run().digest;
+        assert_eq!(Life::new(seed).run().digest, once, "seed {seed}");
+    }
+}
+
+#[test]
+fn every_broken_rule_is_noticed() {
+    let most = number("SIM_MUTANT_SEEDS", 200);
+    hush();
+    let mut unnoticed = Vec::new();
+    for mutant in mutation::ALL {
+        let (reports, failures) = lives(0..most, Some(mutant));
+        match failures.first() {
+            Some(failure) => {
+                let failure: String = failure.chars().take(150).collect();
+                println!(
+                    "figure {mutant:?} noticed after {} lives: {failure}",
+                    reports.len()
+                );
+            }
+            None => unnoticed.push(mutant),
+        }
+    }
+    let _ = std::panic::take_hook();
+    assert!(
+        unnoticed.is_empty(),
+        "not noticed in {most} lives: {unnoticed:?}"
+    );
+}
