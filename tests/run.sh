@@ -26,4 +26,5 @@ part "engine and simulator" \
 part "house rules" "$CARGO" test -q --locked --profile checked -p podmesh-tests --test house
 part "lab and scenarios" \
   "$CARGO" test --locked --profile checked -p podmesh-tests --lib --test scenarios -- --test-threads=1
+part "the story of the demo" target/release/lab demo
 echo "== all of it: ok in $((SECONDS - started)) s"

@@ -371,14 +371,24 @@ impl Node {
     }
 }
 
-/// The path of a release binary: in `PODMESH_BIN_DIR`, or where cargo puts it.
+/// The path of a release binary: in `PODMESH_BIN_DIR`, beside the lab's own program, or where cargo
+/// puts it.
 ///
 /// # Errors
 ///
 /// If it is not there.
 pub fn program(name: &str) -> Result<PathBuf> {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release");
-    let folder = std::env::var_os("PODMESH_BIN_DIR").map_or(built, PathBuf::from);
+    let beside = std::env::current_exe().ok();
+    let beside = beside.as_deref().and_then(Path::parent).map(Path::to_owned);
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release");
+    let folder = std::env::var_os("PODMESH_BIN_DIR").map_or_else(
+        || {
+            beside
+                .filter(|folder| folder.join(name).exists())
+                .unwrap_or_else(built)
+        },
+        PathBuf::from,
+    );
     let folder = folder.canonicalize().unwrap_or(folder);
     let path = folder.join(name);
     let path = path.canonicalize().with_context(|| {
