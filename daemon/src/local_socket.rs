@@ -9,7 +9,9 @@ mod places;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown,
+};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -84,8 +86,8 @@ impl LocalSocket {
         fs::set_permissions(&hidden, fs::Permissions::from_mode(0o660))?;
         if let Some(group) = callers.group() {
             // Without the right to do so (an unprivileged meshd whose group it is not) root is left.
-            let _ = chown(&hidden, None, Some(group));
-            let _ = chown(runtime, None, Some(group));
+            let _ = give_to_group(&hidden, group);
+            let _ = give_to_group(runtime, group);
         }
         fs::rename(&hidden, path)?;
         Ok(Self {
@@ -122,6 +124,14 @@ impl LocalSocket {
             }
         }
     }
+}
+
+/// Leaves alone what has the group already, as under the shipped unit, which forbids chown(2).
+fn give_to_group(path: &Path, group: u32) -> io::Result<()> {
+    if fs::metadata(path)?.gid() == group {
+        return Ok(());
+    }
+    chown(path, None, Some(group))
 }
 
 impl Drop for LocalSocket {

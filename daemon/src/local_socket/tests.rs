@@ -51,6 +51,20 @@ const REQUESTS: [&str; 10] = [
     r#"{"request":"Statement","statement":"x"}"#,
 ];
 
+#[test]
+fn what_has_the_right_group_is_not_touched() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("run");
+    fs::create_dir(&folder).unwrap();
+    let before = fs::metadata(&folder).unwrap();
+    // Any chown(2) would set a new time of change; the kernel's clock for it has coarse ticks.
+    std::thread::sleep(Duration::from_millis(30));
+    give_to_group(&folder, before.gid()).unwrap();
+    let after = fs::metadata(&folder).unwrap();
+    let changed = |metadata: &fs::Metadata| (metadata.ctime(), metadata.ctime_nsec());
+    assert_eq!(changed(&before), changed(&after));
+}
+
 #[tokio::test]
 async fn silent_clients_keep_nobody_out() {
     let scratch = Scratch::new();
