@@ -38,7 +38,8 @@ impl Node {
         if self.engine.status(clock::now()).state != NodeState::NotJoined {
             return;
         }
-        let Some(file) = token_file(self.config.join_token_file.as_deref()) else {
+        let configured = self.config.join_token_file.as_deref();
+        let Some(file) = token_file(configured, service::credential(CREDENTIAL)) else {
             return;
         };
         let outcome = read_token(&file).and_then(|text| self.begin_join(&text, None, None));
@@ -187,8 +188,12 @@ fn refused(error: &JoinError) -> Failure {
 }
 
 /// The configured file, or else the service manager's credential.
-fn token_file(configured: Option<&Path>) -> Option<PathBuf> {
-    let credential = service::credential(CREDENTIAL);
+///
+/// A blank credential is none: the shipped unit sets one for nodes without a token file, because
+/// systemd 252 starts no service whose credential it can't find.
+fn token_file(configured: Option<&Path>, credential: Option<PathBuf>) -> Option<PathBuf> {
+    let blank = |file: &Path| read_token(file).is_ok_and(|text| text.trim().is_empty());
+    let credential = credential.filter(|file| !blank(file));
     [configured.map(Path::to_owned), credential]
         .into_iter()
         .flatten()
@@ -226,6 +231,17 @@ mod tests {
 
     use super::*;
     use crate::scratch::Scratch;
+
+    #[test]
+    fn a_blank_credential_is_no_token() {
+        let scratch = Scratch::new();
+        let credential = scratch.path("join-token");
+        for (text, wanted) in [("\n", None), ("podmesh1-x\n", Some(credential.clone()))] {
+            fs::write(&credential, text).unwrap();
+            fs::set_permissions(&credential, fs::Permissions::from_mode(0o400)).unwrap();
+            assert_eq!(token_file(None, Some(credential.clone())), wanted);
+        }
+    }
 
     #[test]
     fn a_token_that_everybody_can_read_is_not_used() {
