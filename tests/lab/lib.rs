@@ -44,6 +44,7 @@ pub mod registry;
 pub mod site;
 pub mod story;
 mod sys;
+mod unit;
 pub mod wait;
 pub mod wire;
 

@@ -24,7 +24,7 @@ impl Namespace {
     ///
     /// If the kernel or `ip` refuses, for instance without root.
     pub fn create(lab: u32, what: &str) -> Result<Self> {
-        let name = format!("{NAMESPACE_PREFIX}{}-{lab}-{what}", std::process::id());
+        let name = Self::name_of(lab, what);
         registry::enter(Entry::Namespace(name.clone()));
         let namespace = Self { name };
         process::succeed(
@@ -36,6 +36,11 @@ impl Namespace {
         // Lets every program send pings without a raw socket.
         namespace.sysctl("net.ipv4.ping_group_range", "0 2147483647")?;
         Ok(namespace)
+    }
+
+    /// The name of the namespace `what` of the lab with this number.
+    pub(crate) fn name_of(lab: u32, what: &str) -> String {
+        format!("{NAMESPACE_PREFIX}{}-{lab}-{what}", std::process::id())
     }
 
     /// The name that `ip netns` knows it by.

@@ -15,6 +15,7 @@ use crate::namespace::Namespace;
 use crate::pod::{CniPlace, Pod};
 use crate::process::{self, Process};
 use crate::site::{Plug, Seat, Site};
+use crate::unit::{self, Service};
 use crate::wait;
 use crate::wire::Wire;
 
@@ -108,7 +109,8 @@ impl Node {
 
     /// Where meshd keeps what a reboot wipes.
     pub fn runtime_dir(&self) -> PathBuf {
-        self.folder.join("run")
+        let namespace = Namespace::name_of(self.lab, &self.name);
+        unit::runtime_dir(&namespace).unwrap_or_else(|| self.folder.join("run"))
     }
 
     /// Where the CNI plugin keeps its ledger.
@@ -136,13 +138,8 @@ impl Node {
         let socket = self.socket();
         // A socket that a killed meshd has left must not look like the new one's.
         let _ = fs::remove_file(&socket);
-        let mut command = self.namespace().command(program("meshd")?);
-        command.arg("--state-dir").arg(self.state_dir());
-        command.arg("--runtime-dir").arg(self.runtime_dir());
-        command.args(["--name", &self.name]);
-        command.arg("--config").arg(self.write_configuration()?);
         let name = format!("meshd on {}", self.name);
-        let meshd = Arc::new(Process::start(&name, command, &self.log())?);
+        let meshd = Arc::new(self.launch(&name)?);
         self.life().meshd = Some(Arc::clone(&meshd));
         wait::until(
             &format!("{name} to open its socket"),
@@ -351,6 +348,30 @@ impl Node {
                 "dataDir": self.ledger_dir(),
             }),
         })
+    }
+
+    fn launch(&self, title: &str) -> Result<Process> {
+        let state = self.state_dir();
+        let words = [
+            program("meshd")?.into(),
+            "--state-dir".into(),
+            state.clone().into(),
+            "--runtime-dir".into(),
+            self.runtime_dir().into(),
+            "--name".into(),
+            self.name.clone().into(),
+            "--config".into(),
+            self.write_configuration()?.into(),
+        ];
+        let service = Service {
+            shipped: "meshd",
+            title,
+            namespace: &self.namespace(),
+            state: &state,
+            log: &self.log(),
+            words: words.into(),
+        };
+        service.start()
     }
 
     fn write_configuration(&self) -> Result<PathBuf> {

@@ -13,6 +13,7 @@ use crate::namespace::Namespace;
 use crate::node::program;
 use crate::process::{self, Process};
 use crate::site::{self, Seat};
+use crate::unit::{self, Service};
 use crate::wait;
 use crate::wire::Wire;
 
@@ -80,7 +81,7 @@ impl Planet {
 
     /// Where it keeps what a reboot wipes.
     pub fn runtime_dir(&self) -> PathBuf {
-        self.folder.join("run")
+        unit::runtime_dir(self.namespace.name()).unwrap_or_else(|| self.folder.join("run"))
     }
 
     /// The log of every planet that ran here.
@@ -124,12 +125,8 @@ impl Planet {
     /// If it ends, or does not listen within ten seconds.
     pub fn start(&self) -> Result<()> {
         fs::create_dir_all(self.runtime_dir())?;
-        let mut command = self.command()?;
-        command.arg("run").arg("--state-dir").arg(self.state_dir());
-        command.arg("--runtime-dir").arg(self.runtime_dir());
-        command.arg("--listen").arg(self.endpoint().to_string());
         let name = format!("planet {}", self.name);
-        let planet = Arc::new(Process::start(&name, command, &self.log())?);
+        let planet = Arc::new(self.launch(&name)?);
         *self.running() = Some(Arc::clone(&planet));
         wait::until(
             &format!("{name} to listen"),
@@ -167,6 +164,29 @@ impl Planet {
         let running = self.running().take();
         let running = running.with_context(|| format!("planet {} does not run", self.name))?;
         running.stop(Duration::from_secs(10)).map(drop)
+    }
+
+    fn launch(&self, title: &str) -> Result<Process> {
+        let state = self.state_dir();
+        let words = [
+            program("planet")?.into(),
+            "run".into(),
+            "--state-dir".into(),
+            state.clone().into(),
+            "--runtime-dir".into(),
+            self.runtime_dir().into(),
+            "--listen".into(),
+            self.endpoint().to_string().into(),
+        ];
+        let service = Service {
+            shipped: "planet",
+            title,
+            namespace: &self.namespace,
+            state: &state,
+            log: &self.log(),
+            words: words.into(),
+        };
+        service.start()
     }
 
     fn command(&self) -> Result<Command> {

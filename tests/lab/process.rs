@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::registry::{self, Entry};
 use crate::sys;
+use crate::unit::Unit;
 use crate::wait;
 
 /// Seconds that a short program of the lab may take.
@@ -22,8 +23,17 @@ pub const SHORT: Duration = Duration::from_secs(30);
 pub struct Process {
     name: String,
     pid: u32,
-    child: Mutex<Child>,
+    body: Body,
     log: PathBuf,
+}
+
+/// Who holds the program.
+#[derive(Debug)]
+enum Body {
+    /// This process.
+    Child(Mutex<Child>),
+    /// systemd.
+    Unit(Unit),
 }
 
 impl Process {
@@ -50,7 +60,19 @@ impl Process {
         Ok(Self {
             name: name.to_owned(),
             pid,
-            child: Mutex::new(child),
+            body: Body::Child(Mutex::new(child)),
+            log: log.to_owned(),
+        })
+    }
+
+    /// Takes over the program of a unit that has been started.
+    pub(crate) fn of_unit(name: &str, unit: Unit, log: &Path) -> Result<Self> {
+        let pid = unit.pid()?;
+        registry::enter(Entry::Process(pid));
+        Ok(Self {
+            name: name.to_owned(),
+            pid,
+            body: Body::Unit(unit),
             log: log.to_owned(),
         })
     }
@@ -67,15 +89,26 @@ impl Process {
 
     /// How the program ended, if it has.
     pub fn ended(&self) -> Option<ExitStatus> {
-        self.lock().try_wait().ok().flatten()
+        match &self.body {
+            Body::Child(child) => lock(child).try_wait().ok().flatten(),
+            Body::Unit(unit) => unit.ended(),
+        }
     }
 
     /// Ends the program at once, as `kill -9` does, and returns when it is gone.
     pub fn kill(&self) {
-        let mut child = self.lock();
-        // Both fail only for a process that is gone, which is what is wanted.
-        let _ = child.kill();
-        let _ = child.wait();
+        // All of it fails only for a process that is gone, which is what is wanted.
+        match &self.body {
+            Body::Child(child) => {
+                let mut child = lock(child);
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Body::Unit(unit) => {
+                let _ = unit.signal(libc::SIGKILL);
+                let _ = self.wait_for_end(SHORT);
+            }
+        }
     }
 
     /// Sends a signal to the program.
@@ -84,8 +117,12 @@ impl Process {
     ///
     /// If the program has ended.
     pub fn signal(&self, signal: i32) -> Result<()> {
+        let refused = || format!("cannot signal {}", self.name);
         // The lock keeps the process unreaped, so that its id can't belong to somebody else.
-        let mut child = self.lock();
+        let mut child = match &self.body {
+            Body::Child(child) => lock(child),
+            Body::Unit(unit) => return unit.signal(signal).with_context(refused),
+        };
         if child.try_wait()?.is_some() {
             bail!(
                 "{} has ended already, see {}",
@@ -93,7 +130,7 @@ impl Process {
                 self.log.display()
             );
         }
-        sys::kill(self.pid, signal).with_context(|| format!("cannot signal {}", self.name))
+        sys::kill(self.pid, signal).with_context(refused)
     }
 
     /// Asks the program to end with SIGTERM and waits for it.
@@ -103,7 +140,15 @@ impl Process {
     /// If it still runs after `patience`; it is killed then.
     pub fn stop(&self, patience: Duration) -> Result<ExitStatus> {
         self.signal(libc::SIGTERM)?;
-        let ended = wait::until(&format!("{} to stop", self.name), patience, || {
+        let ended = self.wait_for_end(patience);
+        if ended.is_err() {
+            self.kill();
+        }
+        ended
+    }
+
+    fn wait_for_end(&self, patience: Duration) -> Result<ExitStatus> {
+        wait::until(&format!("{} to stop", self.name), patience, || {
             match self.ended() {
                 Some(status) => Ok(wait::Now(status)),
                 None => Ok(wait::NotYet(format!(
@@ -111,20 +156,15 @@ impl Process {
                     self.log.display()
                 ))),
             }
-        });
-        if ended.is_err() {
-            self.kill();
-        }
-        ended
+        })
     }
 
     /// The last `lines` lines that the program printed.
     pub fn last_words(&self, lines: usize) -> String {
-        last_lines(&self.log, lines)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Child> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+        match &self.body {
+            Body::Child(_) => last_lines(&self.log, lines),
+            Body::Unit(unit) => unit.last_words(lines),
+        }
     }
 }
 
@@ -133,6 +173,10 @@ impl Drop for Process {
         self.kill();
         registry::strike_out(&Entry::Process(self.pid));
     }
+}
+
+fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
+    child.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last `lines` lines of a text file, or an empty text.

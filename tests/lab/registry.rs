@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::sys;
+use crate::unit;
 use crate::wait;
 
 /// Every namespace of every lab starts with this; process id, lab number and name follow.
@@ -176,8 +177,10 @@ pub fn end_run(run: u32) -> anyhow::Result<()> {
     )
 }
 
-/// Deletes the name of a namespace; the namespace goes with its last user.
+/// Deletes the name of a namespace, and the unit that is named after it; the namespace goes with
+/// its last user.
 pub(crate) fn delete_namespace(name: &str) {
+    unit::forget(name);
     let quiet = Command::new("ip")
         .args(["netns", "delete", name])
         .stdout(Stdio::null())
