@@ -1,6 +1,10 @@
-# Containers for run.sh: image, boot, commands inside, reboot, removal. Sourced, not run.
+# Containers for run.sh and demo.sh: image, boot, commands inside, reboot, removal. Sourced, not run.
+# Whoever sources it names itself (id), its folder (work) and its containers (containers).
 # systemd-nspawn and its library are unpacked, not installed: the machine's own systemd packages stay
 # as they are.
+
+suite=bookworm
+packages=systemd,systemd-sysv,dbus,iproute2,iputils-ping,procps,nftables,iperf3,netbase
 
 make_image() {
   command -v mmdebstrap >/dev/null || {
@@ -13,13 +17,13 @@ make_image() {
     (cd "$work/debs" && apt-get download -q systemd-container libsystemd-shared >/dev/null 2>&1
      for deb in *.deb; do dpkg -x "$deb" "$work/nspawn"; done)
   fi
-  [ ! -e "$work/image.done" ] || return 0
+  [ "$(cat "$work/image.done" 2>/dev/null)" != "$suite $packages" ] || return 0
   local mirror
   mirror=$(sed -n 's/^URIs: //p' /etc/apt/sources.list.d/*.sources 2>/dev/null | head -1)
   [ -n "$mirror" ] || mirror=$(sed -n 's/^deb \(http[^ ]*\).*/\1/p' /etc/apt/sources.list | head -1)
-  rm -rf "$work/image"
+  rm -rf "$work/image" "$work/image.done"
   mmdebstrap --quiet --variant=minbase --include="$packages" "$suite" "$work/image" "$mirror"
-  touch "$work/image.done"
+  echo "$suite $packages" > "$work/image.done"
 }
 
 make_tun() { # udev gives everybody the node; the capability is what counts
@@ -33,11 +37,17 @@ make_link() { # a namespace per container, joined by one veth pair
   ip link add up0 netns "$id-one" type veth peer name up0 netns "$id-two"
 }
 
-boot() { # CONTAINER ADDRESS
+boot() { # CONTAINER [ADDRESS]
   local root=$work/$id-$1
   rm -rf "$root"
   cp -a "$work/image" "$root"
   echo "$id-$1" > "$root/etc/hostname"
+  [ $# = 1 ] || underlay "$root" "$2"
+  start_container "$1"
+}
+
+underlay() { # ROOT ADDRESS
+  local root=$1
   mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
   cat > "$root/etc/systemd/system/underlay.service" <<U
 [Service]
@@ -48,13 +58,12 @@ ExecStart=/bin/sh -c 'ip link set lo up; ip address replace $2/24 dev up0; ip li
 WantedBy=multi-user.target
 U
   ln -sf ../underlay.service "$root/etc/systemd/system/multi-user.target.wants/underlay.service"
-  start_container "$1"
 }
 
 start_container() {
   local root=$work/$id-$1 lib=$work/nspawn/usr/lib/x86_64-linux-gnu/systemd
   [ -d "$lib" ] || lib=$(dirname "$(find "$work/nspawn" -name 'libsystemd-shared-*.so' | head -1)")
-  LD_LIBRARY_PATH=$lib SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 setsid \
+  LD_LIBRARY_PATH=$lib SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 SYSTEMD_NSPAWN_API_VFS_WRITABLE=${writable:-no} setsid \
     "$work/nspawn/usr/bin/systemd-nspawn" -q -D "$root" --register=no --keep-unit --machine="$id-$1" \
     --network-namespace-path="/run/netns/$id-$1" --capability=CAP_NET_ADMIN,CAP_NET_RAW \
     --bind="$work/tun:/dev/net/tun" --console=pipe -b < /dev/null > "$root.log" 2>&1 &
@@ -110,8 +119,8 @@ reboot_container() { # the disk stays, everything else is new, the network devic
 
 tear_down() {
   set +e
-  for c in one two; do
-    stop_container $c
+  for c in "${containers[@]}"; do
+    stop_container "$c"
     ip netns del "$id-$c" 2>/dev/null
     rm -rf "${work:?}/$id-$c" "$work/$id-$c.log" "$work/$id-$c.install.log"
   done
