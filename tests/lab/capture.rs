@@ -2,22 +2,33 @@
 //!
 //! One packet socket in the core and one in every router see each frame where it first enters a
 //! link: in the core what sites and public hosts send, in a router what its LAN sends. A packet
-//! from or to an address of the mesh on such a link has left a node unencrypted.
+//! from or to an address of the mesh on such a link has left a node unencrypted. The kernel
+//! passes on only what could be such a packet (`filter`); how much else went by is known from its
+//! statistics (`tally`), and that a leak would be seen is proved with one (`canary`).
+
+mod canary;
+mod filter;
+mod frame;
+mod tally;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use crate::lab::Lab;
+use crate::namespace::Namespace;
+use crate::site::{self, Site};
 use crate::sys::{self, PacketSocket, Poller};
+use crate::wire::Wire;
+use filter::HEADERS;
+use frame::Addresses;
+use tally::Tally;
 
 /// The ranges of a network that was created without other wishes: overlay, pods, and every
 /// unique local IPv6 address, of which the underlay of a lab has none.
@@ -26,6 +37,8 @@ pub const MESH_RANGES: [&str; 3] = ["10.77.0.0/16", "10.42.0.0/16", "fd00::/8"];
 /// A running capture; it ends when dropped.
 #[derive(Debug)]
 pub struct Capture {
+    places: Vec<Place>,
+    ranges: Vec<IpNet>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -33,9 +46,10 @@ pub struct Capture {
 /// What was seen so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Frames looked at.
+    /// Frames that went by; what a link brought in the moment before it was pulled may be
+    /// missing in the number.
     pub frames: u64,
-    /// Frames that the kernel dropped before they could be looked at.
+    /// Frames that could be of the mesh and that nobody could look at in time.
     pub missed: u64,
     /// Packets from or to an address of the mesh.
     pub leaks: u64,
@@ -46,61 +60,59 @@ pub struct Verdict {
 }
 
 #[derive(Debug)]
+enum Place {
+    Core(Arc<Wire>),
+    Lan(Arc<Site>),
+}
+
+#[derive(Debug)]
 struct Shared {
-    verdict: Mutex<Verdict>,
+    findings: Mutex<Findings>,
     stop: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Findings {
+    verdict: Verdict,
+    /// Places and interfaces where a canary was seen.
+    canaries: Vec<(String, u32)>,
+    /// The place and interface where one is flying.
+    canary: Option<(String, u32)>,
 }
 
 struct Listener {
     place: String,
     socket: PacketSocket,
+    tally: Tally,
 }
 
 impl Capture {
-    /// Listens for addresses of [`MESH_RANGES`].
-    ///
-    /// # Errors
-    ///
-    /// If a socket can't be opened.
-    pub fn start(lab: &Lab) -> Result<Self> {
-        let ranges = MESH_RANGES.iter().map(|range| range.parse());
-        Self::start_for(lab, ranges.collect::<Result<_, _>>()?)
-    }
-
-    /// Listens for addresses of these ranges.
-    ///
-    /// # Errors
-    ///
-    /// If a socket can't be opened.
-    pub fn start_for(lab: &Lab, ranges: Vec<IpNet>) -> Result<Self> {
-        let mut listeners = Vec::new();
-        let socket = lab.wire().core().inside(|| open(&[]))??;
-        listeners.push(Listener {
-            place: "the core".into(),
-            socket,
-        });
-        for site in lab.sites() {
-            let Some(router) = site.router() else {
-                continue;
-            };
-            // The bridge shows again what came in by its ports, and the core has seen the rest.
-            let socket = router.inside(|| open(&[crate::site::LAN, crate::site::WAN]))??;
-            listeners.push(Listener {
-                place: format!("the LAN of {}", site.name()),
-                socket,
-            });
-        }
+    /// Listens in the core and in the LANs of these sites for addresses of the ranges.
+    pub(crate) fn start<'site>(
+        wire: &Arc<Wire>,
+        sites: impl Iterator<Item = &'site Arc<Site>>,
+        ranges: &[IpNet],
+    ) -> Result<Self> {
+        let mut places = vec![Place::Core(Arc::clone(wire))];
+        let behind_routers = sites.filter(|site| site.router().is_some());
+        places.extend(behind_routers.map(|site| Place::Lan(Arc::clone(site))));
+        let listeners: Vec<Listener> = places
+            .iter()
+            .map(|place| place.listen(ranges))
+            .collect::<Result<_>>()?;
         let shared = Arc::new(Shared {
-            verdict: Mutex::default(),
+            findings: Mutex::default(),
             stop: AtomicBool::new(false),
         });
         let thread = {
-            let shared = Arc::clone(&shared);
+            let (shared, ranges) = (Arc::clone(&shared), ranges.to_vec());
             thread::Builder::new()
                 .name("capture".into())
-                .spawn(move || listen(&listeners, &ranges, &shared))?
+                .spawn(move || listen(listeners, &ranges, &shared))?
         };
         Ok(Self {
+            places,
+            ranges: ranges.to_vec(),
             shared,
             thread: Some(thread),
         })
@@ -110,27 +122,36 @@ impl Capture {
     pub fn verdict(&self) -> Verdict {
         // Two rounds of the thread, so that what was sent before this call is counted.
         thread::sleep(2 * ROUND);
-        self.shared
-            .verdict
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.findings().verdict.clone()
     }
 
-    /// Fails with the first example if anything leaked, if frames were missed, or if nothing was
-    /// seen at all.
+    /// Fails with the first example if anything leaked, if frames were missed, or if a leak would
+    /// not have been seen.
     ///
     /// # Errors
     ///
     /// As said.
     pub fn must_be_clean(&self) -> Result<Verdict> {
+        self.must_hear()?;
         let verdict = self.verdict();
-        anyhow::ensure!(
-            verdict.frames > 0,
-            "the capture saw nothing and proves nothing"
-        );
         anyhow::ensure!(verdict.leaks == 0 && verdict.missed == 0, "{verdict}");
         Ok(verdict)
+    }
+
+    /// Fails if a packet of the mesh that is sent on purpose isn't seen at each place.
+    fn must_hear(&self) -> Result<()> {
+        let range = self.ranges.first().context("no range is watched")?;
+        for place in &self.places {
+            let name = place.name();
+            canary::fly(place.namespace()?, range, |index| {
+                let bird = (name.clone(), index);
+                let mut findings = self.shared.findings();
+                findings.canary = Some(bird.clone());
+                findings.canaries.contains(&bird)
+            })
+            .with_context(|| format!("the capture is deaf in {name}"))?;
+        }
+        Ok(())
     }
 }
 
@@ -157,20 +178,58 @@ impl fmt::Display for Verdict {
     }
 }
 
-fn open(skipped: &[&str]) -> std::io::Result<PacketSocket> {
-    let skipped: Vec<u32> = skipped
-        .iter()
-        .map(|name| sys::interface_index(name))
-        .collect::<Result<_, _>>()?;
-    let socket = PacketSocket::open(None)?;
-    socket.keep_only(HEADERS, &skipped)?;
-    Ok(socket)
+impl Place {
+    fn name(&self) -> String {
+        match self {
+            Self::Core(_) => "the core".into(),
+            Self::Lan(site) => format!("the LAN of {}", site.name()),
+        }
+    }
+
+    fn namespace(&self) -> Result<&Namespace> {
+        match self {
+            Self::Core(wire) => Ok(wire.core()),
+            Self::Lan(site) => site.router().context("the site has no router"),
+        }
+    }
+
+    /// Interfaces whose frames another place or interface has shown already: the bridge shows
+    /// again what came in by its ports, and the core has seen the rest.
+    fn skipped(&self) -> &'static [&'static str] {
+        match self {
+            Self::Core(_) => &[],
+            Self::Lan(_) => &[site::LAN, site::WAN],
+        }
+    }
+
+    fn listen(&self, ranges: &[IpNet]) -> Result<Listener> {
+        let (namespace, skipped) = (self.namespace()?, self.skipped());
+        let socket = namespace.inside(|| {
+            let skipped: Vec<u32> = skipped
+                .iter()
+                .map(|name| sys::interface_index(name))
+                .collect::<Result<_, _>>()?;
+            PacketSocket::open_filtered(&filter::program(ranges, &skipped)?)
+        })??;
+        Ok(Listener {
+            place: self.name(),
+            socket,
+            tally: Tally::open(namespace, skipped)?,
+        })
+    }
 }
 
-fn listen(listeners: &[Listener], ranges: &[IpNet], shared: &Shared) {
+impl Shared {
+    fn findings(&self) -> MutexGuard<'_, Findings> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn listen(mut listeners: Vec<Listener>, ranges: &[IpNet], shared: &Shared) {
     let mut poller = Poller::default();
     poller.watch(listeners.iter().map(|listener| listener.socket.as_raw_fd()));
     let mut buffer = [0; HEADERS as usize];
+    let mut counted = Instant::now();
     while !shared.stop.load(Ordering::SeqCst) {
         if poller.wait(Some(ROUND)).is_err() {
             return;
@@ -180,41 +239,44 @@ fn listen(listeners: &[Listener], ranges: &[IpNet], shared: &Shared) {
                 drain(listener, &mut buffer, ranges, shared);
             }
         }
+        if counted.elapsed() >= ROUND {
+            counted = Instant::now();
+            let frames = listeners
+                .iter_mut()
+                .filter_map(|listener| listener.tally.look().ok());
+            shared.findings().verdict.frames = frames.sum();
+        }
     }
 }
 
 fn drain(listener: &Listener, buffer: &mut [u8], ranges: &[IpNet], shared: &Shared) {
-    let mut frames = 0;
-    // An error here is an interface that has gone; the socket lives on without it.
-    while let Ok(Some(received)) = listener.socket.receive(buffer) {
-        frames += 1;
-        let Some(packet) = buffer.get(..received.len).and_then(addresses) else {
+    for _ in 0..MOST_AT_ONCE {
+        // An error here is an interface that has gone; the socket lives on without it.
+        let Ok(Some(received)) = listener.socket.receive(buffer) else {
+            break;
+        };
+        let Some(packet) = buffer.get(..received.len).and_then(frame::addresses) else {
             continue;
         };
         if ranges
             .iter()
             .any(|range| range.contains(&packet.from) || range.contains(&packet.to))
         {
-            note_leak(&listener.place, packet, shared);
-        }
-        if frames >= MOST_AT_ONCE {
-            break;
+            note_leak((&listener.place, received.interface), packet, shared);
         }
     }
     let missed = listener.socket.take_dropped().unwrap_or(0);
-    let mut verdict = shared
-        .verdict
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    verdict.frames += frames;
-    verdict.missed += missed;
+    shared.findings().verdict.missed += missed;
 }
 
-fn note_leak(place: &str, packet: Addresses, shared: &Shared) {
-    let mut verdict = shared
-        .verdict
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+fn note_leak((place, interface): (&str, u32), packet: Addresses, shared: &Shared) {
+    let mut findings = shared.findings();
+    let here = (place.to_owned(), interface);
+    if findings.canary.as_ref() == Some(&here) {
+        findings.canaries.push(here);
+        return;
+    }
+    let verdict = &mut findings.verdict;
     verdict.leaks += 1;
     *verdict.by_place.entry(place.to_owned()).or_default() += 1;
     let Addresses { from, to, protocol } = packet;
@@ -223,101 +285,8 @@ fn note_leak(place: &str, packet: Addresses, shared: &Shared) {
         .get_or_insert_with(|| format!("from {from} to {to} (protocol {protocol}) in {place}"));
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Addresses {
-    from: IpAddr,
-    to: IpAddr,
-    protocol: u8,
-}
-
-/// The innermost unencrypted addresses of a frame: inside VLAN tags and IP in IP.
-fn addresses(frame: &[u8]) -> Option<Addresses> {
-    let mut rest = frame.get(12..)?;
-    loop {
-        let (kind, after) = rest.split_at_checked(2)?;
-        match kind {
-            [0x81, 0x00] | [0x88, 0xa8] => rest = after.get(2..)?,
-            [0x08, 0x00] | [0x86, 0xdd] => return packet_addresses(after, 3),
-            _ => return None,
-        }
-    }
-}
-
-fn packet_addresses(packet: &[u8], depth: u8) -> Option<Addresses> {
-    let first = *packet.first()?;
-    let (found, payload) = match first >> 4 {
-        4 => {
-            let from: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
-            let to: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
-            let (from, to) = (Ipv4Addr::from(from).into(), Ipv4Addr::from(to).into());
-            let protocol = *packet.get(9)?;
-            (
-                Addresses { from, to, protocol },
-                packet.get(usize::from(first & 15) * 4..),
-            )
-        }
-        6 => {
-            let from: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
-            let to: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
-            let (from, to) = (Ipv6Addr::from(from).into(), Ipv6Addr::from(to).into());
-            (
-                Addresses {
-                    from,
-                    to,
-                    protocol: *packet.get(6)?,
-                },
-                packet.get(40..),
-            )
-        }
-        _ => return None,
-    };
-    let tunnelled = matches!(found.protocol, 4 | 41) && depth > 0;
-    let inner = payload
-        .filter(|_| tunnelled)
-        .and_then(|inner| packet_addresses(inner, depth - 1));
-    Some(inner.unwrap_or(found))
-}
-
-/// Bytes of each frame that are kept: Ethernet, VLAN tags and three IP headers fit.
-const HEADERS: u32 = 192;
-
-/// How often the thread looks whether it shall stop.
+/// How often the thread looks whether it shall stop, and counts.
 const ROUND: Duration = Duration::from_millis(50);
 
 /// Frames of one socket before the others get their turn.
 const MOST_AT_ONCE: u64 = 10_000;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
-        let mut packet = vec![0x45, 0, 0, 20, 0, 0, 0, 0, 64, protocol, 0, 0];
-        packet.extend(from);
-        packet.extend(to);
-        packet
-    }
-
-    fn framed(tags: &[u8], packet: &[u8]) -> Vec<u8> {
-        [&[0; 12], tags, &[0x08, 0x00], packet].concat()
-    }
-
-    #[test]
-    fn addresses_are_found_under_vlan_tags_and_in_tunnels() {
-        let inner = ipv4(1, [10, 42, 1, 2], [10, 42, 2, 3]);
-        let expected = addresses(&framed(&[], &inner)).expect("plain IPv4");
-        assert_eq!(expected.from, "10.42.1.2".parse::<IpAddr>().unwrap());
-        let tags = [0x88, 0xa8, 0, 7, 0x81, 0x00, 0, 9];
-        assert_eq!(addresses(&framed(&tags, &inner)), Some(expected));
-        let tunnel = [ipv4(4, [198, 51, 100, 10], [198, 51, 100, 11]), inner].concat();
-        assert_eq!(addresses(&framed(&[], &tunnel)), Some(expected));
-    }
-
-    #[test]
-    fn a_cut_frame_has_no_addresses() {
-        let frame = framed(&[], &ipv4(1, [10, 42, 1, 2], [10, 42, 2, 3]));
-        for len in 0..frame.len() {
-            assert_eq!(addresses(&frame[..len]), None, "at {len} bytes");
-        }
-    }
-}

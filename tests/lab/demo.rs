@@ -27,6 +27,7 @@ pub(crate) fn run(keep: bool, keeper: bool) -> Result<ExitCode> {
         keeper::end_with_front();
     }
     let lab = story::three_sites("demo").up()?;
+    lab.leaks_are_judged_here();
     let outcome = Play::new(&lab, &mut stage).perform();
     if let Err(error) = &outcome {
         stage.broke_off(error);

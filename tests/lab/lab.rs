@@ -11,7 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use ipnet::IpNet;
 
+use crate::capture::{Capture, MESH_RANGES, Verdict};
 use crate::nat::Nat;
 use crate::node::Node;
 use crate::planet::Planet;
@@ -28,6 +30,7 @@ pub struct Plan {
     nodes: Vec<(String, Option<String>)>,
     planets: Vec<(String, bool)>,
     links: Vec<(String, String, Link)>,
+    mesh_ranges: Vec<IpNet>,
 }
 
 /// The site that a line of the plan speaks of.
@@ -43,10 +46,15 @@ pub struct NodeLine<'plan>(&'plan mut Option<String>);
 pub struct PlanetLine<'plan>(&'plan mut bool);
 
 /// A lab that stands. Dropping it removes everything; after a panic its logs are kept.
+///
+/// It listens to all its links from the first packet on. If it ends without a panic, but something
+/// of the mesh went by in plaintext, the end is a panic.
 pub struct Lab {
     name: String,
     folder: PathBuf,
     keep_logs: AtomicBool,
+    judged_elsewhere: AtomicBool,
+    capture: Option<Capture>,
     nodes: BTreeMap<String, Node>,
     planets: BTreeMap<String, Planet>,
     sites: BTreeMap<String, Arc<Site>>,
@@ -92,6 +100,12 @@ impl Plan {
         self.links.push((from.to_owned(), to.to_owned(), link));
     }
 
+    /// The ranges of the mesh, whose addresses must not be seen on the underlay, if they are not
+    /// [`MESH_RANGES`].
+    pub fn mesh_ranges(&mut self, ranges: &[IpNet]) {
+        self.mesh_ranges = ranges.to_vec();
+    }
+
     /// The seed that decides which packets are lost.
     pub fn seed(&mut self, seed: u64) {
         self.seed = seed;
@@ -111,6 +125,8 @@ impl Plan {
             name: self.name.clone(),
             folder,
             keep_logs: AtomicBool::new(false),
+            judged_elsewhere: AtomicBool::new(false),
+            capture: None,
             nodes: BTreeMap::new(),
             planets: BTreeMap::new(),
             sites: BTreeMap::new(),
@@ -128,6 +144,9 @@ impl Plan {
             let site = Site::build(number, index, plan, &lab.wire, &addresses)?;
             lab.sites.insert(plan.name.clone(), Arc::new(site));
         }
+        // Nobody who could know a word of the mesh has a cable yet.
+        let capture = Capture::start(&lab.wire, lab.sites.values(), &self.mesh_ranges)?;
+        lab.capture = Some(capture);
         for (index, (name, ipv6)) in (1_u8..).zip(self.planets) {
             let address = Ipv4Addr::new(203, 0, 113, index * 10);
             let place = (address, ipv6, Arc::clone(&lab.wire));
@@ -220,6 +239,10 @@ impl Lab {
             nodes: Vec::new(),
             planets: Vec::new(),
             links: Vec::new(),
+            mesh_ranges: MESH_RANGES
+                .iter()
+                .map(|range| range.parse().expect("a literal range"))
+                .collect(),
         }
     }
 
@@ -305,6 +328,28 @@ impl Lab {
         self.wire.set_link(from, to, link)
     }
 
+    /// What the links have carried, and whether anything of it was in plaintext.
+    ///
+    /// # Panics
+    ///
+    /// If the lab does not stand yet, and so nobody outside of this file has it.
+    pub fn capture(&self) -> &Capture {
+        self.capture.as_ref().expect("a lab that stands listens")
+    }
+
+    /// Takes the judgement over leaks from the end of the lab: whoever calls provokes them, or
+    /// looks at [`Lab::capture`] itself.
+    pub fn leaks_are_judged_here(&self) {
+        self.judged_elsewhere.store(true, Ordering::SeqCst);
+    }
+
+    /// What the links have carried, if the end of the lab is to judge it.
+    fn last_look(&self) -> Option<Result<Verdict>> {
+        let excused = self.judged_elsewhere.load(Ordering::SeqCst) || thread::panicking();
+        let capture = self.capture.as_ref().filter(|_| !excused)?;
+        Some(capture.must_be_clean())
+    }
+
     /// Keeps the folder with the logs when the lab is dropped, and says where.
     pub fn keep_logs(&self) {
         self.keep_logs.store(true, Ordering::SeqCst);
@@ -321,17 +366,35 @@ impl fmt::Debug for Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let kept = self.keep_logs.load(Ordering::SeqCst) || thread::panicking();
+        if let Some(capture) = &self.capture {
+            // Links that are about to go are counted.
+            let _ = capture.verdict();
+        }
         // Programs stop first, so that the logs are complete and the sockets closed.
         self.nodes.clear();
         self.planets.clear();
-        if kept {
+        let look = self.last_look();
+        let leaked = matches!(look, Some(Err(_)));
+        if self.keep_logs.load(Ordering::SeqCst) || thread::panicking() || leaked {
             keep(&self.name, &self.folder);
         } else {
             let _ = fs::remove_dir_all(&self.folder);
         }
         registry::strike_out(&Entry::Folder(self.folder.clone()));
+        match look {
+            Some(Ok(verdict)) => say(&self.name, &verdict),
+            Some(Err(error)) => panic!("the links of lab {}: {error:#}", self.name),
+            None => {}
+        }
     }
+}
+
+#[allow(
+    clippy::print_stdout,
+    reason = "the figures of a scenario are shown when it is read"
+)]
+fn say(lab: &str, verdict: &Verdict) {
+    println!("figure links of {lab}: {verdict}");
 }
 
 fn new_folder(number: u32) -> Result<PathBuf> {

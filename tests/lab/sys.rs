@@ -128,6 +128,17 @@ pub(crate) fn echo_socket(ipv6: bool) -> io::Result<UdpSocket> {
 #[derive(Debug)]
 pub(crate) struct PacketSocket(OwnedFd);
 
+/// One instruction of a socket filter, as the kernel's interpreter runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FilterStep {
+    pub(crate) code: u16,
+    /// Steps to leap over if a comparison holds.
+    pub(crate) jump_true: u8,
+    /// Steps to leap over if it does not.
+    pub(crate) jump_false: u8,
+    pub(crate) k: u32,
+}
+
 /// What one receive call found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ReceivedFrame {
@@ -138,11 +149,35 @@ pub(crate) struct ReceivedFrame {
 }
 
 impl PacketSocket {
-    /// Opens a socket for every frame that comes in by `interface`, or by any if there is none.
+    /// Opens a socket for every frame that comes in by `interface`.
     ///
     /// Frames going out are not shown.
-    pub(crate) fn open(interface: Option<&str>) -> io::Result<Self> {
-        let index = interface.map_or(Ok(0), interface_index)?;
+    pub(crate) fn open(interface: &str) -> io::Result<Self> {
+        let socket = Self::unbound()?;
+        socket.bind(interface_index(interface)?)?;
+        Ok(socket)
+    }
+
+    /// Opens a socket for the frames that come in by any interface and that `program` lets pass.
+    pub(crate) fn open_filtered(program: &[FilterStep]) -> io::Result<Self> {
+        let step = |step: &FilterStep| libc::sock_filter {
+            code: step.code,
+            jt: step.jump_true,
+            jf: step.jump_false,
+            k: step.k,
+        };
+        let mut program: Vec<libc::sock_filter> = program.iter().map(step).collect();
+        let filter = libc::sock_fprog {
+            len: u16::try_from(program.len()).map_err(io::Error::other)?,
+            filter: program.as_mut_ptr(),
+        };
+        let socket = Self::unbound()?;
+        socket.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)?;
+        socket.bind(0)?;
+        Ok(socket)
+    }
+
+    fn unbound() -> io::Result<Self> {
         let flags = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // SAFETY: socket touches no memory; the descriptor it returns is ours alone.
         let socket = unsafe {
@@ -152,31 +187,7 @@ impl PacketSocket {
         socket.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32)?;
         socket.set(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1_i32)?;
         socket.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER)?;
-        socket.bind(index)?;
         Ok(socket)
-    }
-
-    /// Keeps only the first `bytes` of each frame, and nothing of the interfaces in `skipped`.
-    pub(crate) fn keep_only(&self, bytes: u32, skipped: &[u32]) -> io::Result<()> {
-        const LOAD_WORD_ABSOLUTE: u16 = 0x20;
-        const JUMP_IF_EQUAL: u16 = 0x15;
-        const RETURN: u16 = 0x06;
-        // SKF_AD_OFF + SKF_AD_IFINDEX of linux/filter.h, as the kernel's u32.
-        const INTERFACE_INDEX: u32 = (-0x1000_i32 + 8).cast_unsigned();
-
-        let step = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
-        let mut program = vec![step(LOAD_WORD_ABSOLUTE, 0, INTERFACE_INDEX)];
-        for (done, index) in skipped.iter().enumerate() {
-            let to_the_drop = u8::try_from(skipped.len() - done).map_err(io::Error::other)?;
-            program.push(step(JUMP_IF_EQUAL, to_the_drop, *index));
-        }
-        program.push(step(RETURN, 0, bytes));
-        program.push(step(RETURN, 0, 0));
-        let filter = libc::sock_fprog {
-            len: u16::try_from(program.len()).map_err(io::Error::other)?,
-            filter: program.as_mut_ptr(),
-        };
-        self.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
     }
 
     /// Takes the next frame, or nothing if none waits. A longer frame is cut to the buffer.

@@ -167,7 +167,7 @@ impl Wire {
         namespace.inside(|| sys::disable_offloads(interface))??;
         let socket = self.core.inside(|| {
             sys::disable_offloads(&end)?;
-            PacketSocket::open(Some(&end))
+            PacketSocket::open(&end)
         })??;
         self.core.ip(&format!("link set {end} arp off up"))?;
         namespace.ip(&format!(

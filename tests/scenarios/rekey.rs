@@ -3,7 +3,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podmesh_lab::capture::Capture;
 use podmesh_lab::ping::{PairReport, PingMatrix};
 use podmesh_lab::{Lab, Mesh, Nat, Node, mesh};
 
@@ -17,7 +16,6 @@ const STILL: Duration = Duration::from_millis(900);
 #[test]
 fn traffic_in_both_directions_flows_through_every_rekey() {
     let lab = two_sites();
-    let capture = Capture::start(&lab).unwrap();
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
     mesh.join_all().unwrap();
     let nodes = ["home-1", "cloud-1"].map(|name| lab.node(name).unwrap());
@@ -51,7 +49,6 @@ fn traffic_in_both_directions_flows_through_every_rekey() {
     let enough = world::times(0, 3);
     assert!(rekeys.iter().all(|(_, seen)| *seen >= enough), "{rekeys:?}");
     streams.into_iter().for_each(Stream::end);
-    capture.must_be_clean().unwrap();
 }
 
 fn two_sites() -> Lab {

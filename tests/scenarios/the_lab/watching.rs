@@ -1,8 +1,8 @@
 //! The capture sees what it must see, and the power cut takes what it must take.
 
 use std::net::UdpSocket;
+use std::panic::{self, AssertUnwindSafe};
 
-use podmesh_lab::capture::Capture;
 use podmesh_lab::{Lab, Nat};
 
 fn lab(name: &str) -> Lab {
@@ -32,7 +32,8 @@ fn leak(lab: &Lab, node: &str, source: &str, target: &str) {
 #[test]
 fn a_leak_is_seen_wherever_it_leaves_a_node() {
     let lab = lab("leaks");
-    let capture = Capture::start(&lab).unwrap();
+    lab.leaks_are_judged_here();
+    let capture = lab.capture();
     let cloud = lab.node("cloud-1").unwrap().public_address().to_string();
     lab.node("home-1")
         .unwrap()
@@ -82,7 +83,8 @@ fn a_leak_is_seen_wherever_it_leaves_a_node() {
 #[test]
 fn a_power_cut_takes_everything_but_the_disk_and_the_address() {
     let lab = lab("power");
-    let capture = Capture::start(&lab).unwrap();
+    lab.leaks_are_judged_here();
+    let capture = lab.capture();
     for name in ["home-1", "cloud-1"] {
         let node = lab.node(name).unwrap();
         std::fs::create_dir_all(node.state_dir()).unwrap();
@@ -119,4 +121,54 @@ fn a_power_cut_takes_everything_but_the_disk_and_the_address() {
         before + 3,
         "the one into the LAN and the way out, too"
     );
+}
+
+/// Sends one IP in IP packet between two addresses of the underlay with addresses of the mesh in
+/// it. The kernel of a test machine need not know such tunnels, but every raw socket does.
+fn leak_inside_a_tunnel(lab: &Lab, node: &str, target: &str) {
+    const SEND: &str = "import socket, sys\n\
+        inner = bytes.fromhex('45000014000000004011' + '0000' + '0a2a0909' + '0a2a0808')\n\
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, 4).sendto(inner, (sys.argv[1], 0))";
+    let namespace = lab.node(node).unwrap().namespace();
+    namespace.run(&["python3", "-c", SEND, target]).unwrap();
+}
+
+#[test]
+fn a_lab_that_leaked_does_not_end_well() {
+    let ending = |name: &str, spoil: fn(&Lab)| {
+        let lab = lab(name);
+        spoil(&lab);
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| drop(lab)));
+        ended.err().map(|panic| {
+            let prefix = format!("podmesh-kept-{name}-{}", std::process::id());
+            std::fs::remove_dir_all(std::env::temp_dir().join(prefix)).expect("kept logs");
+            *panic.downcast::<String>().expect("a message")
+        })
+    };
+    assert_eq!(ending("quiet", |_| {}), None);
+    let named = ending("spoilt", |lab| {
+        leak(lab, "cloud-1", "10.42.2.7", "10.42.1.7");
+    });
+    let named = named.expect("a leak is not forgiven");
+    assert!(named.contains("from 10.42.2.7 to 10.42.1.7"), "{named}");
+    let named = ending("hidden", |lab| {
+        let cloud = lab.node("cloud-1").unwrap().public_address().to_string();
+        leak_inside_a_tunnel(lab, "home-1", &cloud);
+    });
+    let named = named.expect("a tunnel without encryption hides nothing");
+    assert!(named.contains("from 10.42.9.9 to 10.42.8.8"), "{named}");
+}
+
+#[test]
+fn a_mesh_of_other_ranges_is_watched_in_those() {
+    let mut plan = Lab::plan("elsewhere");
+    plan.site("cloud");
+    plan.node("cloud-1").at("cloud");
+    plan.mesh_ranges(&["100.80.0.0/16".parse().unwrap()]);
+    let lab = plan.up().unwrap();
+    lab.leaks_are_judged_here();
+    leak(&lab, "cloud-1", "10.42.2.7", "198.51.100.200");
+    leak(&lab, "cloud-1", "100.80.1.1", "198.51.100.200");
+    let verdict = lab.capture().verdict();
+    assert_eq!(verdict.leaks, 1, "{verdict}");
 }
