@@ -1,0 +1,275 @@
+//! What a planet does for its nodes, without any judgement.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use podmesh_proto::certificate::{
+    AdmissionReceipt, Application, Claim, ClaimReceipt, Leases, Membership,
+};
+use podmesh_proto::id::{NodeId, RelayAddress};
+use podmesh_proto::network::Network;
+use podmesh_proto::planet_api::{
+    DirectoryCursor, DirectoryRecord, DirectoryUpdate, NodeMessage, PlanetMessage, Welcome,
+};
+use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
+use podmesh_proto::signed::Signed;
+
+use super::world::{DELAY, PLANET, World, address_of};
+use crate::output::{PlanetEvent, Received};
+
+struct Session {
+    node: usize,
+    seal: RelaySeal,
+    sent: u64,
+    endpoint: Option<SocketAddr>,
+}
+
+/// What a planet does for its nodes, without any judgement.
+#[derive(Default)]
+pub(super) struct PlanetStub {
+    sessions: BTreeMap<u32, Session>,
+    pub(super) connected: BTreeMap<usize, NodeId>,
+    members: BTreeMap<NodeId, Membership>,
+    receipts: BTreeMap<NodeId, Signed<AdmissionReceipt>>,
+    applications: BTreeMap<NodeId, Application>,
+    log: Vec<DirectoryRecord>,
+    next: u8,
+}
+
+impl World {
+    pub(super) fn planet_event(&mut self, node: usize, event: PlanetEvent) {
+        let planet = self.authority.planet.planet_id();
+        let now = self.now;
+        self.engines[node].handle_planet(planet, event, now);
+        self.drain(node);
+    }
+
+    pub(crate) fn planet_says(&mut self, node: usize, message: PlanetMessage) {
+        self.planet_event(node, PlanetEvent::Message(Box::new(message)));
+    }
+
+    pub(super) fn planet_hears(&mut self, node: usize, message: NodeMessage) {
+        if !self.planet_alive {
+            return;
+        }
+        let id = self.engines[node].node_id();
+        match message {
+            NodeMessage::Hello(hello) => {
+                self.planet.connected.insert(node, id);
+                if let Some(membership) = hello.membership {
+                    self.planet.members.insert(id, *membership);
+                }
+                self.greet(node);
+            }
+            NodeMessage::Join(application) => self.admit(node, *application),
+            NodeMessage::Claim(claim) => self.receipt_claim(node, &claim),
+            NodeMessage::Publish(record) => self.tell_all(DirectoryRecord::Endpoints(record)),
+            NodeMessage::Introduce { peer, attempt } => {
+                let other = self.planet.connected.iter().find(|(_, id)| **id == peer);
+                let Some((&other, _)) = other else {
+                    return;
+                };
+                let fire_in = DELAY;
+                for (at, peer) in [(node, peer), (other, id)] {
+                    self.planet_says(
+                        at,
+                        PlanetMessage::Punch {
+                            peer,
+                            attempt,
+                            fire_in,
+                        },
+                    );
+                }
+            }
+            NodeMessage::Statement(statement) => {
+                let others: Vec<usize> = self.planet.connected.keys().copied().collect();
+                for other in others.into_iter().filter(|other| *other != node) {
+                    self.planet_says(other, PlanetMessage::Statement(statement.clone()));
+                }
+            }
+            NodeMessage::Leave(departure) => self.tell_all(DirectoryRecord::Left(departure)),
+            NodeMessage::Report { memberships } => {
+                self.notes.push(format!("report {}", memberships.len()));
+            }
+            NodeMessage::Heartbeat => {}
+        }
+    }
+
+    fn greet(&mut self, node: usize) {
+        let id = self.engines[node].node_id();
+        let member = self.planet.members.contains_key(&id);
+        let relay = member.then(|| {
+            let session = u32::try_from(self.order).unwrap() + 1;
+            self.order += 1;
+            let key = [u8::try_from(session % 251).unwrap(); 32];
+            let seal = RelaySeal::new(&key);
+            self.planet
+                .sessions
+                .retain(|_, session| session.node != node);
+            self.planet.sessions.insert(
+                session,
+                Session {
+                    node,
+                    seal,
+                    sent: 0,
+                    endpoint: None,
+                },
+            );
+            RelayGrant { session, key }
+        });
+        let cursor = self.cursor();
+        self.planet_says(
+            node,
+            PlanetMessage::Welcome(Welcome {
+                planet: self.authority.planet.planet_id(),
+                observed: SocketAddr::new(address_of(self.keys[node]), 9_999),
+                relay,
+                time: self.now.unix,
+                cursor,
+            }),
+        );
+        if member {
+            let records = self.planet.log.clone();
+            self.planet_says(
+                node,
+                PlanetMessage::Directory(DirectoryUpdate {
+                    cursor,
+                    from_start: true,
+                    records,
+                }),
+            );
+            self.tell_all(DirectoryRecord::Presence {
+                node: id,
+                online: true,
+            });
+        }
+    }
+
+    fn cursor(&self) -> DirectoryCursor {
+        DirectoryCursor {
+            epoch: 7,
+            version: u64::try_from(self.planet.log.len()).unwrap(),
+        }
+    }
+
+    pub(crate) fn tell_all(&mut self, record: DirectoryRecord) {
+        self.planet.log.push(record.clone());
+        let cursor = self.cursor();
+        let nodes: Vec<usize> = self.planet.connected.keys().copied().collect();
+        for node in nodes {
+            let id = self.engines[node].node_id();
+            if self.planet.members.contains_key(&id) {
+                let update = DirectoryUpdate {
+                    cursor,
+                    from_start: false,
+                    records: vec![record.clone()],
+                };
+                self.planet_says(node, PlanetMessage::Directory(update));
+            }
+        }
+    }
+
+    fn admit(&mut self, node: usize, application: Application) {
+        let id = self.engines[node].node_id();
+        let (grant, certificate) = application.verify(&self.authority.network).unwrap();
+        self.planet.next += 1;
+        let number = self.planet.next;
+        let receipt = AdmissionReceipt {
+            network: grant.network,
+            planet: self.authority.planet.planet_id(),
+            token: grant.token,
+            use_number: u32::from(number),
+            node: id,
+            name: certificate.name,
+            certificate: application.certificate.hash(),
+            leases: Leases {
+                overlay4: Some(Ipv4Addr::new(10, 77, 0, number)),
+                pods4: Some(Ipv4Net::new(Ipv4Addr::new(10, 42, number, 0), 24).unwrap()),
+                pods6: Some(pods6(&self.authority.network, number)),
+            },
+            sequence: u64::from(number) * 2,
+            time: self.now.unix,
+        };
+        let receipt = Signed::seal(&receipt, &self.authority.planet).unwrap();
+        self.planet.receipts.insert(id, receipt.clone());
+        self.planet.applications.insert(id, application);
+        self.planet_says(node, PlanetMessage::Admitted(receipt));
+    }
+
+    fn receipt_claim(&mut self, node: usize, claim: &Signed<Claim>) {
+        let id = self.engines[node].node_id();
+        let sequence = u64::from(self.planet.next) * 2 + 1;
+        let receipt = ClaimReceipt {
+            network: self.authority.network.id,
+            planet: self.authority.planet.planet_id(),
+            node: id,
+            claim: claim.hash(),
+            settles: Vec::new(),
+            sequence,
+            time: self.now.unix,
+        };
+        let claim_receipt = Signed::seal(&receipt, &self.authority.planet).unwrap();
+        let membership = Membership {
+            application: self.planet.applications[&id].clone(),
+            receipt: self.planet.receipts[&id].clone(),
+            claim: claim.clone(),
+            claim_receipt: claim_receipt.clone(),
+        };
+        self.planet.members.insert(id, membership.clone());
+        self.planet_says(node, PlanetMessage::Claimed(claim_receipt));
+        self.tell_all(DirectoryRecord::Member(Box::new(membership)));
+        self.greet(node);
+    }
+
+    pub(super) fn planet_receives(&mut self, received: &Received) {
+        if !self.planet_alive {
+            return;
+        }
+        let header = RelayHeader::parse(&received.bytes).unwrap();
+        let Some(session) = self.planet.sessions.get_mut(&header.session) else {
+            return;
+        };
+        let payload = session.seal.open(&header, &received.bytes).unwrap();
+        session.endpoint = Some(received.from);
+        let (from, mut bytes) = (session.node, Vec::new());
+        if header.kind == RelayKind::Observe {
+            let (id, counter) = (header.session, header.counter);
+            session
+                .seal
+                .observed(id, counter, received.from, &mut bytes);
+            self.send(received.from, PLANET.parse().unwrap(), bytes);
+            return;
+        }
+        let peer: RelayAddress = self.engines[from].node_id().relay_address();
+        let ids: Vec<RelayAddress> = self
+            .engines
+            .iter()
+            .map(|engine| engine.node_id().relay_address())
+            .collect();
+        let target =
+            self.planet.sessions.iter_mut().find(|(_, session)| {
+                ids[session.node] == header.peer && session.endpoint.is_some()
+            });
+        if let Some((id, session)) = target {
+            let (kind, counter) = (RelayKind::Down, session.sent);
+            session.sent += 1;
+            let down = RelayHeader {
+                kind,
+                session: *id,
+                counter,
+                peer,
+            };
+            session.seal.seal(&down, payload, &mut bytes);
+            let to = session.endpoint.unwrap();
+            self.send(to, PLANET.parse().unwrap(), bytes);
+        }
+    }
+}
+
+fn pods6(network: &Network, number: u8) -> Ipv6Net {
+    let mut octets = network.ranges.pods6.network().octets();
+    octets[7] = number;
+    Ipv6Net::new(octets.into(), 64).unwrap()
+}
