@@ -1,0 +1,160 @@
+//! Who is let in, introduced, and cut.
+
+use std::time::Duration;
+
+use podmesh_planet::rules::SILENCE;
+use podmesh_proto::planet_api::{NodeMessage, PlanetMessage, RefusalCode};
+
+use crate::story::{Node, Operator, Stage, Told};
+use crate::{closed, code};
+
+#[test]
+fn a_revoked_node_is_cut_everywhere_and_stays_out() {
+    let mut operator = Operator::new(9);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(3);
+    let (mut a, mut b) = (Node::new(1), Node::new(2));
+    for (node, name) in [(&mut a, "a"), (&mut b, "b")] {
+        stage.connect(node);
+        stage.join(node, &token, name);
+    }
+    stage.pass(Duration::from_millis(100));
+    stage.told(&b);
+    let forged = Operator::new(9).with_other_root().revoke_node(&a);
+    assert!(stage.operator(&forged).is_err());
+    let statement = operator.revoke_node(&a);
+    // A member may bring it as well as the operator.
+    stage.say(&b, NodeMessage::Statement(Box::new(statement.clone())));
+    stage.pass(Duration::from_millis(100));
+    let answers = stage.told(&a);
+    assert_eq!(code(&answers), Some(RefusalCode::NodeRevoked));
+    assert!(closed(&answers));
+    assert!(
+        stage.relay_sessions_of(&a).is_empty(),
+        "and nothing is relayed for it"
+    );
+    let pushed = |told: &Told| matches!(told, Told::Message(PlanetMessage::Statement(s)) if **s == statement);
+    assert_eq!(stage.told(&b).iter().filter(|told| pushed(told)).count(), 1);
+    stage.restart();
+    stage.connect_quietly(&a);
+    assert_eq!(code(&stage.told(&a)), Some(RefusalCode::NodeRevoked));
+    let application = a.application(&operator.token(1), "again", stage.now.unix);
+    let answers = stage.ask(&a, NodeMessage::Join(Box::new(application)));
+    assert!(answers.is_empty(), "nobody listens any more");
+}
+
+#[test]
+fn a_false_proof_ends_the_connection() {
+    let operator = Operator::new(10);
+    let mut stage = Stage::fresh(&operator);
+    let mut a = Node::new(1);
+    for (what, bend) in [
+        ("another key", 0),
+        ("another connection's proof", 1),
+        ("another protocol", 2),
+        ("another network", 3),
+    ] {
+        stage.open(&mut a);
+        let mut hello = stage.hello(&a);
+        match bend {
+            0 => hello.node = Node::new(2).id(),
+            1 => hello.proof = a.prove(b"other keying material"),
+            2 => hello.protocol = 99,
+            _ => hello.network = Operator::new(11).network.id,
+        }
+        let answers = stage.ask(&a, NodeMessage::Hello(hello));
+        assert!(closed(&answers), "{what}");
+    }
+    stage.open(&mut a);
+    let answers = stage.ask(&a, NodeMessage::Heartbeat);
+    assert!(closed(&answers), "something else before the hello");
+    stage.open(&mut a);
+    stage.pass(Duration::from_secs(6));
+    assert!(closed(&stage.told(&a)), "no hello in time");
+    stage.connect(&mut a);
+    stage.pass(Duration::from_secs(16));
+    let beats = |told: &Told| matches!(told, Told::Message(PlanetMessage::Heartbeat { .. }));
+    assert_eq!(stage.told(&a).iter().filter(|told| beats(told)).count(), 1);
+    stage.pass(SILENCE);
+    assert!(closed(&stage.told(&a)), "silence");
+}
+
+#[test]
+fn introductions_reach_both_ends_so_that_they_fire_at_one_instant() {
+    let mut operator = Operator::new(12);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(3);
+    let (mut a, mut b, mut c) = (Node::new(1), Node::new(2), Node::new(3));
+    let (near, far) = (Duration::from_millis(20), Duration::from_millis(90));
+    (a.rtt, b.rtt) = (near, far);
+    for (node, name) in [(&mut a, "a"), (&mut b, "b")] {
+        stage.connect(node);
+        stage.join(node, &token, name);
+    }
+    stage.connect(&mut c);
+    stage.pass(Duration::from_millis(100));
+    let punch = |answers: Vec<Told>| {
+        let punches: Vec<_> = answers
+            .into_iter()
+            .filter_map(|told| match told {
+                Told::Message(PlanetMessage::Punch {
+                    peer,
+                    attempt,
+                    fire_in,
+                }) => Some((peer, attempt, fire_in)),
+                _ => None,
+            })
+            .collect();
+        punches
+    };
+    stage.told(&a);
+    stage.told(&b);
+    let ask = |node: &Node, attempt| NodeMessage::Introduce {
+        peer: node.id(),
+        attempt,
+    };
+    stage.say(&a, ask(&b, 1));
+    stage.say(&b, ask(&a, 1));
+    let (to_a, to_b) = (punch(stage.told(&a)), punch(stage.told(&b)));
+    assert_eq!(to_a, [(b.id(), 1, (far - near) / 2)]);
+    assert_eq!(to_b, [(a.id(), 1, Duration::ZERO)]);
+    for _ in 0..1_000 {
+        stage.say(&a, ask(&b, 2));
+    }
+    assert_eq!(
+        punch(stage.told(&b)),
+        [],
+        "the pair was introduced just now"
+    );
+    assert_eq!(code(&stage.told(&a)), Some(RefusalCode::Busy));
+    let answers = stage.ask(&c, ask(&b, 1));
+    assert_eq!(code(&answers), Some(RefusalCode::NotMember));
+    assert_eq!(punch(stage.told(&b)), [], "strangers move nobody");
+}
+
+#[test]
+fn strangers_make_room_for_each_other_and_members_stay() {
+    let mut operator = Operator::new(22);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(1);
+    let mut member = Node::new(1);
+    stage.connect(&mut member);
+    stage.join(&mut member, &token, "member");
+    let strangers: Vec<Node> = (0..300).map(|n| Node::new(5_000 + n)).collect();
+    for node in &strangers {
+        stage.connect_quietly(node);
+        stage.told(node);
+        stage.pass(Duration::from_millis(1));
+    }
+    stage.pass(Duration::from_secs(1));
+    let mut cut: Vec<bool> = Vec::new();
+    for node in &strangers {
+        cut.push(closed(&stage.told(node)));
+    }
+    assert!(
+        cut[..44].iter().all(|cut| *cut),
+        "the longest guests go first"
+    );
+    assert!(!cut[44..].iter().any(|cut| *cut));
+    assert!(!closed(&stage.told(&member)));
+}

@@ -1,0 +1,255 @@
+//! A planet that lost its books, or has old ones, or has just started.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use podmesh_planet::rules::books::Books;
+use podmesh_planet::rules::records::Origin;
+use podmesh_proto::planet_api::{NodeMessage, RefusalCode};
+
+use crate::story::{Node, Operator, Stage};
+use crate::{assert_single_owners, code};
+
+/// Members who have claimed, re-claimed and left: what a planet has to remember.
+fn lively(operator: &mut Operator, stage: &mut Stage, count: u32) -> Vec<Node> {
+    let token = operator.token(100);
+    let mut nodes: Vec<Node> = (0..count).map(|n| Node::new(100 + n)).collect();
+    for (index, node) in nodes.iter_mut().enumerate() {
+        stage.connect(node);
+        stage.join(node, &token, &format!("n{index}"));
+    }
+    for node in nodes.iter_mut().step_by(2) {
+        let leases = node.receipt.as_ref().unwrap().unverified().unwrap().leases;
+        stage.claim(node, 2, &leases);
+    }
+    let gone = nodes.remove(1);
+    let departure = gone.departure(&operator.network, stage.now.unix);
+    stage.say(&gone, NodeMessage::Leave(departure));
+    // The departure's numbers are settled by the next receipt of anybody.
+    let leases = nodes[0]
+        .receipt
+        .as_ref()
+        .unwrap()
+        .unverified()
+        .unwrap()
+        .leases;
+    stage.claim(&mut nodes[0], 3, &leases);
+    nodes
+}
+
+#[test]
+fn a_planet_that_lost_everything_relearns_before_it_grants() {
+    let mut operator = Operator::new(14);
+    let mut stage = Stage::fresh(&operator);
+    let mut nodes = lively(&mut operator, &mut stage, 6);
+    let sequence = stage.status().sequence;
+    stage.lose(Origin::Lost);
+    let mut newcomer = Node::new(500);
+    let token = operator.token(9);
+    stage.connect(&mut newcomer);
+    let join = |stage: &Stage, node: &Node| {
+        let application = node.application(&token, "newcomer", stage.now.unix);
+        NodeMessage::Join(Box::new(application))
+    };
+    let answers = {
+        let join = join(&stage, &newcomer);
+        stage.ask(&newcomer, join)
+    };
+    assert_eq!(code(&answers), Some(RefusalCode::Relearning));
+    // All but the last one come back, with the peer map of the last one among them.
+    let absent = nodes.pop().unwrap();
+    for node in &mut nodes {
+        node.sequence = sequence;
+        stage.connect(node);
+        assert!(node.asked_to_report, "everybody is asked");
+    }
+    stage.pass(Duration::from_secs(36));
+    stage.connect(&mut newcomer);
+    let answers = {
+        let join = join(&stage, &newcomer);
+        stage.ask(&newcomer, join)
+    };
+    assert_eq!(
+        code(&answers),
+        Some(RefusalCode::Relearning),
+        "a receipt is missing"
+    );
+    stage.report(&nodes[0], &[&absent]);
+    stage.pass(Duration::from_secs(36));
+    stage.connect(&mut newcomer);
+    stage.join(&mut newcomer, &token, "newcomer");
+    let all: Vec<&Node> = nodes.iter().chain([&absent, &newcomer]).collect();
+    assert_single_owners(&all);
+    assert_eq!(stage.status().members.len(), all.len(), "nobody is lost");
+    assert!(
+        newcomer
+            .receipt
+            .as_ref()
+            .unwrap()
+            .unverified()
+            .unwrap()
+            .sequence
+            > sequence
+    );
+}
+
+#[test]
+fn a_planet_with_yesterdays_backup_gives_no_lease_twice() {
+    let mut operator = Operator::new(15);
+    let mut stage = Stage::fresh(&operator);
+    let mut nodes = lively(&mut operator, &mut stage, 4);
+    let backup = stage.backup();
+    let token = operator.token(9);
+    let mut late = Node::new(300);
+    stage.connect(&mut late);
+    stage.join(&mut late, &token, "late");
+    let sequence = stage.status().sequence;
+    stage.restore(backup);
+    let mut newcomer = Node::new(301);
+    stage.connect(&mut newcomer);
+    nodes[0].sequence = sequence;
+    stage.connect(&mut nodes[0]);
+    stage.report(&nodes[0], &[]);
+    stage.pass(Duration::from_secs(60));
+    // The rumour has expired, because the member that spread it had nothing to show; so the member
+    // that the backup doesn't know has to speak for itself in time.
+    let granted_blindly = stage.status().not_granting.is_none();
+    stage.connect(&mut late);
+    let token = operator.token(9);
+    stage.connect(&mut newcomer);
+    stage.join(&mut newcomer, &token, "newcomer");
+    let mut all: Vec<&Node> = nodes.iter().collect();
+    all.extend([&late, &newcomer]);
+    assert_single_owners(&all);
+    assert!(
+        granted_blindly,
+        "one silent member can't stop a network for good"
+    );
+}
+
+#[test]
+fn random_lives_never_give_anything_twice() {
+    for seed in 0..2 {
+        println!("seed {seed}");
+        let mut dice: u64 = seed * 7_919 + 1;
+        let mut roll = move |bound: u64| {
+            dice = dice
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (dice >> 33) % bound
+        };
+        let mut operator = Operator::new(20);
+        let mut stage = Stage::fresh(&operator);
+        let mut nodes: BTreeMap<u32, Node> = BTreeMap::new();
+        let mut backup = stage.backup();
+        let (mut next, mut granted) = (0, BTreeSet::new());
+        for _ in 0..60 {
+            match roll(8) {
+                0..=2 => {
+                    let token = operator.token(1);
+                    let mut node = Node::new(1_000 + next);
+                    stage.connect(&mut node);
+                    if stage.try_join(&mut node, &token, &format!("n{next}")) {
+                        nodes.insert(next, node);
+                    }
+                    next += 1;
+                }
+                3 if !nodes.is_empty() => {
+                    let key = *nodes.keys().nth(roll(nodes.len() as u64) as usize).unwrap();
+                    let node = nodes.remove(&key).unwrap();
+                    let mut node = node;
+                    stage.connect(&mut node);
+                    let departure = node.departure(&operator.network, stage.now.unix);
+                    stage.say(&node, NodeMessage::Leave(departure));
+                    if stage.planet.books().entry(&node.id()).is_some() {
+                        nodes.insert(key, node);
+                    }
+                }
+                4 => stage.restart(),
+                5 => backup = stage.backup(),
+                6 => stage.restore(backup.clone()),
+                _ => stage.lose(Origin::Lost),
+            }
+            // Members come back, and say what they have seen.
+            let sequence = nodes.values().map(Node::highest).max().unwrap_or(0);
+            let held: Vec<Node> = nodes.values().cloned().collect();
+            for node in nodes.values_mut() {
+                node.sequence = sequence;
+                stage.connect(node);
+                if node.asked_to_report {
+                    stage.report(node, &held.iter().collect::<Vec<_>>());
+                }
+            }
+            stage.pass(Duration::from_secs(36));
+            if stage.status().not_granting.is_some() && roll(2) == 0 {
+                // Only members who left after the last receipt are unaccounted for.
+                stage.trust_empty();
+            }
+            assert_single_owners(&nodes.values().collect::<Vec<_>>());
+            for node in nodes.values() {
+                let receipt = node.receipt.as_ref().unwrap().unverified().unwrap();
+                granted.insert((receipt.token, receipt.use_number, receipt.node));
+                assert!(
+                    stage.planet.books().entry(&node.id()).is_some(),
+                    "nobody is lost"
+                );
+            }
+        }
+        let uses: BTreeSet<_> = granted
+            .iter()
+            .map(|(token, number, _)| (token, number))
+            .collect();
+        assert_eq!(
+            uses.len(),
+            granted.len(),
+            "every use of a token admitted one node"
+        );
+        assert!(granted.len() > 5, "{}", granted.len());
+    }
+}
+
+#[test]
+fn the_operator_can_end_the_relearning() {
+    let mut operator = Operator::new(16);
+    let mut stage = Stage::fresh(&operator);
+    lively(&mut operator, &mut stage, 3);
+    let token = operator.token(9);
+    stage.lose(Origin::Lost);
+    let mut newcomer = Node::new(500);
+    stage.connect(&mut newcomer);
+    stage.pass(Duration::from_secs(3_600));
+    stage.connect(&mut newcomer);
+    assert!(
+        !stage.try_join(&mut newcomer, &token, "newcomer"),
+        "nobody has told anything"
+    );
+    stage.trust_empty();
+    assert!(stage.try_join(&mut newcomer, &token, "newcomer"));
+    stage.restart();
+    let books: &Books = stage.planet.books();
+    assert_eq!(books.origin, Origin::Relearned);
+}
+
+#[test]
+fn after_a_start_grants_wait_for_a_member_or_a_while() {
+    let mut operator = Operator::new(17);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(9);
+    let (mut a, mut b, mut c) = (Node::new(1), Node::new(2), Node::new(3));
+    stage.connect(&mut a);
+    stage.join(&mut a, &token, "a");
+    stage.restart();
+    stage.connect(&mut b);
+    assert!(!stage.try_join(&mut b, &token, "b"));
+    stage.connect(&mut a);
+    assert!(
+        stage.try_join(&mut b, &token, "b"),
+        "a member is back and knows of nothing else"
+    );
+    stage.restart();
+    stage.connect(&mut c);
+    assert!(!stage.try_join(&mut c, &token, "c"));
+    stage.pass(Duration::from_secs(36));
+    stage.connect(&mut c);
+    assert!(stage.try_join(&mut c, &token, "c"));
+}
