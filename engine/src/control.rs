@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::certificate::Departure;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::signed::Signed;
 
@@ -29,6 +30,8 @@ pub enum ControlMessage {
     Endpoints(Box<Signed<EndpointRecord>>),
     /// Something the root said.
     Statement(Box<Signed<RootStatement>>),
+    /// A member has left, by its own word.
+    Left(Box<Signed<Departure>>),
 }
 
 impl ControlMessage {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use podmesh_proto::candidate::EndpointRecord;
-use podmesh_proto::certificate::Claim;
+use podmesh_proto::certificate::{Claim, Departure};
 use podmesh_proto::id::{Name, NodeId, PlanetId};
 use podmesh_proto::local_api::RouteView;
 use podmesh_proto::network::RootStatement;
@@ -35,6 +35,7 @@ use crate::timers::{Timer, Timers};
 use crate::tunnel::{TunnelKeys, buffer_for};
 
 mod arrivals;
+mod departures;
 mod directory;
 mod gossip;
 mod joining;
@@ -73,6 +74,8 @@ pub struct Engine {
     presence: BTreeMap<(NodeId, PlanetId), bool>,
     pings: BTreeMap<u64, Ping>,
     claim: Option<Signed<Claim>>,
+    /// This node's own departure, if no planet was there to hear it.
+    left: Option<Signed<Departure>>,
     claim_serial: u64,
     incarnation: u64,
     sequence: u64,
@@ -111,6 +114,7 @@ impl Engine {
             presence: BTreeMap::new(),
             pings: BTreeMap::new(),
             claim: None,
+            left: None,
             claim_serial: 0,
             incarnation: now.unix.0,
             sequence: 0,

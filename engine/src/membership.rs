@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use podmesh_proto::certificate::{Departure, Member, Membership};
+use podmesh_proto::certificate::{Member, Membership};
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{NodeId, TokenId};
 use podmesh_proto::key::PublicKey;
@@ -20,15 +20,17 @@ use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 
+mod departures;
 pub mod holdings;
 pub mod lies;
 mod quarantine;
 mod root;
 
+use self::departures::Departed;
+pub use self::departures::Parting;
 use self::holdings::{Holdings, MemberId, of_member};
 use self::lies::{Lie, Lies, Source};
 use self::quarantine::Quarantine;
-use crate::limits;
 use crate::mutation::{self, Mutant};
 
 /// Everything that this node believes about its network.
@@ -44,7 +46,7 @@ pub struct Members {
     revoked_tokens: BTreeMap<TokenId, UnixSeconds>,
     revoked_externals: BTreeMap<PublicKey, UnixSeconds>,
     resolved: BTreeMap<NodeId, UnixSeconds>,
-    departed: BTreeMap<NodeId, (UnixSeconds, Signed<Departure>)>,
+    departed: BTreeMap<NodeId, Departed>,
     statements: BTreeMap<[u8; 32], Signed<RootStatement>>,
     expiries: BTreeSet<(UnixSeconds, NodeId)>,
     lies: Lies,
@@ -185,11 +187,6 @@ impl Members {
     /// Every root statement but the network itself, to be stored and passed on.
     pub fn statements(&self) -> impl Iterator<Item = &Signed<RootStatement>> {
         self.statements.values()
-    }
-
-    /// Departures, to be stored.
-    pub fn departures(&self) -> impl Iterator<Item = &Signed<Departure>> {
-        self.departed.values().map(|(_, signed)| signed)
     }
 
     /// Memberships in quarantine, to be stored.
@@ -349,8 +346,11 @@ impl Members {
             let sentence = format!("{name} was offered as a member, but the root revoked it");
             return Err((Lie::GoneMember, sentence));
         }
-        if let Some((left, _)) = self.departed.get(&member.node)
-            && member.admitted <= *left
+        if let Some(left) = self
+            .departed
+            .get(&member.node)
+            .map(|departed| departed.time)
+            && member.admitted <= left
         {
             let sentence = format!("{name} was offered as a member, but it left at {left}");
             return Err((Lie::GoneMember, sentence));
@@ -365,37 +365,6 @@ impl Members {
             return Err((Lie::TokenReplay, sentence));
         }
         Ok(())
-    }
-
-    /// Takes a node's own word that it has left; `false` if the node has come back since it said so.
-    ///
-    /// # Errors
-    /// It isn't the node's word.
-    pub fn depart(&mut self, signed: &Signed<Departure>) -> Result<bool, CertificateError> {
-        let claimed = signed.unverified()?;
-        let departure = signed.verify(&claimed.node.into(), "the node")?;
-        if departure.network != self.network.id {
-            let document = "departure";
-            return Err(CertificateError::OtherNetwork { document });
-        }
-        let since = self.known.get(&departure.node);
-        if since.is_some_and(|known| known.member.admitted > departure.time) {
-            return Ok(false);
-        }
-        let strange = since.is_none() && !self.quarantine.has(&departure.node);
-        if strange && self.departed.len() >= limits::MAX_STRANGE_DEPARTURES {
-            return Ok(true);
-        }
-        let news = self
-            .departed
-            .get(&departure.node)
-            .is_none_or(|(time, _)| *time < departure.time);
-        if news {
-            let entry = (departure.time, signed.clone());
-            self.departed.insert(departure.node, entry);
-            self.remove(&departure.node);
-        }
-        Ok(true)
     }
 
     /// Judges certificates whose time is over.

@@ -37,7 +37,7 @@ pub struct StoredState {
     pub quarantined: Vec<Membership>,
     /// Every other statement of the root that still matters.
     pub statements: Vec<Signed<RootStatement>>,
-    /// Nodes that left by their own word.
+    /// Nodes that left by their own word; after this node has left itself, its own.
     pub departures: Vec<Signed<Departure>>,
     /// The last endpoint record of each peer.
     pub endpoints: Vec<Signed<EndpointRecord>>,

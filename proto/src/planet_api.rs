@@ -55,7 +55,8 @@ pub enum NodeMessage {
         /// At most [`crate::limits::MAX_RECORDS_PER_UPDATE`] of them.
         memberships: Vec<Membership>,
     },
-    /// I am leaving this network: free my name and leases.
+    /// I am leaving this network: free my name and leases. A member may pass on another node's word,
+    /// which no planet has heard.
     Leave(Signed<Departure>),
     /// Still here. Sent each 15 s.
     Heartbeat,

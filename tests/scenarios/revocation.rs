@@ -6,9 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use podmesh_lab::node::program;
 use podmesh_lab::ping::{PairReport, PingMatrix};
 use podmesh_lab::process::{self, Process};
-use podmesh_lab::{Lab, Mesh, Nat, Node, Pod, mesh, story, wait};
+use podmesh_lab::{Lab, Mesh, Nat, Node, Planet, Pod, mesh, story, wait};
 use podmesh_proto::local_api::{NodeState, StatusView};
 
 use crate::world;
@@ -107,6 +108,53 @@ fn a_node_that_leaves_is_let_go_and_may_come_back_as_itself() {
 }
 
 #[test]
+fn a_node_that_leaves_with_every_planet_dead_is_let_go_by_whoever_hears_of_it() {
+    let lab = three_in_a_cloud("leaving-in-silence");
+    let mesh = Mesh::found(&lab, "planet-1").unwrap();
+    mesh.join_all().unwrap();
+    let [one, away, leaver] = ["cloud-1", "cloud-2", "cloud-3"].map(|name| lab.node(name).unwrap());
+    let limit = Duration::from_secs(15);
+    let all = [one, away, leaver];
+    mesh.wait_for(&all, "paths", limit, mesh::is_direct)
+        .unwrap();
+    let before = status(leaver).unwrap().node.unwrap();
+    let planet = lab.planet("planet-1").unwrap();
+
+    planet.kill();
+    away.power_cut().unwrap();
+    let start = Instant::now();
+    leaver.meshctl(&["leave"]).unwrap();
+    knows_not(one, leaver.name()).unwrap();
+    println!(
+        "figure a peer let the leaver go after {:?}",
+        start.elapsed()
+    );
+    leaver.stop().unwrap();
+    away.power_on().unwrap();
+    away.start().unwrap();
+    reaches(away, one.name()).unwrap();
+    knows_not(away, leaver.name()).unwrap();
+    one.kill();
+    one.start().unwrap();
+    knows_not(one, leaver.name()).unwrap();
+
+    planet.start().unwrap();
+    for node in [one, away] {
+        node.wait_online(limit).unwrap();
+    }
+    planet_lets_go(planet, leaver.name()).unwrap();
+    leaver.start().unwrap();
+    let token = mesh.operator().token("again", &[]).unwrap();
+    leaver.meshctl(&["join", token.to_str().unwrap()]).unwrap();
+    mesh.wait_for(&all, "paths", limit, mesh::is_direct)
+        .unwrap();
+    assert_eq!(status(leaver).unwrap().node.unwrap().id, before.id);
+    thread::sleep(SILENCE);
+    mesh.wait_for(&all, "paths", Duration::ZERO, mesh::is_direct)
+        .unwrap();
+}
+
+#[test]
 fn a_revoked_token_admits_nobody_more_and_hurts_no_member() {
     let lab = three_in_a_cloud("token");
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
@@ -197,6 +245,37 @@ fn reaches(node: &Node, name: &str) -> Result<()> {
             })
         },
     )
+}
+
+/// Waits until a node does not know the peer of this name at all.
+fn knows_not(node: &Node, name: &str) -> Result<()> {
+    wait::until(
+        &format!("{} to forget {name}", node.name()),
+        Duration::from_secs(5),
+        || {
+            let peers = node.peers()?;
+            let peer = peers.into_iter().find(|peer| peer.name.as_str() == name);
+            Ok(match peer {
+                None => wait::Now(()),
+                Some(peer) => wait::NotYet(format!("{peer:?}")),
+            })
+        },
+    )
+}
+
+/// Waits until a planet has been told that this node left, and has freed what it held.
+fn planet_lets_go(planet: &Planet, name: &str) -> Result<()> {
+    let runtime = planet.runtime_dir().display().to_string();
+    wait::until("the planet to hear of it", Duration::from_secs(10), || {
+        let mut command = planet.namespace().command(program("planet")?);
+        command.args(["status", "--runtime-dir", &runtime]);
+        let shown = process::succeed(&mut command, b"")?;
+        Ok(if shown.contains(name) {
+            wait::NotYet(shown)
+        } else {
+            wait::Now(())
+        })
+    })
 }
 
 /// Three places for nodes with public addresses.

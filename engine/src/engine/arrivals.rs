@@ -121,10 +121,14 @@ impl Engine {
             self.drops.count(DropReason::Control);
             return;
         };
-        if let Some(peer) = self.peers.get_mut(&node) {
-            peer.may_reset = false;
-        }
+        let peer = self.peers.get_mut(&node);
+        let reborn = peer.is_some_and(|peer| std::mem::take(&mut peer.may_reset));
         self.look_at_session(MemberId::Node(node), Some(path), now);
+        if reborn {
+            // It may have been away for less than it takes to find a path dead, and what was said
+            // in between went to its former life.
+            self.greet_peer(&node, now);
+        }
         match message {
             ControlMessage::EchoRequest { id } => {
                 self.wake(&node, now);

@@ -51,6 +51,7 @@ impl Engine {
             if let Some(members) = &mut self.members {
                 members.start_batch();
             }
+            self.tell_departures(planet);
         }
     }
 
@@ -85,23 +86,7 @@ impl Engine {
                     self.spread_relays_to(&node, now);
                 }
             }
-            DirectoryRecord::Left(departure) => {
-                let node = departure.unverified().map(|it| it.node);
-                let (lie, sentence) = match members.depart(&departure) {
-                    Ok(true) => return self.follow_members(now),
-                    Ok(false) => (
-                        Lie::OldState,
-                        "sent an old departure of a node that has come back".to_owned(),
-                    ),
-                    Err(error) => (
-                        Lie::Forged,
-                        format!("sent a departure that doesn't hold: {error}"),
-                    ),
-                };
-                let told = about(members, node, sentence);
-                members.note(lie, source, told, now.unix);
-                self.follow_members(now);
-            }
+            DirectoryRecord::Left(departure) => self.take_departure(&departure, source, now),
         }
     }
 
@@ -279,7 +264,7 @@ impl Engine {
 }
 
 /// Subject and sentence of a lie about `node`, with its name if it has one.
-fn about(
+pub(super) fn about(
     members: &Members,
     node: Result<NodeId, DecodeError>,
     sentence: String,

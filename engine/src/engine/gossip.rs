@@ -1,7 +1,6 @@
 //! News that members tell each other through their tunnels, for the time when planets can't.
 
 use podmesh_proto::candidate::EndpointRecord;
-use podmesh_proto::certificate::Departure;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::planet_api::NodeMessage;
@@ -20,15 +19,17 @@ impl Engine {
             let message = ControlMessage::Endpoints(Box::new(signed));
             self.send_control(node, &message, now);
         }
-        let statements: Vec<Signed<RootStatement>> = self
-            .members
-            .iter()
-            .flat_map(|members| members.statements())
-            .take(limits::GOSSIP_FANOUT)
-            .cloned()
-            .collect();
-        for statement in statements {
-            self.send_control(node, &ControlMessage::Statement(Box::new(statement)), now);
+        let Some(members) = &self.members else {
+            return;
+        };
+        let few = limits::GOSSIP_FANOUT;
+        let statements = members.statements().take(few).cloned();
+        let statements = statements.map(|one| ControlMessage::Statement(Box::new(one)));
+        let departures = members.last_departures(few, None).into_iter();
+        let departures = departures.map(|one| ControlMessage::Left(Box::new(one)));
+        let news: Vec<ControlMessage> = statements.chain(departures).collect();
+        for message in news {
+            self.send_control(node, &message, now);
         }
     }
 
@@ -55,7 +56,7 @@ impl Engine {
 
     /// Tells it to peers whose path is up, but not to `except`; where there are very many, to some:
     /// each of them tells it on.
-    fn gossip(&mut self, message: &ControlMessage, except: Option<NodeId>, now: Now) {
+    pub(super) fn gossip(&mut self, message: &ControlMessage, except: Option<NodeId>, now: Now) {
         let mut reachable: Vec<NodeId> = self
             .peers
             .nodes()
@@ -71,12 +72,6 @@ impl Engine {
         for node in reachable {
             self.send_control(&node, message, now);
         }
-    }
-
-    /// A departing node tells its peers by closing; planets pass the departure on.
-    pub(super) fn tell_departure(&mut self, departure: &Signed<Departure>, now: Now) {
-        let hash = departure.hash();
-        tracing::info!(time = %now.unix, departure = ?hash.first(), "left the network");
     }
 
     /// News from a member.
@@ -99,6 +94,9 @@ impl Engine {
             }
             ControlMessage::Statement(statement) => {
                 self.take_statement(&statement, Source::Member(from), now);
+            }
+            ControlMessage::Left(departure) => {
+                self.take_departure(&departure, Source::Member(from), now);
             }
             ControlMessage::EchoRequest { .. } | ControlMessage::EchoReply { .. } => {}
         }

@@ -1,8 +1,8 @@
-//! Joining and leaving.
+//! Joining, and claiming anew.
 
 use std::time::Duration;
 
-use podmesh_proto::certificate::{AdmissionReceipt, Claim, ClaimReceipt, Departure, Membership};
+use podmesh_proto::certificate::{AdmissionReceipt, Claim, ClaimReceipt, Membership};
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{Name, PlanetId};
 use podmesh_proto::planet_api::{NodeMessage, Refusal, RefusalCode};
@@ -11,7 +11,7 @@ use podmesh_proto::time::Now;
 use podmesh_proto::token::JoinToken;
 
 use crate::engine::Engine;
-use crate::error::{JoinError, RequestError};
+use crate::error::JoinError;
 use crate::join::{AfterRefusal, Join};
 use crate::membership::lies::{Lie, Source};
 use crate::membership::{Learned, Members};
@@ -57,6 +57,9 @@ impl Engine {
     pub(super) fn ask(&mut self, planet: PlanetId) {
         if let Some(join) = &self.join {
             let message = join.message();
+            if matches!(message, NodeMessage::Join(_)) {
+                self.tell_own_departure(planet);
+            }
             self.say(planet, message);
         } else if let Some(claim) = self.claim.clone() {
             self.say(planet, NodeMessage::Claim(claim));
@@ -128,6 +131,7 @@ impl Engine {
         members.start_batch();
         tracing::info!(network = %join.network().name, name = %join.name(), "joined");
         self.members = Some(members);
+        self.left = None;
         self.timers.clear(Timer::Join);
         self.dirty = true;
         self.persist(now);
@@ -215,32 +219,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn leave(&mut self, now: Now) -> Result<(), RequestError> {
-        if self.join.take().is_some() {
-            self.forget_network(now);
-            self.outputs
-                .push_back(Output::JoinDone(Err(JoinError::Cancelled)));
-            return Ok(());
-        }
-        let members = self.members.as_ref().ok_or(RequestError::NotJoined)?;
-        let admitted = members.own().map(|own| own.member.admitted);
-        let departure = Departure {
-            network: members.network().id,
-            node: self.node_id(),
-            time: admitted.map_or(now.unix, |admitted| admitted.max(now.unix)),
-        };
-        let departure = Signed::seal(&departure, &self.config.identity)?;
-        let connected: Vec<PlanetId> = self.planets.connected().collect();
-        for planet in connected {
-            self.say(planet, NodeMessage::Leave(departure.clone()));
-        }
-        self.tell_departure(&departure, now);
-        self.forget_network(now);
-        Ok(())
-    }
-
     /// Back to the state before any join; only keys and ports stay.
-    fn forget_network(&mut self, now: Now) {
+    pub(super) fn forget_network(&mut self, now: Now) {
         let peers: Vec<_> = self.peers.nodes().map(|peer| peer.member.node).collect();
         for node in peers {
             if let Some(peer) = self.peers.remove(&node) {

@@ -124,6 +124,7 @@ impl Engine {
             return;
         };
         let first = !connection.welcome;
+        let mut syncing = connection.syncing.is_some();
         connection.welcome = true;
         if let Some(grant) = &welcome.relay {
             let leg = RelayLeg::new(planet, connection.remote, grant);
@@ -132,6 +133,7 @@ impl Engine {
             if known.is_none_or(|known| known.epoch != welcome.cursor.epoch) {
                 let until = now.moment + limits::FIRST_TELLING;
                 connection.syncing = Some((welcome.cursor.version, until));
+                syncing = true;
                 if let Some(members) = &mut self.members {
                     members.start_batch();
                 }
@@ -146,6 +148,9 @@ impl Engine {
         }
         if granted {
             self.end_sync(planet, known.map_or(0, |known| known.version));
+            if !syncing {
+                self.tell_departures(planet);
+            }
             self.relays_changed(now);
             self.tell_statements(planet);
             self.claim_configured(now);

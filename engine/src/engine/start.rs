@@ -29,6 +29,9 @@ impl Engine {
         for (socket, endpoint) in stored.reflexive.drain(..) {
             self.endpoints.saw(Witness::Disk, socket, endpoint);
         }
+        if stored.membership.is_none() {
+            self.left = stored.departures.pop();
+        }
         let Some(statement) = stored.network.clone() else {
             return Ok(());
         };
@@ -115,6 +118,7 @@ impl Engine {
             claim_serial: self.claim_serial,
             incarnation_floor: self.incarnation,
             reflexive: self.endpoints.reflexive(),
+            departures: self.left.clone().into_iter().collect(),
             ..StoredState::default()
         };
         let Some(members) = &self.members else {

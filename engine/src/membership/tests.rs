@@ -1,3 +1,4 @@
+use podmesh_proto::certificate::Departure;
 use podmesh_proto::id::{NodeId, TokenId};
 use podmesh_proto::network::{ExternalPeer, Network, PlanetEntry, RetiredPlanet, RootStatement};
 
@@ -212,8 +213,16 @@ fn who_waited_for_a_holding_gets_it_when_the_holder_is_gone() {
     assert!(table.members.depart(&forged).is_err());
     assert!(table.knows(1));
     let signed = Signed::seal(&departure, &Keys::new(1).identity).unwrap();
-    table.members.depart(&signed).unwrap();
+    assert_eq!(table.members.depart(&signed), Ok(Parting::News));
+    assert_eq!(table.members.depart(&signed), Ok(Parting::Nothing));
     assert!(table.knows(2) && !table.knows(1));
+    let (gone, planet) = (Keys::new(1).id(), table.authority.planet.planet_id());
+    let untold = |table: &Table| table.members.last_departures(9, Some(planet)).len();
+    assert_eq!(untold(&table), 1);
+    table.members.planet_knows_departure(planet, &gone);
+    assert_eq!(untold(&table), 0, "what it said itself");
+    let passed_on = table.members.last_departures(9, None);
+    assert_eq!(passed_on, std::slice::from_ref(&signed));
     // Its old membership doesn't bring it back; a new admission does.
     assert_eq!(table.learn(&table.draft(1)), Learned::Refused);
     assert_eq!(table.codes(), ["MESH-TRUST-005"]);
@@ -221,8 +230,10 @@ fn who_waited_for_a_holding_gets_it_when_the_holder_is_gone() {
     (again.admitted, again.use_number, again.serial) = (START.plus(20), 50, 2);
     again.overlay4 = Some("10.77.0.50".parse().unwrap());
     assert_eq!(table.learn(&again), Learned::New);
-    table.members.depart(&signed).unwrap();
+    assert_eq!(table.members.depart(&signed), Ok(Parting::Over));
     assert!(table.knows(1), "an old departure is over");
+    let passed_on = table.members.last_departures(9, None);
+    assert!(passed_on.is_empty(), "it is not passed on");
 }
 
 type Lie = fn(&Authority, &mut Membership);

@@ -89,7 +89,12 @@ impl World {
                     self.planet_says(other, PlanetMessage::Statement(statement.clone()));
                 }
             }
-            NodeMessage::Leave(departure) => self.tell_all(DirectoryRecord::Left(departure)),
+            NodeMessage::Leave(departure) => {
+                let gone = departure.unverified().unwrap().node;
+                self.notes.push(format!("left {}", gone.short()));
+                self.planet.members.remove(&gone);
+                self.tell_all(DirectoryRecord::Left(departure));
+            }
             NodeMessage::Report { memberships } => {
                 self.notes.push(format!("report {}", memberships.len()));
             }

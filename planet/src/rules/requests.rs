@@ -238,31 +238,39 @@ impl Planet {
         }
     }
 
+    /// A departure, from the node itself or passed on by a member.
     fn leave(
         &mut self,
         connection: ConnectionId,
-        node: NodeId,
+        sender: NodeId,
         signed: Signed<Departure>,
         now: Now,
     ) {
-        let departure = signed.verify(&node.into(), "the node").ok();
-        let own = departure.filter(|departure| {
-            departure.node == node && departure.network == self.books.network.id
-        });
-        if own.is_none() {
-            let reason = "the departure is not this node's own";
-            self.refused(connection, node, refuse(RefusalCode::Unproven, reason));
+        let departure = signed.unverified().ok();
+        let departure = departure
+            .and_then(|claimed| signed.verify(&claimed.node.into(), "the node").ok())
+            .filter(|departure| departure.network == self.books.network.id)
+            .filter(|departure| departure.node == sender || self.may_ask(connection));
+        let Some(Departure { node, time, .. }) = departure else {
+            let reason = "the departure is not its node's own, or not passed on by a member";
+            self.refused(connection, sender, refuse(RefusalCode::Unproven, reason));
             return;
-        }
-        let Some(entry) = self.books.entry(&node) else {
+        };
+        // Known already, or over: the node has come back since.
+        let Some(entry) = self
+            .books
+            .entry(&node)
+            .filter(|entry| entry.receipt.time <= time)
+        else {
             return;
         };
         let name = entry.certificate.name.clone();
         let mut changes = self.books.release(&[node]);
         changes.push(Change::Put(Record::Departure(signed)));
+        let mut then = vec![Then::Do(Action::Happened(Event::Left(node, name)))];
         // The end of the connection tells the node that its departure is on disk.
-        let happened = Action::Happened(Event::Left(node, name));
-        let then = vec![Then::Do(happened), Then::Dismiss(connection)];
+        let own = (sender == node).then_some(connection);
+        then.extend(own.or(self.online.get(&node).copied()).map(Then::Dismiss));
         let reason = "the planet can't write to its disk; leave again when it can";
         let refusal = not_now(RefusalCode::Busy, reason, Duration::from_secs(10));
         let refused = Then::Do(Action::Send {

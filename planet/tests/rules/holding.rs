@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podmesh_proto::certificate::Leases;
-use podmesh_proto::planet_api::{NodeMessage, PlanetMessage, RefusalCode};
+use podmesh_proto::planet_api::{DirectoryRecord, NodeMessage, PlanetMessage, RefusalCode};
 
 use crate::story::{Node, Operator, Stage, Told};
 use crate::{assert_single_owners, closed, code};
@@ -122,7 +122,7 @@ fn silence_takes_no_lease_and_leaving_frees_it() {
     let answers = stage.ask(&c, NodeMessage::Join(Box::new(application)));
     assert_eq!(code(&answers), Some(RefusalCode::Exhausted));
     stage.connect(&mut a);
-    let forged = b.departure(&operator.network, stage.now.unix);
+    let forged = a.word_for(&b, &operator.network, stage.now.unix);
     let answers = stage.ask(&a, NodeMessage::Leave(forged));
     assert_eq!(code(&answers), Some(RefusalCode::Unproven));
     let departure = a.departure(&operator.network, stage.now.unix);
@@ -204,4 +204,44 @@ fn only_the_first_planet_gives_leases() {
         &answers[0],
         Told::Message(PlanetMessage::Statement(_))
     ));
+}
+
+#[test]
+fn a_member_passes_on_that_another_one_left() {
+    let mut operator = Operator::new(23);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(9);
+    let (mut a, mut b, mut c) = (Node::new(1), Node::new(2), Node::new(3));
+    for (node, name) in [(&mut a, "a"), (&mut b, "b")] {
+        stage.connect(node);
+        stage.join(node, &token, name);
+    }
+    let departure = a.departure(&operator.network, stage.now.unix.plus(5));
+    stage.pass(Duration::from_secs(10));
+
+    stage.connect(&mut c);
+    let answers = stage.ask(&c, NodeMessage::Leave(departure.clone()));
+    assert_eq!(code(&answers), Some(RefusalCode::Unproven), "no member");
+    assert!(stage.planet.books().entry(&a.id()).is_some());
+    stage.connect(&mut b);
+    stage.told(&b);
+    stage.say(&b, NodeMessage::Leave(departure.clone()));
+    assert!(stage.planet.books().entry(&a.id()).is_none());
+    assert!(closed(&stage.told(&a)), "its connection ends");
+    stage.pass(Duration::from_millis(100));
+    let told = stage.told(&b);
+    assert!(!closed(&told), "who passed it on stays");
+    let left = |told: &Told| match told {
+        Told::Message(PlanetMessage::Directory(update)) => update
+            .records
+            .contains(&DirectoryRecord::Left(departure.clone())),
+        _ => false,
+    };
+    assert!(told.iter().any(left), "everybody hears it: {told:?}");
+
+    // It comes back; whoever was away all the time passes on what is over.
+    stage.connect(&mut a);
+    stage.join(&mut a, &token, "a");
+    stage.say(&b, NodeMessage::Leave(departure.clone()));
+    assert!(stage.planet.books().entry(&a.id()).is_some());
 }

@@ -270,9 +270,19 @@ impl Node {
     }
 
     pub(crate) fn departure(&self, network: &Network, time: UnixSeconds) -> Signed<Departure> {
+        self.word_for(self, network, time)
+    }
+
+    /// That another node leaves, signed by this one.
+    pub(crate) fn word_for(
+        &self,
+        other: &Self,
+        network: &Network,
+        time: UnixSeconds,
+    ) -> Signed<Departure> {
         let departure = Departure {
             network: network.id,
-            node: self.id(),
+            node: other.id(),
             time,
         };
         Signed::seal(&departure, &self.identity()).unwrap()

@@ -1,0 +1,251 @@
+//! Leaving: a node says so itself, and who hears it passes it on, to peers and planets.
+
+use podmesh_proto::certificate::Departure;
+use podmesh_proto::id::PlanetId;
+use podmesh_proto::planet_api::NodeMessage;
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::Now;
+
+use super::directory::about;
+use crate::control::ControlMessage;
+use crate::engine::Engine;
+use crate::error::{JoinError, RequestError};
+use crate::join::Join;
+use crate::limits;
+use crate::membership::Parting;
+use crate::membership::lies::{Lie, Source};
+use crate::output::Output;
+
+impl Engine {
+    pub(super) fn leave(&mut self, now: Now) -> Result<(), RequestError> {
+        if self.join.take().is_some() {
+            self.forget_network(now);
+            self.outputs
+                .push_back(Output::JoinDone(Err(JoinError::Cancelled)));
+            return Ok(());
+        }
+        let members = self.members.as_ref().ok_or(RequestError::NotJoined)?;
+        let admitted = members.own().map(|own| own.member.admitted);
+        let departure = Departure {
+            network: members.network().id,
+            node: self.node_id(),
+            time: admitted.map_or(now.unix, |admitted| admitted.max(now.unix)),
+        };
+        let departure = Signed::seal(&departure, &self.config.identity)?;
+        let heard = self.tell_planets(&departure, Source::Operator);
+        let message = ControlMessage::Left(Box::new(departure.clone()));
+        self.gossip(&message, None, now);
+        tracing::info!(by_planets = heard, "left the network");
+        self.left = (!heard).then_some(departure);
+        self.forget_network(now);
+        Ok(())
+    }
+
+    /// A node's word that it has left, from whomever.
+    pub(super) fn take_departure(
+        &mut self,
+        departure: &Signed<Departure>,
+        source: Source,
+        now: Now,
+    ) {
+        let Some(members) = &mut self.members else {
+            return;
+        };
+        let node = departure.unverified().map(|claimed| claimed.node);
+        let parting = members.depart(departure);
+        if let (Ok(_), Ok(node), Source::Planet(planet)) = (&parting, &node, source) {
+            members.planet_knows_departure(planet, node);
+        }
+        let (lie, sentence) = match parting {
+            Ok(Parting::News) => {
+                self.persist(now);
+                self.tell_planets(departure, source);
+                self.pass_departure_on(departure, source, now);
+                return self.follow_members(now);
+            }
+            Ok(Parting::Nothing) => return self.follow_members(now),
+            // A member that was away is no liar: it tells what it heard last.
+            Ok(Parting::Over) if !matches!(source, Source::Planet(_)) => return,
+            Ok(Parting::Over) => (
+                Lie::OldState,
+                "sent an old departure of a node that has come back".to_owned(),
+            ),
+            Err(error) => (
+                Lie::Forged,
+                format!("sent a departure that doesn't hold: {error}"),
+            ),
+        };
+        let told = about(members, node, sentence);
+        members.note(lie, source, told, now.unix);
+        self.follow_members(now);
+    }
+
+    fn pass_departure_on(&mut self, departure: &Signed<Departure>, source: Source, now: Now) {
+        let from = match source {
+            Source::Member(node) => Some(node),
+            _ => None,
+        };
+        let message = ControlMessage::Left(Box::new(departure.clone()));
+        self.gossip(&message, from, now);
+    }
+
+    /// Tells the planets that are connected, but not the one that said it; whether any was.
+    fn tell_planets(&mut self, departure: &Signed<Departure>, source: Source) -> bool {
+        let connected: Vec<PlanetId> = self
+            .planets
+            .connected()
+            .filter(|planet| source != Source::Planet(*planet))
+            .collect();
+        for planet in &connected {
+            self.say(*planet, NodeMessage::Leave(departure.clone()));
+        }
+        !connected.is_empty()
+    }
+
+    /// Tells a planet who has left while it was away.
+    pub(super) fn tell_departures(&mut self, planet: PlanetId) {
+        let Some(members) = &self.members else {
+            return;
+        };
+        for departure in members.last_departures(limits::GOSSIP_FANOUT, Some(planet)) {
+            self.say(planet, NodeMessage::Leave(departure));
+        }
+    }
+
+    /// A node that left while no planet could hear it says so before it comes back: its admission
+    /// must be the later one of the two, also if its clock is ahead.
+    pub(super) fn tell_own_departure(&mut self, planet: PlanetId) {
+        let network = self.join.as_ref().map(|join| Join::network(join).id);
+        let left = self.left.clone().filter(|left| {
+            let said = left.unverified();
+            said.is_ok_and(|said| Some(said.network) == network)
+        });
+        if let Some(left) = left {
+            self.say(planet, NodeMessage::Leave(left));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use podmesh_proto::local_api::NodeState;
+
+    use super::*;
+    use crate::testing::{Keys, START, World, name};
+
+    /// Three nodes; the first one leaves while the planet is dead and the third one is off.
+    fn left_in_silence() -> World {
+        let mut world = World::new(3);
+        world.join_all();
+        world.kill_planet();
+        world.off.insert(2);
+        let now = world.now;
+        world.engines[0].handle_leave(now).unwrap();
+        world.drain(0);
+        world.run(Duration::from_millis(500));
+        world
+    }
+
+    fn knows(world: &World, node: usize, peer: &str) -> bool {
+        let peers = world.engines[node].peers(world.now);
+        peers.iter().any(|view| view.name == name(peer))
+    }
+
+    fn revive_planet(world: &mut World) {
+        world.planet_alive = true;
+        for member in [1, 2] {
+            world.connect(member);
+        }
+        world.run(Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_departure_travels_from_node_to_node_and_on_to_a_planet_that_was_dead() {
+        let mut world = left_in_silence();
+        assert!(!knows(&world, 1, "n1") && knows(&world, 1, "n3"));
+        assert!(knows(&world, 2, "n1"), "it was off");
+        world.restart(1);
+        assert!(!knows(&world, 1, "n1"), "kept on disk");
+        world.off.remove(&2);
+        world.restart(2);
+        world.run(Duration::from_secs(20));
+        assert!(!knows(&world, 2, "n1") && knows(&world, 2, "n2"));
+
+        let gone = Keys::new(1).id();
+        let said = format!("left {}", gone.short());
+        assert!(!world.notes.contains(&said));
+        revive_planet(&mut world);
+        assert!(world.notes.contains(&said));
+        // The planet has said it too since then, so that nobody repeats it.
+        let count = |world: &World| world.notes.iter().filter(|note| **note == said).count();
+        let before = count(&world);
+        world.connect(1);
+        world.run(Duration::from_secs(1));
+        assert_eq!(count(&world), before);
+    }
+
+    #[test]
+    fn who_was_away_for_a_moment_hears_of_it() {
+        let mut world = left_in_silence();
+        world.off.remove(&2);
+        world.restart(2);
+        world.run(Duration::from_secs(5));
+        assert!(knows(&world, 2, "n2") && !knows(&world, 2, "n1"));
+    }
+
+    #[test]
+    fn who_left_in_silence_comes_back_and_stays() {
+        let mut world = left_in_silence();
+        world.restart(0);
+        world.off.remove(&2);
+        world.planet_alive = true;
+        let (token, now) = (world.authority.token(9), world.now);
+        world.engines[0]
+            .handle_join(&token, name("n1"), now)
+            .unwrap();
+        world.drain(0);
+        world.run(Duration::from_secs(2));
+        world.connect(0);
+        let said = format!("left {}", Keys::new(1).id().short());
+        assert!(
+            world.notes.contains(&said),
+            "said before the join: {:?}",
+            world.notes
+        );
+        assert_eq!(world.engines[0].status(world.now).state, NodeState::Online);
+        world.connect(1);
+        world.restart(2);
+        world.run(Duration::from_secs(20));
+        for node in [1, 2] {
+            assert!(knows(&world, node, "n1"), "node {node}");
+        }
+        assert!(world.engines[0].left.is_none());
+        assert!(world.stored[0].as_ref().unwrap().departures.is_empty());
+    }
+
+    #[test]
+    fn nobody_is_put_out_by_another_nodes_word() {
+        let mut world = World::new(3);
+        world.join_all();
+        let departure = Departure {
+            network: world.authority.network.id,
+            node: world.engines[2].node_id(),
+            time: START.plus(1_000),
+        };
+        let forged = Signed::seal(&departure, &Keys::new(1).identity).unwrap();
+        let now = world.now;
+        let message = ControlMessage::Left(Box::new(forged));
+        world.engines[0].gossip(&message, None, now);
+        world.drain(0);
+        world.run(Duration::from_millis(500));
+        assert!(knows(&world, 1, "n3"));
+        let health = world.engines[1].status(world.now).health;
+        let named = |code: &str| {
+            let of_code = health.iter().find(|view| view.code == code);
+            of_code.is_some_and(|view| view.message.contains("n3"))
+        };
+        assert!(named("MESH-TRUST-009"), "{health:?}");
+    }
+}
