@@ -13,3 +13,4 @@ mod listener;
 mod puppet;
 mod rogue_member;
 mod stolen_planet;
+mod two_claimants;

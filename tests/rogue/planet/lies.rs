@@ -55,6 +55,9 @@ pub(crate) enum Order {
         victim: Name,
         /// What of it.
         prey: Prey,
+        /// Whether newcomers hear of it too, as of everybody else.
+        #[serde(default)]
+        kept: bool,
     },
     /// A node that comes in by a token that others have used.
     ReplayToken {
@@ -145,7 +148,7 @@ impl Puppet for StolenPlanet {
             }
             Order::SwapKey { victim } => self.swap_key(&victim).await,
             Order::MoveAddress { victim } => self.move_address(&victim),
-            Order::Claim { victim, prey } => self.claim_for_accomplice(&victim, prey),
+            Order::Claim { victim, prey, kept } => self.claim_for_accomplice(&victim, (prey, kept)),
             Order::ServeOldNetwork { document } => self.serve_old_network(&document),
             Order::Serve { member, oldest } => self.serve(&member, oldest),
             Order::ForgeEndpoints { victim, at } => self.forge_endpoints(&victim, at),
@@ -275,7 +278,7 @@ impl StolenPlanet {
         Ok(json!({ "told": told, "name": victim, "overlay4": moved.overlay4 }))
     }
 
-    fn claim_for_accomplice(&self, victim: &Name, prey: Prey) -> Result<Value> {
+    fn claim_for_accomplice(&self, victim: &Name, (prey, kept): (Prey, bool)) -> Result<Value> {
         let accomplice = self.accomplice()?;
         let mut books = self.books();
         let theirs = claim(books.member(victim)?)?;
@@ -288,6 +291,9 @@ impl StolenPlanet {
             &wanted,
             &accomplice.keys().identity,
         )?;
+        if kept {
+            books.harvest(&membership);
+        }
         let name = certificate(&membership)?.name;
         let told = books.tell_except(&[], &[DirectoryRecord::Member(Box::new(membership))]);
         Ok(json!({
