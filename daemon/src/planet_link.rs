@@ -6,6 +6,7 @@
 //! the engine's business as well; here are only the wire and the waiting times.
 
 mod dial;
+mod last_good;
 mod session;
 mod tls;
 
@@ -24,6 +25,7 @@ use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use self::dial::Dialer;
+pub(crate) use self::last_good::LastGood;
 use crate::random;
 
 /// Longest first wait between two tries to connect; it doubles with each failure.
@@ -74,6 +76,7 @@ pub(crate) struct Connected {
 pub(crate) struct PlanetLinks {
     links: BTreeMap<PlanetId, Link>,
     events: mpsc::Sender<LinkEvent>,
+    last_good: LastGood,
     lives: u64,
 }
 
@@ -88,10 +91,11 @@ struct Link {
 
 impl PlanetLinks {
     /// No connection yet; what happens on later ones is said by `events`.
-    pub(crate) fn new(events: mpsc::Sender<LinkEvent>) -> Self {
+    pub(crate) fn new(events: mpsc::Sender<LinkEvent>, last_good: LastGood) -> Self {
         Self {
             links: BTreeMap::new(),
             events,
+            last_good,
             lives: 0,
         }
     }
@@ -104,6 +108,7 @@ impl PlanetLinks {
             .filter(|link| !planets.contains(&link.entry))
             .map(|link| link.entry.id)
             .collect();
+        self.last_good.keep(&planets);
         left.iter()
             .filter_map(|planet| self.links.remove(planet))
             .for_each(Link::retire);
@@ -168,7 +173,8 @@ impl PlanetLinks {
         };
         let is_left = Arc::new(AtomicBool::new(false));
         let orders = (Arc::clone(&hurry), Arc::clone(&is_left));
-        let task = tokio::spawn(stay_connected(entry.clone(), reporter, orders));
+        let dialer = Dialer::new(&entry, self.last_good.clone());
+        let task = tokio::spawn(stay_connected(dialer, reporter, orders));
         let link = Link {
             life: self.lives,
             outgoing: None,
@@ -225,11 +231,10 @@ impl Reporter {
 }
 
 async fn stay_connected(
-    entry: PlanetEntry,
+    mut dialer: Dialer,
     reporter: Reporter,
     (hurry, is_left): (Arc<Notify>, Arc<AtomicBool>),
 ) {
-    let mut dialer = Dialer::new(&entry);
     let mut failures = 0_u32;
     loop {
         let dialed = tokio::select! {
@@ -244,7 +249,7 @@ async fn stay_connected(
         if is_left.load(Ordering::Relaxed) {
             return;
         }
-        tracing::debug!(planet = %entry.name, reason = ended.reason, "not connected");
+        tracing::debug!(planet = %dialer.name(), reason = ended.reason, "not connected");
         failures = if ended.was_welcome {
             0
         } else {

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_kernel::udp::{Options, UdpSocket};
+use podmesh_proto::candidate::canonical;
+use podmesh_proto::id::Name;
 use podmesh_proto::network::PlanetEntry;
 use quinn::{ConnectError, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::last_good::LastGood;
 use super::tls::Pinned;
 
 /// For a planet's name to become addresses, as long as none are known.
@@ -39,19 +42,26 @@ pub(super) struct Dialed {
 /// Connects to one planet, again and again.
 pub(super) struct Dialer {
     entry: PlanetEntry,
-    /// The addresses that its name had last.
+    /// The addresses that its name had last, maybe in a former life of the node.
     known: Vec<SocketAddr>,
+    last_good: LastGood,
     /// A question to the resolver that has no answer yet: there is never more than one.
     lookup: Option<JoinHandle<io::Result<Vec<SocketAddr>>>>,
 }
 
 impl Dialer {
-    pub(super) fn new(entry: &PlanetEntry) -> Self {
+    pub(super) fn new(entry: &PlanetEntry, last_good: LastGood) -> Self {
         Self {
             entry: entry.clone(),
-            known: Vec::new(),
+            known: last_good.of(entry),
+            last_good,
             lookup: None,
         }
+    }
+
+    /// The planet's name.
+    pub(super) fn name(&self) -> &Name {
+        &self.entry.name
     }
 
     /// Tries all addresses of the planet; the first that proves the planet's key wins. Each try has
@@ -83,11 +93,26 @@ impl Dialer {
             None
         });
         match first.await {
-            Ok(Some(dialed)) => Ok(dialed),
+            Ok(Some(dialed)) => {
+                self.remember(dialed.connection.remote_address());
+                Ok(dialed)
+            }
             _ if pinned.met_another_key() => Err(format!(
                 "whoever answers at {address} has another key than the network says; check the address, or have the root sign the new planet"
             )),
             _ => Err(reason),
+        }
+    }
+
+    /// The planet has proven its key at this one of the addresses.
+    fn remember(&mut self, good: SocketAddr) {
+        let good = canonical(good);
+        let others = self.known.iter().copied();
+        let mut endpoints: Vec<SocketAddr> = others.filter(|other| *other != good).collect();
+        // An address that is no name needs no memory.
+        if endpoints.len() < self.known.len() {
+            endpoints.insert(0, good);
+            self.last_good.note(&self.entry, endpoints);
         }
     }
 

@@ -12,6 +12,8 @@ use rustls::server::AlwaysResolvesServerRawPublicKeys;
 use rustls::sign::CertifiedKey;
 
 use super::*;
+use crate::scratch::Scratch;
+use crate::state::StateDir;
 
 /// A planet's side of the connection, and nothing of its mind.
 fn listen(key: &SigningKey) -> (Endpoint, SocketAddr) {
@@ -43,8 +45,14 @@ fn entry(key: &SigningKey, address: SocketAddr) -> PlanetEntry {
 }
 
 fn links() -> (PlanetLinks, mpsc::Receiver<LinkEvent>) {
+    let scratch = Scratch::new();
+    links_of(&StateDir::open(&scratch.path("state")).unwrap())
+}
+
+/// With what this folder remembers.
+fn links_of(dir: &StateDir) -> (PlanetLinks, mpsc::Receiver<LinkEvent>) {
     let (sender, receiver) = mpsc::channel(16);
-    (PlanetLinks::new(sender), receiver)
+    (PlanetLinks::new(sender, LastGood::load(dir)), receiver)
 }
 
 async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> LinkEvent {
@@ -173,6 +181,84 @@ async fn events_of_a_connection_that_was_given_up_are_not_admitted() {
     assert!(!links.admit(&old));
     links.keep(Vec::new());
     assert!(links.links.is_empty());
+}
+
+/// Waits until the folder remembers something of the planet.
+async fn remembered(dir: &StateDir, entry: &PlanetEntry) -> Vec<SocketAddr> {
+    for _ in 0..500 {
+        let known = LastGood::load(dir).of(entry);
+        if !known.is_empty() {
+            return known;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nothing is remembered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planet_is_found_again_after_a_restart_with_a_dead_resolver() {
+    let key = SigningKey::from_seed([7; 32]);
+    let (endpoint, address) = listen(&key);
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Some(incoming) = endpoint.accept().await {
+            held.push(incoming.await);
+        }
+    });
+    let scratch = Scratch::new();
+    let dir = StateDir::open(&scratch.path("state")).unwrap();
+    let mut named = entry(&key, address);
+    named.address = format!("localhost:{}", address.port());
+    let (mut links, mut events) = links_of(&dir);
+    links.keep(vec![named.clone()]);
+    let event = next(&mut events).await;
+    assert!(matches!(event.news, LinkNews::Connected(_)));
+    assert_eq!(remembered(&dir, &named).await.first(), Some(&address));
+    drop((links, events));
+
+    // The same memory under a name that no resolver knows.
+    let mut unknown = named.clone();
+    unknown.address = format!("no.such.name.invalid:{}", address.port());
+    assert_eq!(LastGood::load(&dir).of(&unknown), [], "of another name");
+    LastGood::load(&dir).note(&unknown, vec![address]);
+    remembered(&dir, &unknown).await;
+    let (mut links, mut events) = links_of(&dir);
+    links.keep(vec![unknown.clone()]);
+    let LinkNews::Connected(connected) = next(&mut events).await.news else {
+        panic!("not connected")
+    };
+    assert_eq!(connected.remote, address);
+
+    links.keep(Vec::new());
+    for _ in 0..500 {
+        if LastGood::load(&dir).of(&unknown).is_empty() {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("a network that is left is not forgotten");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_where_nobody_proved_the_planets_key_is_not_remembered() {
+    let (endpoint, address) = listen(&SigningKey::from_seed([8; 32]));
+    tokio::spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            tokio::spawn(async move { incoming.await.is_ok() });
+        }
+    });
+    let scratch = Scratch::new();
+    let dir = StateDir::open(&scratch.path("state")).unwrap();
+    let mut named = entry(&SigningKey::from_seed([7; 32]), address);
+    named.address = format!("localhost:{}", address.port());
+    let (mut links, mut events) = links_of(&dir);
+    links.keep(vec![named.clone()]);
+    assert!(matches!(
+        next(&mut events).await.news,
+        LinkNews::Disconnected(_)
+    ));
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(LastGood::load(&dir).of(&named), []);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::host::{Host, HostConfig, HostReport};
 use crate::identity::Identity;
 use crate::local_socket::LocalSocket;
 use crate::node_file::NodeFiles;
-use crate::planet_link::PlanetLinks;
+use crate::planet_link::{LastGood, PlanetLinks};
 use crate::shard::{Shards, Shared};
 use crate::sockets::{Outbox, Sockets, is_taken};
 use crate::state::{Document, Loaded, StateDir, StateError, Writer};
@@ -84,7 +84,7 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
         shards: Shards::start(shared, &queues)?,
         queues,
         outbox: Outbox::new(0, LONGEST_CONTROL.max(mtu)),
-        links: PlanetLinks::new(events),
+        links: PlanetLinks::new(events, LastGood::load(&dir)),
         host: Host::start(host_config, files, reports)?,
         report: HostReport::default(),
         writer,
