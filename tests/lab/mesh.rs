@@ -39,6 +39,17 @@ impl<'lab> Mesh<'lab> {
         Ok(Self { lab, operator })
     }
 
+    /// The same with an address by which nodes shall look for the planet.
+    ///
+    /// # Errors
+    ///
+    /// If a program refuses.
+    pub fn found_at(lab: &'lab Lab, planet: &str, address: &str) -> Result<Self> {
+        let planet = (lab.planet(planet)?, address);
+        let operator = Operator::found_at(lab, "lab", planet, &[])?;
+        Ok(Self { lab, operator })
+    }
+
     /// The operator of the network.
     pub fn operator(&self) -> &Operator {
         &self.operator

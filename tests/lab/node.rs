@@ -1,5 +1,6 @@
 //! A machine of the mesh: a namespace at a site, a disk, and the real `meshd` on it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ struct Life {
     plug: Option<Plug>,
     namespace: Option<Arc<Namespace>>,
     configuration: String,
+    hosts: Option<String>,
 }
 
 impl Node {
@@ -128,6 +130,12 @@ impl Node {
         lines.clone_into(&mut self.life().configuration);
     }
 
+    /// Sets what the machine's hosts file says to meshd, from the next start on. No resolver can be
+    /// reached in a lab, so nothing else resolves names.
+    pub fn resolve_by(&self, hosts: &str) {
+        self.life().hosts = Some(hosts.to_owned());
+    }
+
     /// Starts meshd and waits until its local socket is there.
     ///
     /// # Errors
@@ -207,7 +215,10 @@ impl Node {
         }
         drop(life.pods);
         drop(life.namespace);
-        self.life().configuration = life.configuration;
+        let mut disk = self.life();
+        disk.configuration = life.configuration;
+        disk.hosts = life.hosts;
+        drop(disk);
         match fs::remove_dir_all(self.runtime_dir()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
@@ -352,8 +363,8 @@ impl Node {
 
     fn launch(&self, title: &str) -> Result<Process> {
         let state = self.state_dir();
-        let words = [
-            program("meshd")?.into(),
+        let mut words = self.meshd_words()?;
+        words.extend([
             "--state-dir".into(),
             state.clone().into(),
             "--runtime-dir".into(),
@@ -362,16 +373,31 @@ impl Node {
             self.name.clone().into(),
             "--config".into(),
             self.write_configuration()?.into(),
-        ];
+        ]);
         let service = Service {
             shipped: "meshd",
             title,
             namespace: &self.namespace(),
             state: &state,
             log: &self.log(),
-            words: words.into(),
+            words,
         };
         service.start()
+    }
+
+    /// meshd, in a mount namespace of its own if it has a hosts file of its own.
+    fn meshd_words(&self) -> Result<Vec<OsString>> {
+        let meshd = program("meshd")?;
+        let Some(hosts) = self.life().hosts.clone() else {
+            return Ok(vec![meshd.into()]);
+        };
+        let file = self.folder.join("hosts");
+        fs::write(&file, hosts)?;
+        let unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c"];
+        let mut words: Vec<OsString> = unshare.map(OsString::from).into();
+        words.push("mount --bind \"$0\" /etc/hosts && exec \"$@\"".into());
+        words.extend([file.into(), meshd.into()]);
+        Ok(words)
     }
 
     fn write_configuration(&self) -> Result<PathBuf> {

@@ -23,11 +23,26 @@ impl Operator {
     ///
     /// If one of the programs refuses.
     pub fn found(lab: &Lab, network: &str, planet: &Planet, options: &[&str]) -> Result<Self> {
+        let address = planet.endpoint().to_string();
+        Self::found_at(lab, network, (planet, &address), options)
+    }
+
+    /// The same with an address by which nodes shall look for the planet.
+    ///
+    /// # Errors
+    ///
+    /// If one of the programs refuses.
+    pub fn found_at(
+        lab: &Lab,
+        network: &str,
+        (planet, address): (&Planet, &str),
+        options: &[&str],
+    ) -> Result<Self> {
         let folder = lab.folder().join(format!("{network}-operator"));
         fs::create_dir_all(&folder)?;
         let operator = Self { folder };
         let key = planet.init().context("cannot make the planet's key")?;
-        let planet_at = format!("{key}@{}", planet.endpoint());
+        let planet_at = format!("{key}@{address}");
         operator.meshctl(
             &[
                 &[

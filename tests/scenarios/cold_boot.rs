@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use podmesh_lab::ping::PingMatrix;
+use podmesh_lab::{Lab, Mesh, wait};
 
 use crate::world;
 
@@ -53,4 +54,44 @@ fn pods_that_start_before_meshd_send_nothing_in_plaintext() {
     node.start().unwrap();
     let back = pings.wait_for_all(5, Duration::from_secs(20)).unwrap();
     println!("figure every pair answers {back:?} after meshd's start");
+}
+
+#[test]
+fn a_machine_that_boots_with_a_dead_resolver_reaches_its_planet_by_name() {
+    const NAME: &str = "planet.lab.test";
+    let mut plan = Lab::plan("dead-resolver");
+    plan.planet("planet-1");
+    plan.site("cloud");
+    plan.node("cloud-1").at("cloud");
+    let lab = plan.up().unwrap();
+    let endpoint = lab.planet("planet-1").unwrap().endpoint();
+    let mesh = Mesh::found_at(&lab, "planet-1", &format!("{NAME}:{}", endpoint.port())).unwrap();
+    let node = lab.node("cloud-1").unwrap();
+    let nothing = "127.0.0.1 localhost\n";
+    node.resolve_by(&format!("{nothing}{} {NAME}\n", endpoint.ip()));
+    mesh.join(node).unwrap();
+    let memory = node.state_dir().join("planet-addresses");
+    wait::until("the address on disk", Duration::from_secs(5), || {
+        Ok(if memory.exists() {
+            wait::Now(())
+        } else {
+            wait::NotYet("no file".to_owned())
+        })
+    })
+    .unwrap();
+
+    node.power_cut().unwrap();
+    node.resolve_by(nothing);
+    node.power_on().unwrap();
+    let start = Instant::now();
+    node.start().unwrap();
+    node.wait_online(Duration::from_secs(15)).unwrap();
+    println!("figure online {:?} after the start", start.elapsed());
+
+    // Without that memory there is no way: the resolver is dead indeed.
+    node.kill();
+    std::fs::remove_file(&memory).unwrap();
+    let _ = std::fs::remove_file(node.state_dir().join("planet-addresses.previous"));
+    node.start().unwrap();
+    assert!(node.wait_online(Duration::from_secs(5)).is_err());
 }
