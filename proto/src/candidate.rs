@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CertificateError;
 use crate::id::{NetworkId, NodeId, PlanetId};
+use crate::key::VerifyingKey;
 use crate::limits;
 use crate::signed::{Document, Signed};
 
@@ -56,13 +57,17 @@ impl Document for EndpointRecord {
 }
 
 impl EndpointRecord {
-    /// The record, if its node signed it, with candidates that must not be probed taken out.
+    /// The record, if `identity` (its node's newest) signed it, with candidates that must not be
+    /// probed taken out.
     ///
     /// # Errors
     /// Unreadable, wrongly signed or of another network.
-    pub fn verify(signed: &Signed<Self>, network: NetworkId) -> Result<Self, CertificateError> {
-        let claimed = signed.unverified()?;
-        let mut record = signed.verify(&claimed.node.into(), "the node")?;
+    pub fn verify(
+        signed: &Signed<Self>,
+        network: NetworkId,
+        identity: &VerifyingKey,
+    ) -> Result<Self, CertificateError> {
+        let mut record = signed.verify(identity, "the node")?;
         if record.network != network {
             return Err(CertificateError::OtherNetwork {
                 document: Self::KIND,

@@ -3,7 +3,8 @@
 //! A membership is a chain of five documents that every peer verifies for itself:
 //! grant (root) → certificate (token key, countersigned by the node) → admission receipt (a planet)
 //! → claim (the node) → claim receipt (a planet). A planet alone has no token key, a token alone has
-//! no receipt, and nobody but the node can move its addresses.
+//! no receipt, and nobody but the node can move its addresses. How the certificate goes on is in
+//! [`crate::renewal`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,6 +16,7 @@ use crate::id::{Name, NetworkId, NodeId, PlanetId, TokenId};
 use crate::key::{PublicKey, Signature, SigningKey, VerifyingKey};
 use crate::limits::{self, CLOCK_SKEW};
 use crate::network::Network;
+use crate::renewal::{self, Present, Renewed, Succession};
 use crate::signed::{Document, Signed};
 use crate::time::UnixSeconds;
 
@@ -170,8 +172,32 @@ pub struct Departure {
     pub network: NetworkId,
     /// The node.
     pub node: NodeId,
+    /// Every step of its identity, so that its word can be judged where the node is not known.
+    pub successions: Vec<Signed<Succession>>,
     /// When.
     pub time: UnixSeconds,
+}
+
+impl Departure {
+    /// The departure and the identities of its node from the first to the newest, if that one signed
+    /// it.
+    ///
+    /// # Errors
+    /// Unreadable, of another network, or not signed by the newest identity that it names.
+    pub fn verify(
+        signed: &Signed<Self>,
+        network: NetworkId,
+    ) -> Result<(Self, Vec<VerifyingKey>), CertificateError> {
+        let claimed = signed.unverified()?;
+        if claimed.network != network {
+            let document = Self::KIND;
+            return Err(CertificateError::OtherNetwork { document });
+        }
+        let identities = renewal::identities(network, claimed.node, &claimed.successions)?;
+        let newest = identities.last().copied();
+        let departure = signed.verify(&newest.unwrap_or(claimed.node.into()), "the node")?;
+        Ok((departure, identities))
+    }
 }
 
 impl Document for Departure {
@@ -303,14 +329,31 @@ impl NodeCertificate {
         if self.relay && !grant.relay {
             return beyond("relay");
         }
-        let lifetime = self
-            .expires
-            .map(|expires| expires.0.saturating_sub(self.issued.0));
-        match (lifetime, grant.membership) {
-            (None, Some(_)) => beyond("lifetime"),
-            (Some(asked), Some(given)) if asked > given => beyond("lifetime"),
-            _ => Ok(()),
+        grant.allows_life(Self::KIND, self.issued, self.expires)
+    }
+}
+
+impl Grant {
+    /// Whether a membership may live from `issued` to `expires`.
+    ///
+    /// # Errors
+    /// [`CertificateError::BeyondGrant`] naming `document`.
+    pub fn allows_life(
+        &self,
+        document: &'static str,
+        issued: UnixSeconds,
+        expires: Option<UnixSeconds>,
+    ) -> Result<(), CertificateError> {
+        let lifetime = expires.map(|expires| expires.0.saturating_sub(issued.0));
+        let beyond = match (lifetime, self.membership) {
+            (None, given) => given.is_some(),
+            (Some(asked), given) => given.is_some_and(|given| asked > given),
+        };
+        if beyond {
+            let field = "lifetime";
+            return Err(CertificateError::BeyondGrant { document, field });
         }
+        Ok(())
     }
 }
 
@@ -325,6 +368,8 @@ pub struct Membership {
     pub claim: Signed<Claim>,
     /// By a planet.
     pub claim_receipt: Signed<ClaimReceipt>,
+    /// By the node and a planet; absent as long as the certificate speaks for itself.
+    pub renewed: Option<Box<Renewed>>,
 }
 
 /// A verified membership.
@@ -360,8 +405,20 @@ pub struct Member {
     pub sequence: u64,
     /// When it was admitted.
     pub admitted: UnixSeconds,
+    /// When its present life began.
+    pub issued: UnixSeconds,
     /// Void after this.
     pub expires: Option<UnixSeconds>,
+    /// [`Signed::hash`] of its certificate.
+    pub certificate: [u8; 32],
+    /// Serial of its newest renewal; 0 for the certificate itself.
+    pub renewal: u64,
+    /// [`Signed::hash`] of the newest renewal, or of the certificate if there is none.
+    pub document: [u8; 32],
+    /// [`Signed::hash`] of the document before that.
+    pub follows: Option<[u8; 32]>,
+    /// Its identities, the first (its id) to the newest (which speaks for it); never empty.
+    pub identities: Vec<VerifyingKey>,
 }
 
 impl Member {
@@ -386,23 +443,33 @@ impl Membership {
     /// # Errors
     /// The first link that doesn't hold.
     pub fn verify(&self, network: &Network, now: UnixSeconds) -> Result<Member, CertificateError> {
-        let (grant, certificate) = self.application.verify(network)?;
-        if let Some(at) = certificate.expires
+        let member = self.prove(network)?;
+        if let Some(at) = member.expires
             && now > at.plus(CLOCK_SKEW)
         {
-            return Err(CertificateError::Expired {
-                document: NodeCertificate::KIND,
-                at,
-            });
+            let document = NodeCertificate::KIND;
+            return Err(CertificateError::Expired { document, at });
         }
+        renewal::begun(NodeCertificate::KIND, member.issued, member.expires, now)?;
+        Ok(member)
+    }
+
+    /// The same, whatever the time: for whoever keeps members beyond their life.
+    ///
+    /// # Errors
+    /// The first link that doesn't hold.
+    pub fn prove(&self, network: &Network) -> Result<Member, CertificateError> {
+        let (grant, certificate) = self.application.verify(network)?;
         let receipt = self.verify_receipt(network, &grant, &certificate)?;
-        let (claim, claim_receipt) = self.verify_claim(network, &grant, &certificate)?;
+        let present = self.present(network, &grant, &certificate)?;
+        let (claim, claim_receipt) =
+            self.verify_claim(network, &grant, (&certificate, &present))?;
         Ok(Member {
             node: certificate.node,
             overlay6: network.overlay6(&certificate.node),
             name: certificate.name,
-            wireguard: certificate.wireguard,
-            probe: certificate.probe,
+            wireguard: present.wireguard,
+            probe: present.probe,
             site: certificate.site,
             groups: certificate.groups,
             relay: certificate.relay,
@@ -413,7 +480,13 @@ impl Membership {
             serial: claim.serial,
             sequence: receipt.sequence.max(claim_receipt.sequence),
             admitted: receipt.time,
-            expires: certificate.expires,
+            issued: present.issued,
+            expires: present.expires,
+            certificate: self.application.certificate.hash(),
+            renewal: present.renewal,
+            document: present.document,
+            follows: present.follows,
+            identities: present.identities,
         })
     }
 
@@ -459,6 +532,8 @@ impl Membership {
                 at: grant.issued,
             });
         }
+        let (issued, expires) = (certificate.issued, certificate.expires);
+        renewal::begun(NodeCertificate::KIND, issued, expires, receipt.time)?;
         Ok(receipt)
     }
 
@@ -466,7 +541,7 @@ impl Membership {
         &self,
         network: &Network,
         grant: &Grant,
-        certificate: &NodeCertificate,
+        (certificate, present): (&NodeCertificate, &Present),
     ) -> Result<(Claim, ClaimReceipt), CertificateError> {
         const DOCUMENT: &str = ClaimReceipt::KIND;
         let claimed = self.claim_receipt.unverified()?;
@@ -476,7 +551,13 @@ impl Membership {
         let receipt = self
             .claim_receipt
             .verify(&claimed.planet.into(), "its planet")?;
-        let claim = self.claim.verify(&certificate.node.into(), "the node")?;
+        let claim = if present.claim == Some(self.claim.hash()) {
+            // The newest identity stands for it by its signature on the renewal.
+            self.claim.unverified()?
+        } else {
+            let identity = present.identity(certificate.node);
+            self.claim.verify(&identity, "the node")?
+        };
         if receipt.network != network.id || claim.network != network.id {
             return Err(CertificateError::OtherNetwork { document: DOCUMENT });
         }

@@ -25,6 +25,7 @@ pub mod node_file;
 pub mod planet_api;
 pub mod probe;
 pub mod relayed;
+pub mod renewal;
 pub mod replay;
 pub mod signed;
 pub mod spki;

@@ -16,6 +16,8 @@ pub const MAX_RECORDS_PER_UPDATE: usize = 16;
 pub const MAX_PREFIXES: usize = 32;
 /// Groups on one certificate.
 pub const MAX_GROUPS: usize = 16;
+/// Steps that a node's identity may take before the node has to join anew.
+pub const MAX_SUCCESSIONS: usize = 16;
 /// Planets of one network.
 pub const MAX_PLANETS: usize = 8;
 /// Seconds by which two machines' wall clocks may differ before a validity check bites.

@@ -69,6 +69,11 @@ pub enum Request {
     },
     /// The network as this node knows it, as its root signed it. Anybody in the socket's group.
     Network,
+    /// Take new keys for tunnels and probes. Root only.
+    RotateKeys {
+        /// Take a new identity key, too; the node's id stays.
+        identity: bool,
+    },
 }
 
 /// The answer of meshd.
@@ -102,7 +107,8 @@ pub enum Response {
         /// Its version.
         version: u64,
     },
-    /// Done: answers [`Request::Join`], [`Request::Leave`], [`Request::Statement`].
+    /// Done: answers [`Request::Join`], [`Request::Leave`], [`Request::Statement`],
+    /// [`Request::RotateKeys`].
     Done {
         /// One sentence for people.
         message: String,
@@ -238,6 +244,12 @@ pub struct SelfView {
     pub port: u16,
     /// RFC 3339; absent when valid until revoked.
     pub expires: Option<String>,
+    /// Serial of the newest renewal or rotation of keys; 0 as admitted.
+    #[serde(default)]
+    pub serial: u64,
+    /// RFC 3339: when the node asks for its next renewal; absent when valid until revoked.
+    #[serde(default)]
+    pub renews: Option<String>,
 }
 
 /// A planet as this node sees it.
@@ -381,6 +393,12 @@ pub struct PeerDetail {
     pub wireguard: PublicKey,
     /// Groups: carried and shown; not enforced.
     pub groups: Vec<Name>,
+    /// RFC 3339: when its membership ends unless it is renewed; absent when valid until revoked.
+    #[serde(default)]
+    pub expires: Option<String>,
+    /// Serial of its newest renewal or rotation of keys; 0 as admitted.
+    #[serde(default)]
+    pub serial: u64,
     /// Candidates and what became of them.
     pub candidates: Vec<CandidateTrial>,
     /// The last path switches, newest first.

@@ -18,6 +18,7 @@ use crate::id::{NetworkId, NodeId, PlanetId};
 use crate::key::Signature;
 use crate::network::RootStatement;
 use crate::relayed::RelayGrant;
+use crate::renewal::{RenewalReceipt, RenewalRequest};
 use crate::signed::Signed;
 use crate::time::UnixSeconds;
 
@@ -60,6 +61,10 @@ pub enum NodeMessage {
     Leave(Signed<Departure>),
     /// Still here. Sent each 15 s.
     Heartbeat,
+    /// Let my membership go on, or my keys change. Answered by `Renewed` or `NotRenewed`.
+    Renew(Box<RenewalRequest>),
+    /// What I am by now, after another planet's receipt.
+    Membership(Box<Membership>),
 }
 
 /// The first message of a node.
@@ -71,7 +76,7 @@ pub struct Hello {
     pub network: NetworkId,
     /// The node.
     pub node: NodeId,
-    /// By the node, over the exported keying material.
+    /// By the node's newest identity, over the exported keying material.
     pub proof: Signature,
     /// Start of the node's process, Unix seconds.
     pub incarnation: u64,
@@ -133,6 +138,10 @@ pub enum PlanetMessage {
         /// Spread over all nodes, so that they don't return at once.
         retry_in: Duration,
     },
+    /// Answers `Renew`.
+    Renewed(Signed<RenewalReceipt>),
+    /// Answers `Renew` that is not granted.
+    NotRenewed(Refusal),
 }
 
 /// A planet's greeting.

@@ -18,6 +18,9 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 use podmesh_proto::token::JoinToken;
 
+#[path = "membership/renewal.rs"]
+mod renewal;
+
 const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
 
 /// Everybody's keys, and the documents before they are signed, so that a test can bend one.
@@ -153,6 +156,7 @@ impl Story {
             receipt: Signed::seal(&receipt, &self.planet).unwrap(),
             claim,
             claim_receipt: Signed::seal(&claim_receipt, &self.planet).unwrap(),
+            renewed: None,
         }
     }
 }
@@ -246,6 +250,15 @@ const LIES: &[Lie] = &[
         "a longer life",
         |s| s.grant.membership = Some(60),
         "lifetime",
+    ),
+    (
+        "a life that begins in the future",
+        |s| {
+            s.grant.membership = Some(60);
+            s.certificate.issued = NOW.plus(10_000);
+            s.certificate.expires = Some(NOW.plus(10_060));
+        },
+        "valid only from",
     ),
     (
         "a name that the grant binds",
