@@ -28,6 +28,7 @@ mod greeting;
 mod random;
 mod refusal;
 mod relearning;
+mod renewals;
 mod requests;
 mod statements;
 mod telling;
@@ -425,6 +426,11 @@ impl Planet {
             Record::Claim(claim) => {
                 if let Ok(receipt) = claim.receipt.unverified() {
                     self.announce_member(&receipt.node, now);
+                }
+            }
+            Record::Renewal(renewed) => {
+                if let Ok(receipt) = renewed.receipt.unverified() {
+                    self.announce_renewal(&receipt.node, now);
                 }
             }
             Record::Departure(departure) => {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use podmesh_proto::certificate::{AdmissionReceipt, Application, Grant, Leases, NodeCertificate};
 use podmesh_proto::frame;
 use podmesh_proto::id::{NodeId, TokenId};
-use podmesh_proto::key::SigningKey;
+use podmesh_proto::key::{PublicKey, SigningKey};
 use podmesh_proto::limits::CLOCK_SKEW;
 use podmesh_proto::planet_api::{Refusal, RefusalCode};
 use podmesh_proto::signed::Signed;
@@ -72,9 +72,20 @@ impl Court<'_> {
             return Ok(again);
         }
         self.in_time(&grant)?;
+        if certificate.expires.is_some() && certificate.issued > self.now.plus(CLOCK_SKEW) {
+            let reason = format!(
+                "the certificate begins at {}, and this planet's clock says {}; check both clocks",
+                certificate.issued, self.now
+            );
+            return Err(refuse(RefusalCode::Invalid, reason));
+        }
         granting?;
         let number = self.use_number(&grant)?;
         self.unique(&grant, &certificate)?;
+        self.no_other_has(
+            |other| *other == certificate.node || grant.replaces == Some(*other),
+            (certificate.wireguard, certificate.probe),
+        )?;
         let leases = self.leases(node, &grant)?;
         self.write(application, (&grant, number), &certificate, leases)
     }
@@ -140,12 +151,6 @@ impl Court<'_> {
                 );
                 return conflict(&what, holder);
             }
-            if other.wireguard == certificate.wireguard {
-                return conflict("this WireGuard key", holder);
-            }
-            if other.probe == certificate.probe {
-                return conflict("this probe key", holder);
-            }
             if node.relay_address() == certificate.node.relay_address() {
                 return conflict("this relay address", holder);
             }
@@ -155,11 +160,41 @@ impl Court<'_> {
             if peer.name == certificate.name {
                 return conflict("this name", holder);
             }
-            if peer.wireguard == certificate.wireguard {
-                return conflict("this WireGuard key", holder);
-            }
         }
         Ok(())
+    }
+
+    /// Whether nobody but `own` has these WireGuard and probe keys.
+    pub(super) fn no_other_has(
+        &self,
+        own: impl Fn(&NodeId) -> bool,
+        (wireguard, probe): (PublicKey, PublicKey),
+    ) -> Result<(), Refusal> {
+        let conflict = |what: &str, holder: Holder<'_>| {
+            let reason = format!("{holder} has this {what} key");
+            Err(refuse(RefusalCode::Conflict, reason))
+        };
+        for (node, entry) in self.books.entries() {
+            if own(node) || self.books.is_out(node) {
+                continue;
+            }
+            let holder = Holder::Node(node, &entry.certificate.name);
+            let theirs = entry.keys();
+            if theirs.0 == wireguard {
+                return conflict("WireGuard", holder);
+            }
+            if theirs.1 == probe {
+                return conflict("probe", holder);
+            }
+        }
+        match self
+            .books
+            .externals()
+            .find(|peer| peer.wireguard == wireguard)
+        {
+            Some(peer) => conflict("WireGuard", Holder::External(&peer.name)),
+            None => Ok(()),
+        }
     }
 
     /// A lease belongs to a node id, or comes with the place of the node that is replaced.
@@ -229,6 +264,7 @@ impl Court<'_> {
             let held = former.and_then(|former| self.books.entry(&former));
             numbers.extend(held.iter().flat_map(|held| held.numbers()));
             changes.push(self.books.loosen(numbers));
+            changes.push(Change::Remove(RecordKey::Renewal(node)));
         }
         changes.push(Change::Put(Record::Admission(Box::new(Admission {
             application: application.clone(),

@@ -13,8 +13,9 @@ use podmesh_proto::certificate::{
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::frame;
 use podmesh_proto::id::{Name, NodeId, TokenId};
-use podmesh_proto::key::PublicKey;
+use podmesh_proto::key::{PublicKey, VerifyingKey};
 use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
+use podmesh_proto::renewal::Renewed;
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 
@@ -34,6 +35,8 @@ pub struct Entry {
     pub receipt: AdmissionReceipt,
     /// Its claim.
     pub claim: Option<(ReceiptedClaim, Claim, ClaimReceipt)>,
+    /// How its certificate goes on.
+    pub renewed: Option<Box<Renewed>>,
     /// The verified whole; absent until the node has claimed, and if the chain doesn't hold.
     pub member: Option<Member>,
     /// Bytes of the encoded membership.
@@ -50,7 +53,23 @@ impl Entry {
             receipt: self.admission.receipt.clone(),
             claim: kept.claim.clone(),
             claim_receipt: kept.receipt.clone(),
+            renewed: self.renewed.clone(),
         })
+    }
+
+    /// The identity that speaks for the node by now.
+    #[must_use]
+    pub fn identity(&self) -> VerifyingKey {
+        let member = self.member.as_ref();
+        member.map_or(self.certificate.node.into(), Member::identity)
+    }
+
+    /// The node's present WireGuard and probe keys.
+    #[must_use]
+    pub fn keys(&self) -> (PublicKey, PublicKey) {
+        let certified = (self.certificate.wireguard, self.certificate.probe);
+        let member = self.member.as_ref();
+        member.map_or(certified, |member| (member.wireguard, member.probe))
     }
 
     /// Everything that nobody else may have: leases and claims.
@@ -148,7 +167,7 @@ impl Books {
         // Claims need their admission, and both are judged by what the root said.
         let mut records = records;
         records.sort_by_key(|record| match record {
-            Record::Claim(_) => 2,
+            Record::Claim(_) | Record::Renewal(_) => 2,
             Record::Admission(_) => 1,
             _ => 0,
         });
@@ -288,7 +307,13 @@ impl Books {
             return Vec::new();
         }
         let removals = nodes.iter().flat_map(|node| {
-            [RecordKey::Admission(*node), RecordKey::Claim(*node)].map(Change::Remove)
+            let claim = RecordKey::Claim(*node);
+            [
+                RecordKey::Renewal(*node),
+                RecordKey::Admission(*node),
+                claim,
+            ]
+            .map(Change::Remove)
         });
         std::iter::once(self.loosen(numbers))
             .chain(removals)
@@ -354,6 +379,13 @@ impl Books {
             }
             Record::Loose(numbers) => self.loose.clone_from(numbers),
             Record::Trusted(number) => self.trusted = *number,
+            Record::Renewal(renewed) => {
+                let node = renewed.receipt.unverified()?.node;
+                if let Some(entry) = self.entries.get_mut(&node) {
+                    entry.renewed = Some(renewed.clone());
+                }
+                self.judge(&node);
+            }
         }
         Ok(())
     }
@@ -385,6 +417,12 @@ impl Books {
             }
             RecordKey::Loose => self.loose.clear(),
             RecordKey::Trusted => self.trusted = 0,
+            RecordKey::Renewal(node) => {
+                if let Some(entry) = self.entries.get_mut(node) {
+                    entry.renewed = None;
+                }
+                self.judge(node);
+            }
             RecordKey::Origin | RecordKey::Network => {}
         }
     }
@@ -392,12 +430,17 @@ impl Books {
     fn admit(&mut self, admission: &Admission) -> Result<(), CertificateError> {
         let receipt = admission.receipt.unverified()?;
         let node = receipt.node;
+        let former = self.entries.remove(&node);
+        let certificate = |entry: &Entry| entry.receipt.certificate;
+        let goes_on = former.as_ref().map(certificate) == Some(receipt.certificate);
+        let renewed = former.as_ref().filter(|_| goes_on);
         let entry = Entry {
+            renewed: renewed.and_then(|entry| entry.renewed.clone()),
             admission: admission.clone(),
             grant: admission.application.grant.unverified()?,
             certificate: admission.application.certificate.unverified()?,
             receipt,
-            claim: self.entries.remove(&node).and_then(|entry| entry.claim),
+            claim: former.and_then(|entry| entry.claim),
             member: None,
             length: 0,
         };
@@ -427,7 +470,7 @@ impl Books {
             return;
         };
         entry.length = frame::encode(&chain, "membership").map_or(usize::MAX, |bytes| bytes.len());
-        entry.member = chain.verify(&self.network, UnixSeconds(0)).ok();
+        entry.member = chain.prove(&self.network).ok();
     }
 
     fn listen(&mut self, said: &RootStatement) {

@@ -42,7 +42,7 @@ impl Court<'_> {
             )
         })?;
         let claim = signed
-            .verify(&(*node).into(), "the node")
+            .verify(&entry.identity(), "the node")
             .map_err(|error| refuse(RefusalCode::Unproven, error))?;
         if claim.node != *node || claim.network != self.books.network.id {
             let reason = "the claim belongs to another node or network";

@@ -1,11 +1,13 @@
 //! The beginning of a connection: who is there, and what it may hear.
 
+use podmesh_proto::certificate::Member;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::key::VerifyingKey;
 use podmesh_proto::planet_api::{
     HELLO_CONTEXT, Hello, PROTOCOL, PlanetMessage, RefusalCode, Welcome,
 };
 use podmesh_proto::relayed::RelayGrant;
+use podmesh_proto::renewal::Standing;
 use podmesh_proto::time::Now;
 
 use crate::rules::directory::Topic;
@@ -18,6 +20,7 @@ const MAX_SOFTWARE: usize = 64;
 
 impl Planet {
     pub(super) fn hello(&mut self, connection: ConnectionId, hello: &Hello, now: Now) {
+        let identity = self.shown_identity(hello);
         let Some(known) = self.connections.get_mut(&connection) else {
             return;
         };
@@ -31,11 +34,7 @@ impl Planet {
                 RefusalCode::OtherNetwork,
                 "this planet serves another network",
             ))
-        } else if !VerifyingKey::from(hello.node).verifies(
-            HELLO_CONTEXT,
-            &known.exported,
-            &hello.proof,
-        ) {
+        } else if !identity.verifies(HELLO_CONTEXT, &known.exported, &hello.proof) {
             Some((RefusalCode::Unproven, "the proof of identity does not hold"))
         } else if self.books.is_out(&hello.node) {
             Some((RefusalCode::NodeRevoked, "the root revoked this node"))
@@ -59,6 +58,22 @@ impl Planet {
             self.supersede(former, now);
         }
         self.recognise(connection, hello, now);
+    }
+
+    /// The newest identity of a node that the books or its own membership prove. A membership that the
+    /// books have gone beyond proves nothing.
+    fn shown_identity(&self, hello: &Hello) -> VerifyingKey {
+        let known = self
+            .books
+            .entry(&hello.node)
+            .and_then(|entry| entry.member.as_ref());
+        let shown = hello.membership.as_ref();
+        let shown = shown
+            .and_then(|membership| membership.prove(&self.books.network).ok())
+            .filter(|shown| shown.node == hello.node)
+            .filter(|shown| known.is_none_or(|known| shown.standing(known) == Standing::Newer));
+        let newest = shown.as_ref().or(known);
+        newest.map_or(hello.node.into(), Member::identity)
     }
 
     /// A newer connection of the same node takes over.
@@ -175,6 +190,7 @@ impl Planet {
         match record {
             Record::Admission(admission) => Some(admission.receipt.unverified().ok()?.node),
             Record::Claim(claim) => Some(claim.receipt.unverified().ok()?.node),
+            Record::Renewal(renewed) => Some(renewed.receipt.unverified().ok()?.node),
             Record::Replaced { former, .. } => Some(*former),
             Record::Statement(statement) => match statement.unverified().ok()? {
                 podmesh_proto::network::RootStatement::RevokeNode { node, .. } => Some(node),

@@ -4,6 +4,7 @@ use podmesh_proto::certificate::{AdmissionReceipt, Application, Claim, ClaimRece
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{NodeId, TokenId};
 use podmesh_proto::network::RootStatement;
+use podmesh_proto::renewal::Renewed;
 use podmesh_proto::signed::Signed;
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,8 @@ pub enum Record {
     Loose(Vec<(u64, u64)>),
     /// The operator said that everything up to this number is accounted for.
     Trusted(u64),
+    /// A node's membership goes on, or its keys changed.
+    Renewal(Box<Renewed>),
 }
 
 /// An admission as the books keep it.
@@ -98,6 +101,8 @@ pub enum RecordKey {
     Loose,
     /// Of [`Record::Trusted`].
     Trusted,
+    /// Of [`Record::Renewal`].
+    Renewal(NodeId),
 }
 
 impl Record {
@@ -119,6 +124,7 @@ impl Record {
             Self::Replaced { former, .. } => RecordKey::Replaced(*former),
             Self::Loose(_) => RecordKey::Loose,
             Self::Trusted(_) => RecordKey::Trusted,
+            Self::Renewal(renewed) => RecordKey::Renewal(renewed.receipt.unverified()?.node),
         })
     }
 }

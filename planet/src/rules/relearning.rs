@@ -10,7 +10,8 @@ use std::time::Duration;
 use podmesh_proto::certificate::{Member, Membership};
 use podmesh_proto::id::NodeId;
 use podmesh_proto::planet_api::{PlanetMessage, Refusal, RefusalCode};
-use podmesh_proto::time::{Moment, Now, UnixSeconds};
+use podmesh_proto::renewal::Standing;
+use podmesh_proto::time::{Moment, Now};
 
 use crate::rules::books::{Books, Entry, Holder};
 use crate::rules::leases::overlap;
@@ -114,6 +115,20 @@ impl Planet {
         }
     }
 
+    /// Why no membership may go on at the moment. Any planet of the network may let one go on; it only
+    /// has to have heard those first that know of revocations and newer states.
+    pub(super) fn may_renew(&self, now: Now) -> Result<(), Refusal> {
+        if self.is_arbiter() {
+            return self.may_grant(now);
+        }
+        if now.moment.since(self.relearning.started) >= LISTENING {
+            return Ok(());
+        }
+        let reason = "the planet has just started and listens to the members first";
+        let wait = Duration::from_secs(2);
+        Err(not_now(RefusalCode::Relearning, reason, wait))
+    }
+
     /// Asks a member for what it holds, if there may be something to learn.
     pub(super) fn consult(&mut self, connection: ConnectionId, now: Now) {
         let gap = self
@@ -178,7 +193,7 @@ impl Planet {
         }
         // A lease outlives the certificate it was given with, so expiry is no reason to forget.
         let member = membership
-            .verify(&self.books.network, UnixSeconds(0))
+            .prove(&self.books.network)
             .map_err(|error| error.to_string())?;
         if shown_by.is_some_and(|node| node != member.node) {
             return Err("the membership belongs to another node".to_owned());
@@ -194,7 +209,7 @@ impl Planet {
         let former = member.replaces.filter(|former| *former != member.node);
         leaving.extend(former);
         let mut changes = self.books.release(&leaving);
-        if let Some(entry) = known {
+        if let Some(entry) = known.filter(|entry| entry.newest() != member.sequence) {
             // What a newer receipt doesn't settle must not become a gap.
             let gone = leaving.iter().filter_map(|node| self.books.entry(node));
             let numbers: Vec<(u64, u64)> = gone
@@ -206,7 +221,7 @@ impl Planet {
         changes.push(Change::Remove(RecordKey::Departure(member.node)));
         let (former, by) = (former.into_iter(), member.node);
         changes.extend(former.map(|former| Change::Put(Record::Replaced { former, by })));
-        changes.extend(records(membership, &member).map(Change::Put));
+        changes.extend(records(membership, &member));
         self.apply(&changes, now);
         Ok(changes)
     }
@@ -223,8 +238,19 @@ impl Planet {
                 return Err(format!("node {} has left", member.name));
             }
         }
-        let newest = self.books.entry(&member.node).map_or(0, Entry::newest);
-        Ok(newest < member.sequence)
+        let entry = self.books.entry(&member.node);
+        let Some(known) = entry.and_then(|entry| entry.member.as_ref()) else {
+            return Ok(entry.map_or(0, Entry::newest) < member.sequence);
+        };
+        match member.standing(known) {
+            Standing::Newer => Ok(true),
+            Standing::Same | Standing::Older => Ok(false),
+            Standing::Superseded => Err(format!("{} has another identity by now", member.name)),
+            Standing::Forked => Err(format!(
+                "{} shows another successor of its certificate than the one that is known",
+                member.name
+            )),
+        }
     }
 
     /// Whether a learned member fits in beside the ones that are known, and who has to go for it. The
@@ -250,7 +276,7 @@ impl Planet {
         for (node, entry) in self.books.entries() {
             let other = &entry.certificate;
             let same = other.name == member.name
-                || other.wireguard == member.wireguard
+                || entry.keys().0 == member.wireguard
                 || node.relay_address() == member.node.relay_address();
             if !same || own(node) || self.books.is_out(node) || evicted.contains(node) {
                 continue;
@@ -314,7 +340,7 @@ impl Planet {
 }
 
 /// A membership as the books keep it, with the token's use that it proves.
-fn records(membership: &Membership, member: &Member) -> impl Iterator<Item = Record> + use<> {
+fn records(membership: &Membership, member: &Member) -> impl Iterator<Item = Change> + use<> {
     let (token, number) = member.admitted_by;
     let spent = Record::Use {
         token,
@@ -330,5 +356,12 @@ fn records(membership: &Membership, member: &Member) -> impl Iterator<Item = Rec
         receipt: membership.claim_receipt.clone(),
     };
     let (admission, claim) = (Box::new(admission), Box::new(claim));
-    [spent, Record::Admission(admission), Record::Claim(claim)].into_iter()
+    let goes_on = match &membership.renewed {
+        Some(renewed) => Change::Put(Record::Renewal(renewed.clone())),
+        None => Change::Remove(RecordKey::Renewal(member.node)),
+    };
+    [spent, Record::Admission(admission), Record::Claim(claim)]
+        .map(Change::Put)
+        .into_iter()
+        .chain([goes_on])
 }

@@ -61,6 +61,8 @@ impl Planet {
                 }
             }
             NodeMessage::Leave(departure) => self.leave(connection, node, departure, now),
+            NodeMessage::Renew(request) => self.renew(connection, node, *request, now),
+            NodeMessage::Membership(membership) => self.shown(node, &membership, now),
         }
     }
 
@@ -134,7 +136,7 @@ impl Planet {
         self.transact(changes, then, vec![send(PlanetMessage::Refused(refusal))]);
     }
 
-    fn court(&self, now: Now) -> Court<'_> {
+    pub(super) fn court(&self, now: Now) -> Court<'_> {
         Court {
             books: &self.books,
             key: &self.key,
@@ -157,7 +159,8 @@ impl Planet {
         }
         let short =
             frame::encode(&signed, "record").is_ok_and(|bytes| bytes.len() <= MAX_ENDPOINTS);
-        let record = EndpointRecord::verify(&signed, self.books.network.id)
+        let identity = self.identity_of(&node);
+        let record = EndpointRecord::verify(&signed, self.books.network.id, &identity)
             .ok()
             .filter(|record| short && record.node == node);
         let Some(record) = record else {
@@ -246,12 +249,11 @@ impl Planet {
         signed: Signed<Departure>,
         now: Now,
     ) {
-        let departure = signed.unverified().ok();
+        let departure = Departure::verify(&signed, self.books.network.id).ok();
         let departure = departure
-            .and_then(|claimed| signed.verify(&claimed.node.into(), "the node").ok())
-            .filter(|departure| departure.network == self.books.network.id)
-            .filter(|departure| departure.node == sender || self.may_ask(connection));
-        let Some(Departure { node, time, .. }) = departure else {
+            .filter(|(of, by)| by.last() == Some(&self.identity_of(&of.node)))
+            .filter(|(of, _)| of.node == sender || self.may_ask(connection));
+        let Some((Departure { node, time, .. }, _)) = departure else {
             let reason = "the departure is not its node's own, or not passed on by a member";
             self.refused(connection, sender, refuse(RefusalCode::Unproven, reason));
             return;

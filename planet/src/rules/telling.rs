@@ -142,14 +142,14 @@ impl Planet {
                 let statement = self.books.statement(&hash)?.clone();
                 Some(News::Statement(Box::new(statement)))
             }
-            Topic::Member(node) | Topic::Endpoints(node) | Topic::Presence(node)
-                if node == *listener =>
-            {
-                None
-            }
+            Topic::Endpoints(node) | Topic::Presence(node) if node == *listener => None,
             Topic::Member(node) => {
                 self.books.member(&node, now.unix)?;
                 let entry = self.books.entry(&node)?;
+                if node == *listener && entry.renewed.is_none() {
+                    return None;
+                }
+                // A node that came back from an old copy of its disk learns what it had become.
                 let membership = Box::new(entry.membership()?);
                 record(DirectoryRecord::Member(membership), entry.length)
             }

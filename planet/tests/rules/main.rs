@@ -13,6 +13,7 @@ mod connections;
 mod holding;
 mod joining;
 mod relearning;
+mod renewals;
 mod telling;
 
 use ipnet::IpNet;

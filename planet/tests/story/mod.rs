@@ -36,6 +36,7 @@ use podmesh_proto::planet_api::{
     DirectoryCursor, DirectoryRecord, DirectoryUpdate, HELLO_CONTEXT, Hello, NodeMessage, PROTOCOL,
     PlanetMessage, Welcome,
 };
+use podmesh_proto::renewal::{Renewed, Succession};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::{Moment, Now, UnixSeconds};
 use podmesh_proto::token::JoinToken;
@@ -194,6 +195,9 @@ pub(crate) struct Node {
     pub(crate) application: Option<Application>,
     pub(crate) receipt: Option<Signed<AdmissionReceipt>>,
     pub(crate) claim: Option<(Signed<Claim>, Signed<ClaimReceipt>)>,
+    pub(crate) renewed: Option<Box<Renewed>>,
+    /// Number of the key that signs for the node by now.
+    pub(crate) signer: u32,
     pub(crate) cursor: Option<DirectoryCursor>,
     /// The highest receipt number that it has seen, besides its own.
     pub(crate) sequence: u64,
@@ -210,6 +214,8 @@ impl Node {
             application: None,
             receipt: None,
             claim: None,
+            renewed: None,
+            signer: number,
             cursor: None,
             sequence: 0,
             asked_to_report: false,
@@ -225,8 +231,12 @@ impl Node {
         self.identity().node_id()
     }
 
+    pub(crate) fn newest(&self) -> SigningKey {
+        SigningKey::from_seed(seed("node", self.signer))
+    }
+
     pub(crate) fn prove(&self, exported: &[u8]) -> Signature {
-        self.identity().sign(HELLO_CONTEXT, exported)
+        self.newest().sign(HELLO_CONTEXT, exported)
     }
 
     pub(crate) fn application(
@@ -266,7 +276,7 @@ impl Node {
             overlay4,
             pod_cidrs,
         };
-        Signed::seal(&claim, &self.identity()).unwrap()
+        Signed::seal(&claim, &self.newest()).unwrap()
     }
 
     pub(crate) fn departure(&self, network: &Network, time: UnixSeconds) -> Signed<Departure> {
@@ -283,9 +293,10 @@ impl Node {
         let departure = Departure {
             network: network.id,
             node: other.id(),
+            successions: other.steps(),
             time,
         };
-        Signed::seal(&departure, &self.identity()).unwrap()
+        Signed::seal(&departure, &self.newest()).unwrap()
     }
 
     pub(crate) fn endpoints(&self, network: &Network, sequence: u64) -> Signed<EndpointRecord> {
@@ -300,7 +311,13 @@ impl Node {
             }],
             planets: Vec::new(),
         };
-        Signed::seal(&record, &self.identity()).unwrap()
+        Signed::seal(&record, &self.newest()).unwrap()
+    }
+
+    /// The steps that its identity has taken.
+    pub(crate) fn steps(&self) -> Vec<Signed<Succession>> {
+        let renewed = self.renewed.as_ref();
+        renewed.map_or_else(Vec::new, |renewed| renewed.request.successions.clone())
     }
 
     pub(crate) fn membership(&self) -> Option<Membership> {
@@ -310,6 +327,7 @@ impl Node {
             receipt: self.receipt.clone()?,
             claim,
             claim_receipt,
+            renewed: self.renewed.clone(),
         })
     }
 

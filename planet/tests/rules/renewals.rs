@@ -1,0 +1,382 @@
+//! Memberships that go on: what a planet receipts, and what it doesn't.
+
+use std::time::Duration;
+
+use podmesh_proto::certificate::Member;
+use podmesh_proto::key::{SecretKey, SigningKey};
+use podmesh_proto::planet_api::{DirectoryRecord, NodeMessage, PlanetMessage, RefusalCode};
+use podmesh_proto::renewal::{Renewal, RenewalRequest, Renewed, Succession};
+use podmesh_proto::signed::Signed;
+
+use crate::story::{Node, Operator, Stage, Told};
+
+const LIFE: u64 = 600;
+
+/// A member for ten minutes, four minutes old, and somebody who watches.
+fn scene(number: u32) -> (Operator, Stage, Node, Node) {
+    let mut operator = Operator::new(number);
+    let mut stage = Stage::fresh(&operator);
+    let short = operator.token_with(|grant| grant.membership = Some(LIFE));
+    let token = operator.token(1);
+    let (mut a, mut b) = (Node::new(1), Node::new(2));
+    stage.connect(&mut a);
+    stage.join(&mut a, &short, "a");
+    stage.connect(&mut b);
+    stage.join(&mut b, &token, "b");
+    live(&mut stage, &[&a, &b], Duration::from_secs(240));
+    (operator, stage, a, b)
+}
+
+/// Time passes, and nobody falls silent.
+fn live(stage: &mut Stage, nodes: &[&Node], duration: Duration) {
+    let end = stage.now.moment + duration;
+    while stage.now.moment < end {
+        stage.pass(Duration::from_secs(15));
+        for node in nodes {
+            stage.say(node, NodeMessage::Heartbeat);
+        }
+    }
+}
+
+fn member(stage: &Stage, node: &Node) -> Member {
+    let network = &stage.planet.books().network;
+    node.membership().unwrap().prove(network).unwrap()
+}
+
+/// The node's next renewal, with something changed.
+fn request(
+    stage: &Stage,
+    node: &Node,
+    change: impl FnOnce(&mut Renewal),
+) -> (RenewalRequest, Renewal) {
+    let known = member(stage, node);
+    let now = stage.now.unix;
+    let mut renewal = Renewal {
+        network: stage.planet.books().network.id,
+        node: node.id(),
+        certificate: known.certificate,
+        serial: known.renewal + 1,
+        follows: known.document,
+        claim: node.membership().unwrap().claim.hash(),
+        wireguard: known.wireguard,
+        probe: known.probe,
+        issued: now,
+        expires: known.expires.map(|_| now.plus(LIFE)),
+    };
+    change(&mut renewal);
+    (seal(node, node.steps(), &renewal), renewal)
+}
+
+fn seal(node: &Node, successions: Vec<Signed<Succession>>, renewal: &Renewal) -> RenewalRequest {
+    RenewalRequest {
+        successions,
+        renewal: Signed::seal(renewal, &node.newest()).unwrap(),
+    }
+}
+
+/// A step of the node's identity to key `number`, with the renewal that goes with it.
+fn step(stage: &Stage, node: &Node, number: u32) -> (Node, RenewalRequest) {
+    let mut moved = node.clone();
+    moved.signer = number;
+    let mut steps = node.steps();
+    let succession = Succession {
+        network: stage.planet.books().network.id,
+        node: node.id(),
+        number: u32::try_from(steps.len()).unwrap() + 1,
+        next: moved.newest().public(),
+    };
+    steps.push(Signed::seal(&succession, &node.newest()).unwrap());
+    let (_, renewal) = request(stage, node, |_| {});
+    let request = seal(&moved, steps, &renewal);
+    (moved, request)
+}
+
+/// Hands it in; the node takes the receipt to heart.
+fn renew(stage: &mut Stage, node: &mut Node, request: RenewalRequest) -> Result<(), RefusalCode> {
+    let answers = stage.ask(node, NodeMessage::Renew(Box::new(request.clone())));
+    for told in answers {
+        match told {
+            Told::Message(PlanetMessage::Renewed(receipt)) => {
+                node.renewed = Some(Box::new(Renewed { request, receipt }));
+                let network = &stage.planet.books().network;
+                let peers = node.membership().unwrap().verify(network, stage.now.unix);
+                assert!(peers.is_ok(), "peers accept it: {peers:?}");
+                return Ok(());
+            }
+            Told::Message(PlanetMessage::NotRenewed(refusal)) => return Err(refusal.code),
+            _ => {}
+        }
+    }
+    panic!("no answer")
+}
+
+#[test]
+fn a_renewal_is_receipted_once_told_to_all_and_kept_over_a_restart() {
+    let (_, mut stage, mut a, mut b) = scene(61);
+    let (request, _) = request(&stage, &a, |_| {});
+    stage.hold_commits = true;
+    assert!(
+        stage
+            .ask(&a, NodeMessage::Renew(Box::new(request.clone())))
+            .is_empty()
+    );
+    stage.hold_commits = false;
+    stage.settle();
+    renew(&mut stage, &mut a, request.clone()).unwrap();
+    let receipt = a.renewed.clone();
+    stage.pass(Duration::from_millis(100));
+    stage.listen(&mut b);
+    let heard = b.heard_records();
+    let told = heard.iter().filter(
+        |record| matches!(record, DirectoryRecord::Member(it) if **it == a.membership().unwrap()),
+    );
+    assert_eq!(told.count(), 1);
+    live(&mut stage, &[&a, &b], Duration::from_secs(60));
+    stage.restart();
+    stage.connect(&mut a);
+    renew(&mut stage, &mut a, request).unwrap();
+    assert_eq!(a.renewed, receipt, "the same answer again");
+    // Longer than the first life: what keeps it in is the renewal.
+    live(&mut stage, &[&a], Duration::from_secs(500));
+    assert!(
+        stage
+            .planet
+            .books()
+            .member(&a.id(), stage.now.unix)
+            .is_some()
+    );
+    live(&mut stage, &[&a], Duration::from_secs(500));
+    assert!(
+        stage
+            .planet
+            .books()
+            .member(&a.id(), stage.now.unix)
+            .is_none()
+    );
+}
+
+#[test]
+fn a_full_disk_renews_nobody() {
+    let (_, mut stage, mut a, _) = scene(62);
+    let (request, _) = request(&stage, &a, |_| {});
+    stage.disk_full = true;
+    assert_eq!(
+        renew(&mut stage, &mut a, request.clone()),
+        Err(RefusalCode::Busy)
+    );
+    assert_eq!(stage.planet.books().entry(&a.id()).unwrap().renewed, None);
+    stage.disk_full = false;
+    renew(&mut stage, &mut a, request).unwrap();
+}
+
+/// What is wrong, how, and the answer.
+type Wrong = (&'static str, fn(&mut Renewal), RefusalCode);
+
+#[test]
+fn what_no_planet_receipts() {
+    let wrong: [Wrong; 7] = [
+        (
+            "beyond the grant",
+            |r| r.expires = Some(r.issued.plus(LIFE + 1)),
+            RefusalCode::Unproven,
+        ),
+        ("without end", |r| r.expires = None, RefusalCode::Unproven),
+        (
+            "dated ahead",
+            |r| {
+                r.issued = r.issued.plus(1_000);
+                r.expires = Some(r.issued.plus(LIFE));
+            },
+            RefusalCode::Unproven,
+        ),
+        ("a serial left out", |r| r.serial += 1, RefusalCode::Invalid),
+        (
+            "after nothing",
+            |r| r.follows = [7; 32],
+            RefusalCode::Unproven,
+        ),
+        (
+            "for somebody else",
+            |r| r.node = Node::new(2).id(),
+            RefusalCode::Unproven,
+        ),
+        (
+            "somebody else's key",
+            |r| r.wireguard = Node::new(2).wireguard.public(),
+            RefusalCode::Conflict,
+        ),
+    ];
+    let (_, mut stage, mut a, b) = scene(63);
+    for (what, change, code) in wrong {
+        let (request, _) = request(&stage, &a, change);
+        assert_eq!(renew(&mut stage, &mut a, request), Err(code), "{what}");
+    }
+    // By another key, and handed in by another node.
+    let mut thief = a.clone();
+    thief.signer = 9;
+    let (forged, _) = request(&stage, &thief, |_| {});
+    assert_eq!(
+        renew(&mut stage, &mut a, forged),
+        Err(RefusalCode::Unproven)
+    );
+    let (honest, _) = request(&stage, &a, |_| {});
+    let mut stranger = b;
+    assert_eq!(
+        renew(&mut stage, &mut stranger, honest),
+        Err(RefusalCode::Unproven)
+    );
+}
+
+#[test]
+fn the_revoked_and_the_expired_are_not_renewed() {
+    let (operator, mut stage, mut a, b) = scene(64);
+    live(&mut stage, &[&b], Duration::from_secs(700));
+    stage.connect(&mut a);
+    let (late, _) = request(&stage, &a, |_| {});
+    assert_eq!(renew(&mut stage, &mut a, late), Err(RefusalCode::NotMember));
+    let mut operator = operator;
+    let short = operator.token_with(|grant| grant.membership = Some(LIFE));
+    let mut c = Node::new(3);
+    stage.connect(&mut c);
+    stage.join(&mut c, &short, "c");
+    stage.operator(&operator.revoke_token(&short)).unwrap();
+    let (longer, _) = request(&stage, &c, |r| {
+        r.issued = r.issued.plus(1);
+        r.expires = Some(r.issued.plus(LIFE));
+    });
+    assert_eq!(
+        renew(&mut stage, &mut c, longer),
+        Err(RefusalCode::TokenRevoked)
+    );
+    // Its keys may still change within the life that it has.
+    let known = member(&stage, &c);
+    let (rotated, _) = request(&stage, &c, |r| {
+        (r.issued, r.expires) = (known.issued, known.expires);
+        r.wireguard = SecretKey::from_bytes([77; 32]).public();
+    });
+    renew(&mut stage, &mut c, rotated).unwrap();
+    stage.operator(&operator.revoke_node(&c)).unwrap();
+    stage.open(&mut c);
+    stage.connect(&mut c);
+    assert!(c.welcome().is_none_or(|welcome| welcome.relay.is_none()));
+}
+
+#[test]
+fn a_second_successor_is_refused_and_renewals_keep_their_distance() {
+    let (_, mut stage, mut a, _) = scene(65);
+    let (first, _) = request(&stage, &a, |_| {});
+    let (second, _) = request(&stage, &a, |r| {
+        r.wireguard = SecretKey::from_bytes([77; 32]).public()
+    });
+    let mut thief = a.clone();
+    renew(&mut stage, &mut a, first).unwrap();
+    let (soon, _) = request(&stage, &a, |_| {});
+    assert_eq!(renew(&mut stage, &mut a, soon), Err(RefusalCode::Busy));
+    stage.pass(Duration::from_secs(6));
+    assert_eq!(
+        renew(&mut stage, &mut thief, second),
+        Err(RefusalCode::Conflict)
+    );
+    let (next, _) = request(&stage, &a, |_| {});
+    renew(&mut stage, &mut a, next).unwrap();
+}
+
+#[test]
+fn a_former_identity_gets_no_word_in() {
+    let (operator, mut stage, mut a, mut b) = scene(66);
+    let old = a.clone();
+    stage.say(&a, NodeMessage::Publish(a.endpoints(&operator.network, 1)));
+    let (moved, request_) = step(&stage, &a, 41);
+    // The step alone, by somebody who has the new key but not the old one.
+    let mut forged = request_.clone();
+    forged.successions = vec![
+        Signed::seal(
+            &forged.successions[0].unverified().unwrap(),
+            &SigningKey::from_seed([9; 32]),
+        )
+        .unwrap(),
+    ];
+    assert_eq!(
+        renew(&mut stage, &mut a, forged),
+        Err(RefusalCode::Unproven)
+    );
+    a = moved;
+    renew(&mut stage, &mut a, request_).unwrap();
+    stage.pass(Duration::from_secs(6));
+    // Who comes from nothing hears nothing that the former identity said of endpoints.
+    b.cursor = None;
+    stage.connect(&mut b);
+    let endpoints = |node: &Node| {
+        let records = node.heard_records();
+        let count = records
+            .iter()
+            .filter(|it| matches!(it, DirectoryRecord::Endpoints(_)));
+        count.count()
+    };
+    assert_eq!(endpoints(&b), 0);
+    // The new one speaks on the same connection, and on a new one.
+    stage.say(&a, NodeMessage::Publish(a.endpoints(&operator.network, 2)));
+    stage.pass(Duration::from_millis(100));
+    stage.listen(&mut b);
+    assert_eq!(endpoints(&b), 1);
+    stage.connect(&mut a);
+    assert!(a.welcome().is_some_and(|welcome| welcome.relay.is_some()));
+    // The thief of the old key, with everything that the node once had.
+    let mut thief = old.clone();
+    thief.cursor = None;
+    stage.connect(&mut thief);
+    assert!(thief.welcome().is_none());
+    let (later, _) = request(&stage, &old, |_| {});
+    stage.connect(&mut a);
+    assert_eq!(
+        renew(&mut stage, &mut thief, later),
+        Err(RefusalCode::Conflict)
+    );
+    for message in [
+        NodeMessage::Publish(old.endpoints(&operator.network, 9)),
+        NodeMessage::Leave(old.departure(&operator.network, stage.now.unix)),
+        NodeMessage::Claim(old.sign_claim(&operator.network, 9, None, Vec::new())),
+    ] {
+        let answers = stage.ask(&a, message);
+        assert!(crate::code(&answers).is_some(), "{answers:?}");
+    }
+    assert!(
+        stage
+            .planet
+            .books()
+            .member(&a.id(), stage.now.unix)
+            .is_some()
+    );
+    // The node itself may leave.
+    stage.say(
+        &a,
+        NodeMessage::Leave(a.departure(&operator.network, stage.now.unix)),
+    );
+    assert!(stage.planet.books().entry(&a.id()).is_none());
+}
+
+#[test]
+fn a_planet_that_forgot_learns_the_newest_state_from_the_members() {
+    let (_, mut stage, mut a, b) = scene(67);
+    let backup = stage.backup();
+    let (moved, request) = step(&stage, &a, 41);
+    let old = a.clone();
+    a = moved;
+    renew(&mut stage, &mut a, request).unwrap();
+    stage.restore(backup);
+    let mut b = b;
+    stage.connect(&mut b);
+    // It hears of the rotation by another member, before the thief of the old key comes.
+    stage.report(&b, &[&a]);
+    let mut thief = old;
+    stage.connect(&mut thief);
+    assert!(thief.welcome().is_none(), "the old identity proves nothing");
+    stage.connect(&mut a);
+    assert!(a.welcome().is_some_and(|welcome| welcome.relay.is_some()));
+    // A node that came back from an old disk hears what it had become.
+    let own = a.heard_records();
+    let own = own.iter().any(
+        |record| matches!(record, DirectoryRecord::Member(it) if **it == a.membership().unwrap()),
+    );
+    assert!(own);
+}
