@@ -1,31 +1,30 @@
-//! The keys of the node and its UDP port: made at the first start and kept.
+//! The keys of the node and its UDP port: made at the first start and kept, until the operator has the
+//! keys changed. New keys are on disk before anybody hears of them; the old ones leave it when the new
+//! ones are in force.
 
 use std::io;
 
+use podmesh_engine::config::NodeKeys;
 use podmesh_proto::key::{SecretKey, SigningKey};
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::random;
 use crate::state::{Document, Loaded, StateDir, StateError};
 
 const FILE: &str = "identity";
 const KIND: &str = "podmesh identity file";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Ports that we choose from: below those that Linux gives to outgoing connections (32,768 on).
 const FIRST_PORT: u16 = 12_000;
 const PORTS: u16 = 20_000;
 
 /// Who this node is, as far as it knows by itself.
 pub(crate) struct Identity {
-    /// Signs for the node; its public half is the node's id.
-    pub(crate) signing: SigningKey,
-    /// The key of all tunnels.
-    pub(crate) wireguard: SecretKey,
-    /// The key of all probes.
-    pub(crate) probe: SecretKey,
     /// UDP port of tunnels and probes.
     pub(crate) port: u16,
+    present: Keys,
+    next: Option<Keys>,
     document: Document,
 }
 
@@ -58,10 +57,9 @@ impl Identity {
                     damage: "its content is unreadable",
                 })?;
         Ok(Self {
-            signing: SigningKey::from_seed(wire.identity),
-            wireguard: SecretKey::from_bytes(wire.wireguard),
-            probe: SecretKey::from_bytes(wire.probe),
             port: wire.port,
+            present: wire.present.clone(),
+            next: wire.next.clone(),
             document,
         })
     }
@@ -75,12 +73,61 @@ impl Identity {
         self.save()
     }
 
+    /// The keys in force.
+    pub(crate) fn keys(&self) -> NodeKeys {
+        self.present.open()
+    }
+
+    /// The keys that are to take their place.
+    pub(crate) fn next(&self) -> Option<NodeKeys> {
+        self.next.as_ref().map(Keys::open)
+    }
+
+    /// Makes new tunnel and probe keys, and a new identity if `identity`, and keeps them beside the
+    /// present ones.
+    ///
+    /// # Errors
+    /// The file can't be written; nothing has changed then.
+    pub(crate) fn prepare_rotation(&mut self, identity: bool) -> io::Result<NodeKeys> {
+        let next = Keys {
+            identity: if identity {
+                random::bytes()?
+            } else {
+                self.present.identity
+            },
+            wireguard: random::bytes()?,
+            probe: random::bytes()?,
+        };
+        let keys = next.open();
+        let before = self.next.replace(next);
+        if let Err(error) = self.save() {
+            self.next = before;
+            return Err(error);
+        }
+        Ok(keys)
+    }
+
+    /// The prepared keys are in force: the old ones leave the disk, the generation before too.
+    ///
+    /// # Errors
+    /// The file can't be written; a start finds out by itself which keys are in force.
+    pub(crate) fn complete_rotation(&mut self) -> io::Result<()> {
+        if let Some(next) = self.next.take() {
+            self.present = next;
+        }
+        self.save()?;
+        self.save()
+    }
+
     fn create(document: Document) -> io::Result<Self> {
         let mut identity = Self {
-            signing: SigningKey::from_seed(random::bytes()?),
-            wireguard: SecretKey::from_bytes(random::bytes()?),
-            probe: SecretKey::from_bytes(random::bytes()?),
             port: random_port(),
+            present: Keys {
+                identity: random::bytes()?,
+                wireguard: random::bytes()?,
+                probe: random::bytes()?,
+            },
+            next: None,
             document,
         };
         identity.save()?;
@@ -89,9 +136,8 @@ impl Identity {
 
     fn save(&mut self) -> io::Result<()> {
         let wire = Zeroizing::new(Wire {
-            identity: *self.signing.seed(),
-            wireguard: *self.wireguard.to_bytes(),
-            probe: *self.probe.to_bytes(),
+            present: self.present.clone(),
+            next: self.next.clone(),
             port: self.port,
         });
         let content = Zeroizing::new(postcard::to_allocvec(&*wire).map_err(io::Error::other)?);
@@ -101,10 +147,27 @@ impl Identity {
 
 #[derive(Serialize, Deserialize, Zeroize)]
 struct Wire {
+    present: Keys,
+    next: Option<Keys>,
+    port: u16,
+}
+
+/// The seeds of a node's keys.
+#[derive(Clone, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+struct Keys {
     identity: [u8; 32],
     wireguard: [u8; 32],
     probe: [u8; 32],
-    port: u16,
+}
+
+impl Keys {
+    fn open(&self) -> NodeKeys {
+        NodeKeys {
+            identity: SigningKey::from_seed(self.identity),
+            wireguard: SecretKey::from_bytes(self.wireguard),
+            probe: SecretKey::from_bytes(self.probe),
+        }
+    }
 }
 
 fn random_port() -> u16 {
@@ -133,15 +196,45 @@ mod tests {
         let dir = StateDir::open(&scratch.path("state")).unwrap();
         let first = Identity::load(&dir).unwrap();
         let mut again = Identity::load(&dir).unwrap();
-        assert_eq!(first.signing.node_id(), again.signing.node_id());
-        assert_eq!(first.wireguard.public(), again.wireguard.public());
-        assert_eq!(first.probe.public(), again.probe.public());
+        let (ours, theirs) = (first.keys(), again.keys());
+        assert_eq!(ours.identity.node_id(), theirs.identity.node_id());
+        assert_eq!(ours.wireguard.public(), theirs.wireguard.public());
+        assert_eq!(ours.probe.public(), theirs.probe.public());
         assert_eq!(first.port, again.port);
         assert!((12_000..32_000).contains(&first.port));
         again.change_port().unwrap();
         assert_eq!(Identity::load(&dir).unwrap().port, again.port);
         let mode = fs::metadata(dir.path().join(FILE)).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn changed_keys_are_on_disk_before_they_count_and_old_ones_leave_it() {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let on_disk = |secret: &[u8]| {
+            let files = fs::read_dir(dir.path()).unwrap();
+            let mut contents = files.map(|file| fs::read(file.unwrap().path()).unwrap());
+            contents.any(|bytes| bytes.windows(32).any(|window| window == secret))
+        };
+        for identity in [false, true] {
+            let mut before = Identity::load(&dir).unwrap();
+            let old = before.keys();
+            let next = before.prepare_rotation(identity).unwrap();
+            let mut again = Identity::load(&dir).unwrap();
+            assert_eq!(again.keys().wireguard.public(), old.wireguard.public());
+            let kept = again.next().unwrap();
+            assert_eq!(kept.wireguard.public(), next.wireguard.public());
+            let stays = kept.identity.public() == old.identity.public();
+            assert_eq!(stays, !identity);
+            again.complete_rotation().unwrap();
+            assert!(!on_disk(old.wireguard.to_bytes().as_slice()));
+            assert!(!on_disk(old.probe.to_bytes().as_slice()));
+            assert_eq!(on_disk(old.identity.seed().as_slice()), !identity);
+            let after = Identity::load(&dir).unwrap();
+            assert!(after.next().is_none());
+            assert_eq!(after.keys().wireguard.public(), next.wireguard.public());
+        }
     }
 
     #[test]

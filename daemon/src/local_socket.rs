@@ -232,7 +232,10 @@ fn refusal() -> Response {
 
 fn changes_state(request: &Request) -> bool {
     match request {
-        Request::Join { .. } | Request::Leave | Request::Statement { .. } => true,
+        Request::Join { .. }
+        | Request::Leave
+        | Request::Statement { .. }
+        | Request::RotateKeys { .. } => true,
         Request::Status
         | Request::Peers
         | Request::Peer { .. }

@@ -7,6 +7,7 @@
 mod durable;
 mod join;
 mod requests;
+mod rotation;
 mod start;
 mod views;
 
@@ -34,6 +35,7 @@ use crate::cli::Cli;
 use crate::clock;
 use crate::config::Config;
 use crate::host::{Host, HostReport};
+use crate::identity::Identity;
 use crate::local_socket::Asked;
 use crate::planet_link::{LinkEvent, LinkNews, PlanetLinks};
 use crate::service::Service;
@@ -67,6 +69,7 @@ struct Node {
     checked: mpsc::Sender<Checked>,
     /// Why the last join failed.
     join_trouble: Option<String>,
+    identity: Identity,
     /// Serves the local socket, and removes it when it is ended.
     local: JoinHandle<()>,
     /// Keeps a second meshd out as long as this one runs.
@@ -248,6 +251,9 @@ impl Node {
         while let Some(output) = self.engine.poll_output() {
             self.do_output(output);
         }
+        if self.engine.take_moved() {
+            self.do_in_order(Effect::KeysMoved);
+        }
     }
 
     fn do_output(&mut self, output: Output) {
@@ -297,6 +303,7 @@ impl Node {
             Effect::Planet(planet, message) => self.links.send(planet, *message),
             Effect::Planets(planets) => self.links.keep(planets),
             Effect::JoinDone(outcome) => self.finish_join(outcome),
+            Effect::KeysMoved => self.finish_rotation(),
         }
     }
 

@@ -5,18 +5,37 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
+use podmesh_proto::certificate::Member;
 use podmesh_proto::key::{SecretKey, SigningKey};
 
 use crate::stored::StoredState;
 
-/// Everything that doesn't come from planets or peers.
-pub struct EngineConfig {
+/// The secrets of a node.
+pub struct NodeKeys {
     /// The node's identity.
     pub identity: SigningKey,
     /// The node's WireGuard key.
     pub wireguard: SecretKey,
     /// The key that probes are sealed with.
     pub probe: SecretKey,
+}
+
+impl NodeKeys {
+    /// Whether these are the keys that a membership names.
+    #[must_use]
+    pub fn are_of(&self, member: &Member) -> bool {
+        self.identity.public() == member.identity()
+            && self.wireguard.public() == member.wireguard
+            && self.probe.public() == member.probe
+    }
+}
+
+/// Everything that doesn't come from planets or peers.
+pub struct EngineConfig {
+    /// The node's keys.
+    pub keys: NodeKeys,
+    /// The keys that take their place once a planet has receipted that, if a rotation is under way.
+    pub next: Option<NodeKeys>,
     /// What the last life of this node wrote by `Output::Persist`.
     pub stored: Option<Box<StoredState>>,
     /// UDP ports of the main and the spare socket.
@@ -36,7 +55,7 @@ pub struct EngineConfig {
 impl fmt::Debug for EngineConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EngineConfig")
-            .field("node", &self.identity.node_id())
+            .field("node", &self.keys.identity.node_id())
             .field("ports", &self.ports)
             .field("mtu", &self.mtu)
             .field("device", &self.device)

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::Departure;
+use podmesh_proto::id::NodeId;
 use podmesh_proto::network::RootStatement;
+use podmesh_proto::renewal::Renewed;
 use podmesh_proto::signed::Signed;
 
 const VERSION: u8 = 1;
@@ -32,6 +34,13 @@ pub enum ControlMessage {
     Statement(Box<Signed<RootStatement>>),
     /// A member has left, by its own word.
     Left(Box<Signed<Departure>>),
+    /// How a member's certificate goes on; the rest of its membership is known.
+    Renewed {
+        /// The member.
+        node: NodeId,
+        /// By it and a planet.
+        renewed: Box<Renewed>,
+    },
 }
 
 impl ControlMessage {

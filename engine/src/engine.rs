@@ -43,12 +43,14 @@ mod peer_work;
 mod pings;
 mod planet_work;
 mod record;
+mod renewing;
 mod start;
 mod syncing;
 mod tunnel_work;
 
 pub(crate) use self::joining::printable;
 use self::pings::Ping;
+use self::renewing::Renewing;
 
 /// The slow half of a node.
 pub struct Engine {
@@ -68,6 +70,9 @@ pub struct Engine {
     random: Random,
     timers: Timers,
     keys: TunnelKeys,
+    /// This node's id: its first identity.
+    node: NodeId,
+    pub(crate) renewing: Renewing,
     limiter: HandshakeLimiter,
     budget: ProbeBudget,
     table: Arc<ForwardingTable>,
@@ -107,7 +112,9 @@ impl Engine {
             outputs: VecDeque::new(),
             random: Random::new(seed),
             timers: Timers::default(),
-            keys: TunnelKeys::new(&config.wireguard),
+            node: config.keys.identity.node_id(),
+            renewing: Renewing::default(),
+            keys: TunnelKeys::new(&config.keys.wireguard),
             limiter: HandshakeLimiter::default(),
             budget: ProbeBudget::new(now.moment),
             table: Arc::new(ForwardingTable::empty(Arc::clone(&drops))),
@@ -137,7 +144,7 @@ impl Engine {
     /// This node's id.
     #[must_use]
     pub fn node_id(&self) -> NodeId {
-        self.config.identity.node_id()
+        self.node
     }
 
     /// What to do next; `None` until something happens again.
@@ -307,6 +314,7 @@ impl Engine {
             Timer::Observe(planet) => self.observe(planet, now),
             Timer::Report(planet) => self.report(planet, now),
             Timer::Join => self.ask_again(),
+            Timer::Renew => self.renew_again(now),
             Timer::Rebuild => self.rebuild(now),
             Timer::Persist => self.persist(now),
         }
@@ -321,6 +329,7 @@ impl Engine {
         if let Some(members) = &mut self.members {
             members.expire(now.unix);
         }
+        self.renew_when_due(now);
         self.end_pings(now);
         self.forget_waiting(now);
     }

@@ -120,6 +120,15 @@ pub enum RequestError {
     /// Can't be signed.
     #[error("the document can not be made: {0}")]
     Encode(#[from] DecodeError),
+    /// Revoked, expired, or without its keys.
+    #[error("this node is no member in good standing")]
+    NotActive,
+    /// Two successors of one document would be a lie.
+    #[error("a renewal of this node is under way; try again when a planet has receipted it")]
+    Renewing,
+    /// The chain would not end.
+    #[error("this node's identity has changed as often as it may; leave and join again")]
+    TooManyIdentities,
 }
 
 /// Why a ping has no answer.

@@ -19,7 +19,7 @@ use podmesh_proto::replay::ReplayWindow;
 use crate::drops::Drops;
 use crate::path_id::PathId;
 use crate::prefix_table::PrefixTable;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Opened, Tunnel, TunnelError};
 
 /// A peer among the tunnels of this node: the upper 24 bits of its `WireGuard` receiver indexes.
 /// Random, and never given to another peer in the life of a process.
@@ -172,6 +172,10 @@ pub struct PeerLink {
 pub struct LinkState {
     /// The tunnel; `None` until it is used, and after the peer was removed.
     pub tunnel: Option<Tunnel>,
+    /// The tunnel of new keys that is being made: the one above goes on until this one has a session.
+    pub coming: Option<Tunnel>,
+    /// The tunnel of former keys: what is under way in it may still arrive; nothing is sent.
+    pub former: Option<Tunnel>,
     /// The path that carries data: proven by an echo, or an external peer's last endpoint.
     pub path: Option<PathId>,
     /// Another path by which authentic data came lately.
@@ -223,6 +227,42 @@ impl PeerLink {
     #[must_use]
     pub fn is_external(&self) -> bool {
         self.relay_address.is_none()
+    }
+}
+
+impl LinkState {
+    /// Opens a data message in the tunnel that it is for.
+    ///
+    /// # Errors
+    /// There is no tunnel, or it is for none of them.
+    pub fn open(&mut self, message: &[u8], out: &mut [u8]) -> Result<Opened, TunnelError> {
+        let mut opened = Err(TunnelError::NotAuthentic);
+        for tunnel in [&mut self.tunnel, &mut self.coming, &mut self.former] {
+            if let Some(tunnel) = tunnel {
+                opened = tunnel.open(None, message, out);
+                if opened != Err(TunnelError::NotAuthentic) {
+                    break;
+                }
+            }
+        }
+        opened
+    }
+
+    /// Sends by the tunnel of new keys from now on, if it has a session.
+    pub fn hand_over(&mut self) -> bool {
+        let ready = self.coming.as_ref().is_some_and(Tunnel::has_session);
+        if ready {
+            self.former = std::mem::replace(&mut self.tunnel, self.coming.take());
+        }
+        ready
+    }
+
+    /// Ends all tunnels.
+    pub fn end_tunnels(&mut self) {
+        self.tunnel = None;
+        self.coming = None;
+        self.former = None;
+        self.session = false;
     }
 }
 

@@ -230,7 +230,8 @@ fn open_run(
     }
     // An empty first message on a session that the peer made tells that it can be used.
     let news = |tunnel: &Tunnel| tunnel.can_flush() || (!state.session && tunnel.has_session());
-    if state.tunnel.as_ref().is_some_and(news) {
+    let coming = state.coming.as_ref().is_some_and(Tunnel::has_session);
+    if coming || state.tunnel.as_ref().is_some_and(news) {
         batch.items.push(SlowItem::Session { peer: link.index });
     }
     let counters = &link.counters;
@@ -252,15 +253,16 @@ fn open_one(
     (path, message): (PathId, &[u8]),
     batch: &mut InboundBatch,
 ) -> Result<usize, DropReason> {
-    let tunnel = state.tunnel.as_mut().filter(|_| !state.closed);
-    let tunnel = tunnel.ok_or(DropReason::UnknownTunnel)?;
+    if state.closed || state.tunnel.is_none() {
+        return Err(DropReason::UnknownTunnel);
+    }
     let start = batch.used;
     let need = start + buffer_for(message.len());
     if batch.arena.len() < need {
         batch.arena.resize(need, 0);
     }
     let space = batch.arena.get_mut(start..need).unwrap_or_default();
-    let length = match tunnel.open(None, message, space) {
+    let length = match state.open(message, space) {
         Ok(Opened::Packet(length)) => length,
         Ok(Opened::Keepalive | Opened::Reply(_)) => return Ok(0),
         Err(TunnelError::NotIp) => return Err(DropReason::InnerMalformed),

@@ -74,10 +74,10 @@ impl Join {
         }
         let certificate = NodeCertificate {
             network: network.id,
-            node: config.identity.node_id(),
+            node: config.keys.identity.node_id(),
             name: name.clone(),
-            wireguard: config.wireguard.public(),
-            probe: config.probe.public(),
+            wireguard: config.keys.wireguard.public(),
+            probe: config.keys.probe.public(),
             site: grant.site,
             groups: grant.groups,
             relay: grant.relay,
@@ -88,7 +88,7 @@ impl Join {
             token.grant.clone(),
             &certificate,
             &token.key,
-            &config.identity,
+            &config.keys.identity,
         )?;
         Ok(Self {
             network,
@@ -241,6 +241,7 @@ impl Join {
             receipt: self.receipt.clone().ok_or(missing.clone())?,
             claim: self.claim.clone().ok_or(missing)?,
             claim_receipt: claim_receipt.clone(),
+            renewed: None,
         };
         membership.verify(&self.network, now)?;
         Ok(membership)

@@ -60,6 +60,13 @@ pub const IDLE: Duration = Duration::from_secs(600);
 pub const REPORT_GAP: Duration = Duration::from_millis(50);
 /// Members that news are told to through tunnels at once.
 pub const GOSSIP_FANOUT: usize = 32;
+/// Between two tries to have a renewal receipted, when no planet says otherwise.
+pub const RENEW_RETRY: Duration = Duration::from_secs(20);
+/// How long a tunnel of former keys goes on when no tunnel of the new ones comes about: as long as its
+/// last session would (`Reject-After-Time`, `WireGuard` paper §6.1).
+pub const FORMER_KEYS: Duration = Duration::from_secs(180);
+/// How long what was sent by former keys may still arrive once the new ones have taken over.
+pub const HANDOVER: Duration = Duration::from_secs(10);
 /// Departures of nodes that this one never knew that are remembered: anybody can make a key and
 /// sign its departure.
 pub const MAX_STRANGE_DEPARTURES: usize = 4_096;

@@ -5,18 +5,21 @@
 //! quarantined and named, and the holder notices nothing. Where this node knew neither of two that
 //! collide (both arrive in one *batch*), it routes to neither until the root decides. Planets can't
 //! take anything away: members go by the root's revocation, by their own signed departure, or when
-//! their certificate expires.
+//! their certificate expires. Of one node the newest state counts, and it can't be undone: older ones,
+//! former identities and second successors of one document are refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::{Member, Membership};
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{NodeId, TokenId};
-use podmesh_proto::key::PublicKey;
+use podmesh_proto::key::{PublicKey, VerifyingKey};
 use podmesh_proto::limits::CLOCK_SKEW;
 use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
+use podmesh_proto::renewal::Standing;
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 
@@ -228,7 +231,12 @@ impl Members {
         {
             return self.learn_verified(Arc::new(member), Arc::new(membership), source, now);
         }
-        match membership.verify(&self.network, now) {
+        // What this node once believed stays with its holder, also beyond its time.
+        let verified = match source {
+            Source::Disk => membership.prove(&self.network),
+            _ => membership.verify(&self.network, now),
+        };
+        match verified {
             Ok(member) => self.learn_verified(Arc::new(member), Arc::new(membership), source, now),
             Err(error) => {
                 self.note_unverified(&membership, &error, source, now);
@@ -244,23 +252,26 @@ impl Members {
         source: Source,
         now: UnixSeconds,
     ) -> Learned {
-        if let Err((lie, sentence)) = self.still_in(&member) {
+        if let Err((lie, sentence)) = self.still_in(&member, source) {
             let told = (member.node.to_string(), sentence);
             self.lies.note(lie, source, told, now);
             return Learned::Refused;
         }
         self.sequence = self.sequence.max(member.sequence);
         if let Some(known) = self.known.get(&member.node) {
-            if !supersedes(&member, &known.member) {
-                if is_older(&member, &known.member) {
-                    let sentence = format!(
-                        "an older state of {} was served (claim {}, known is {})",
-                        member.name, member.serial, known.member.serial
-                    );
+            let standing = member.standing(&known.member);
+            if standing != Standing::Newer {
+                let told = lies::about_state(&member, &known.member, standing);
+                if let Some((lie, sentence)) = told {
                     let told = (member.node.to_string(), sentence);
-                    self.lies.note(Lie::OldState, source, told, now);
+                    self.lies.note(lie, source, told, now);
                 }
-                return Learned::Same;
+                let believed = matches!(standing, Standing::Same | Standing::Older);
+                return if believed {
+                    Learned::Same
+                } else {
+                    Learned::Refused
+                };
             }
         } else if self.quarantine.has_same(&member.node, &membership) {
             return Learned::Refused;
@@ -340,7 +351,7 @@ impl Members {
     }
 
     /// Whether revocations and departures leave room for this member.
-    fn still_in(&self, member: &Member) -> Result<(), (Lie, String)> {
+    fn still_in(&self, member: &Member, source: Source) -> Result<(), (Lie, String)> {
         let name = &member.name;
         if self.revoked.contains_key(&member.node) {
             let sentence = format!("{name} was offered as a member, but the root revoked it");
@@ -364,6 +375,19 @@ impl Members {
             let sentence = format!("{name} was admitted by token {token} after its revocation");
             return Err((Lie::TokenReplay, sentence));
         }
+        let life = |member: &Member| (member.issued, member.expires);
+        let known = self.known.get(&member.node);
+        if let Some(revoked) = self.revoked_tokens.get(&token)
+            && member.expires.is_some()
+            && member.renewal > 0
+            && member.issued > *revoked
+            && source != Source::Disk
+            && known.is_none_or(|known| life(&known.member) != life(member))
+        {
+            let token = token.short();
+            let sentence = format!("{name} was renewed after the revocation of its token {token}");
+            return Err((Lie::TokenReplay, sentence));
+        }
         Ok(())
     }
 
@@ -381,6 +405,34 @@ impl Members {
                 self.changed.insert(MemberId::Node(node));
             }
         }
+    }
+
+    /// The identity that speaks for a node, as far as this one knows.
+    #[must_use]
+    pub fn identity_of(&self, node: &NodeId) -> VerifyingKey {
+        let known = self.known.get(node);
+        known.map_or((*node).into(), |known| known.member.identity())
+    }
+
+    /// The endpoint record, if its node's newest identity signed it.
+    ///
+    /// # Errors
+    /// It can't be read, isn't the node's word, or is of another network.
+    pub fn verify_record(
+        &self,
+        signed: &Signed<EndpointRecord>,
+    ) -> Result<EndpointRecord, CertificateError> {
+        let identity = self.identity_of(&signed.unverified()?.node);
+        EndpointRecord::verify(signed, self.network.id, &identity)
+    }
+
+    /// The endpoint record, if an identity that its node has replaced signed it: who hasn't heard of
+    /// that passes it on in good faith, and who stole the former key makes new ones.
+    #[must_use]
+    pub fn former_record(&self, signed: &Signed<EndpointRecord>) -> Option<EndpointRecord> {
+        let known = self.known.get(&signed.unverified().ok()?.node)?;
+        let mut former = known.member.identities.iter().rev().skip(1);
+        former.find_map(|key| EndpointRecord::verify(signed, self.network.id, key).ok())
     }
 
     fn note_unverified(
@@ -404,6 +456,9 @@ impl Members {
             Some(known) if known.membership.claim != membership.claim => {
                 (Lie::MovedAddress, "with other addresses")
             }
+            Some(known) if known.membership.renewed != membership.renewed => {
+                (Lie::SwappedKey, "with a renewal that doesn't hold")
+            }
             _ => match error {
                 CertificateError::Expired { .. }
                 | CertificateError::NotYet { .. }
@@ -417,16 +472,6 @@ impl Members {
         let sentence = format!("{name} was offered {what}: {error}");
         self.lies.note(lie, source, (subject, sentence), now);
     }
-}
-
-/// Whether `new` takes the place of `old`, both of one node.
-fn supersedes(new: &Member, old: &Member) -> bool {
-    let order = |member: &Member| (member.admitted, member.serial, member.sequence);
-    new.serial >= old.serial && order(new) > order(old)
-}
-
-fn is_older(new: &Member, old: &Member) -> bool {
-    (new.admitted, new.serial) < (old.admitted, old.serial)
 }
 
 #[cfg(test)]

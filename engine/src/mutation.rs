@@ -118,7 +118,13 @@ mod switch {
             serial: claim.serial,
             sequence: receipt.sequence,
             admitted: receipt.time,
+            issued: certificate.issued,
             expires: certificate.expires,
+            certificate: membership.application.certificate.hash(),
+            renewal: 0,
+            document: membership.application.certificate.hash(),
+            follows: None,
+            identities: vec![certificate.node.into()],
         })
     }
 }

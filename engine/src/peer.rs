@@ -44,6 +44,8 @@ pub(crate) struct Peer {
     /// Its process is known to be a new one, and nothing has come out of the tunnel since: an
     /// initiation that the old tunnel refuses may be right.
     pub(crate) may_reset: bool,
+    /// Since when a tunnel of other keys is being made, or has taken over.
+    pub(crate) handover: Option<Moment>,
     /// What the fast half had counted at the last sample.
     pub(crate) sampled: Sampled,
     /// When data flowed last.
@@ -98,6 +100,7 @@ impl Peer {
             handshake_path: None,
             session: false,
             may_reset: false,
+            handover: None,
             sampled: Sampled::default(),
             busy: None,
             deadline: None,
@@ -190,7 +193,7 @@ impl Peer {
     pub(crate) fn close(&self) {
         let mut state = self.link.lock();
         state.closed = true;
-        state.tunnel = None;
+        state.end_tunnels();
         state.path = None;
     }
 }
@@ -214,7 +217,7 @@ impl External {
     pub(crate) fn close(&self) {
         let mut state = self.link.lock();
         state.closed = true;
-        state.tunnel = None;
+        state.end_tunnels();
         state.path = None;
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use podmesh_proto::id::NodeId;
 use podmesh_proto::key::PublicKey;
-use podmesh_proto::probe::ProbeTag;
+use podmesh_proto::probe::{ProbeKeys, ProbeTag};
 use podmesh_proto::time::Moment;
 
 use crate::forwarding::PeerIndex;
@@ -47,6 +47,15 @@ impl Peers {
         self.by_index.insert(peer.link.index, MemberId::Node(id));
         self.by_tag.insert(peer.probes.receive_tag(), id);
         self.nodes.insert(id, peer);
+    }
+
+    /// A node's probes are sealed by other keys from now on.
+    pub(crate) fn set_probes(&mut self, node: &NodeId, probes: ProbeKeys) {
+        if let Some(peer) = self.nodes.get_mut(node) {
+            self.by_tag.remove(&peer.probes.receive_tag());
+            self.by_tag.insert(probes.receive_tag(), *node);
+            peer.probes = probes;
+        }
     }
 
     /// Adds an external peer.

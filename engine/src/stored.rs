@@ -11,12 +11,13 @@ use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::{AdmissionReceipt, Application, Departure, Membership};
 use podmesh_proto::id::NodeId;
 use podmesh_proto::network::RootStatement;
+use podmesh_proto::renewal::RenewalRequest;
 use podmesh_proto::signed::Signed;
 
 use crate::path_id::SocketId;
 
 /// The version that this program writes, and the highest that it reads.
-pub const STORED_VERSION: u16 = 1;
+pub const STORED_VERSION: u16 = 2;
 
 /// The engine's memory on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -47,6 +48,9 @@ pub struct StoredState {
     pub incarnation_floor: u64,
     /// Where planets saw this node's sockets.
     pub reflexive: Vec<(SocketId, SocketAddr)>,
+    /// A renewal that no planet has receipted yet. A node that forgot it might sign another one with
+    /// the same serial, which nobody would take.
+    pub renewing: Option<RenewalRequest>,
 }
 
 /// A join that a planet has not completed yet. The token's key is not part of it: it is not needed

@@ -22,6 +22,8 @@ pub(crate) enum Timer {
     Report(PlanetId),
     /// A join or claim is tried again.
     Join,
+    /// A renewal is handed in again.
+    Renew,
     /// The forwarding table and the host plan are built anew.
     Rebuild,
     /// The state is written.

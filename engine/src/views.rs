@@ -93,6 +93,8 @@ impl Engine {
                     peer: self.external_view(peer),
                     wireguard: key,
                     groups: Vec::new(),
+                    expires: None,
+                    serial: 0,
                     candidates: Vec::new(),
                     history: Vec::new(),
                 })
@@ -105,6 +107,8 @@ impl Engine {
                     peer: quarantined_view(member, reason),
                     wireguard: member.wireguard,
                     groups: member.groups.clone(),
+                    expires: member.expires.map(|at| at.to_string()),
+                    serial: member.renewal,
                     candidates: Vec::new(),
                     history: Vec::new(),
                 })
@@ -201,6 +205,8 @@ impl Engine {
             wireguard: own.wireguard,
             port,
             expires: own.expires.map(|at| at.to_string()),
+            serial: own.renewal,
+            renews: own.renews().map(|at| at.to_string()),
         })
     }
 
@@ -332,6 +338,8 @@ impl Engine {
             peer: self.peer_view(peer, now),
             wireguard: peer.member.wireguard,
             groups: peer.member.groups.clone(),
+            expires: peer.member.expires.map(|at| at.to_string()),
+            serial: peer.member.renewal,
             candidates: trials
                 .into_iter()
                 .map(|trial| CandidateTrial {

@@ -80,6 +80,7 @@ impl Forger<'_> {
             claim_receipt: self.claimed(&claim, certificate.node)?,
             claim,
             application,
+            renewed: None,
         })
     }
 
@@ -97,6 +98,7 @@ impl Forger<'_> {
             receipt: member.receipt.clone(),
             claim_receipt: self.claimed(&claim, node)?,
             claim,
+            renewed: None,
         })
     }
 
@@ -114,6 +116,7 @@ impl Forger<'_> {
             receipt,
             claim: member.claim.clone(),
             claim_receipt: member.claim_receipt.clone(),
+            renewed: None,
         })
     }
 

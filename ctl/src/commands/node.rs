@@ -1,7 +1,8 @@
-//! `meshctl node`: what only the root may decide about nodes.
+//! `meshctl node`: what only the root may decide about nodes, and the keys of this one.
 
 use clap::{Args, Subcommand};
 use podmesh_proto::id::NodeId;
+use podmesh_proto::local_api::Request;
 use podmesh_proto::network::RootStatement;
 
 use crate::clock;
@@ -23,6 +24,15 @@ enum Action {
     Revoke(Decision),
     /// Of several nodes that claim the same, say which one is right
     Resolve(Decision),
+    /// Give this node new keys; needs its meshd and a planet, not the root key
+    RotateKeys(RotateKeys),
+}
+
+#[derive(Debug, Args)]
+struct RotateKeys {
+    /// Also replace the identity key; the node's id, name and addresses stay
+    #[arg(long)]
+    identity: bool,
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +50,11 @@ impl Node {
         let (decision, revoke) = match self.action {
             Action::Revoke(decision) => (decision, true),
             Action::Resolve(decision) => (decision, false),
+            Action::RotateKeys(RotateKeys { identity }) => {
+                let message = context.meshd.change(Request::RotateKeys { identity })?;
+                context.screen.remark(&message);
+                return Ok(Exit::Ok);
+            }
         };
         let desk = decision.signer.desk()?;
         let (network, node) = (desk.network().id, decision.id(context)?);

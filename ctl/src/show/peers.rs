@@ -84,6 +84,10 @@ pub(crate) fn detail(detail: &PeerDetail, screen: Screen) -> String {
         ""
     };
     let state = screen.paint(state(peer.state), tone(peer));
+    let member = match &detail.expires {
+        Some(time) => format!("until {time} unless renewed"),
+        None => "until revoked".to_owned(),
+    };
     let fields = [
         (
             "name",
@@ -94,6 +98,8 @@ pub(crate) fn detail(detail: &PeerDetail, screen: Screen) -> String {
         ("addresses", list(&peer.addresses)),
         ("pod CIDRs", list(&peer.pod_cidrs)),
         ("key", detail.wireguard.to_string()),
+        ("member", member),
+        ("serial", detail.serial.to_string()),
     ];
     for (name, value) in fields {
         line(&mut text, name, &plain(&value));

@@ -59,10 +59,15 @@ fn node_lines(text: &mut String, node: &SelfView) {
     line(text, "  pods", &list(&node.pod_cidrs));
     line(text, "  key", &node.wireguard.to_string());
     let member = match &node.expires {
-        Some(time) => format!("until {}", plain(time)),
+        Some(time) => {
+            let renews = node.renews.as_deref().map(plain);
+            let renews = renews.map(|renews| format!(", renewed from {renews} on"));
+            format!("until {}{}", plain(time), renews.unwrap_or_default())
+        }
         None => "until revoked".to_owned(),
     };
     line(text, "  member", &member);
+    line(text, "  serial", &node.serial.to_string());
 }
 
 fn planet_lines(text: &mut String, planets: &[PlanetView], screen: Screen) {

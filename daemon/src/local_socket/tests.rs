@@ -38,7 +38,7 @@ fn code(response: &Response) -> Option<FailureCode> {
     }
 }
 
-const REQUESTS: [&str; 10] = [
+const REQUESTS: [&str; 11] = [
     r#"{"request":"Status"}"#,
     r#"{"request":"Peers"}"#,
     r#"{"request":"Peer","target":"a"}"#,
@@ -48,6 +48,7 @@ const REQUESTS: [&str; 10] = [
     r#"{"request":"Network"}"#,
     r#"{"request":"Join","token":"x"}"#,
     r#"{"request":"Leave"}"#,
+    r#"{"request":"RotateKeys","identity":false}"#,
     r#"{"request":"Statement","statement":"x"}"#,
 ];
 

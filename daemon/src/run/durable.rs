@@ -16,6 +16,8 @@ pub(super) enum Effect {
     Planets(Vec<PlanetEntry>),
     /// The outcome of a join.
     JoinDone(Result<(), JoinError>),
+    /// New keys are in force: the old ones leave the disk.
+    KeysMoved,
 }
 
 /// Effects that wait for the disk, in order.

@@ -24,6 +24,7 @@ const MAX_PINGS: usize = 64;
 #[derive(Default)]
 pub(super) struct Waiting {
     joins: Vec<(Moment, oneshot::Sender<Response>)>,
+    pub(super) rotations: Vec<(Moment, oneshot::Sender<Response>)>,
     pings: Vec<Ping>,
     last_ping: u64,
 }
@@ -58,6 +59,10 @@ impl Node {
             Request::Join { token, name } => {
                 // The answer goes with it; what is wrong is said there.
                 let _ = self.begin_join(&Zeroizing::new(token), name, Some(asked.answer));
+                return;
+            }
+            Request::RotateKeys { identity } => {
+                self.begin_rotation(identity, asked.answer);
                 return;
             }
             Request::Ping { target, timeout_ms } => {
@@ -161,6 +166,7 @@ impl Node {
             let message = format!("{} did not answer in time", ping.target);
             let _ = ping.answer.send(failed(FailureCode::Timeout, message));
         }
+        self.expire_rotations(now);
         if self
             .waiting
             .joins
@@ -201,15 +207,17 @@ impl Node {
     }
 }
 
-fn done(message: &str) -> Response {
+pub(super) fn done(message: &str) -> Response {
     Response::Done {
         message: message.to_owned(),
     }
 }
 
-fn not_done(error: &RequestError) -> Response {
+pub(super) fn not_done(error: &RequestError) -> Response {
     let (code, next) = match error {
         RequestError::NotJoined => (FailureCode::NotReady, Some("`meshctl join` first")),
+        RequestError::NotActive => (FailureCode::NotReady, Some("`meshctl status` says why")),
+        RequestError::Renewing => (FailureCode::NotReady, None),
         RequestError::Statement(_) => (FailureCode::Usage, None),
         _ => (FailureCode::Failed, None),
     };

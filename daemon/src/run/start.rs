@@ -53,7 +53,7 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
         .into_iter()
         .map(Arc::new)
         .collect();
-    let engine = engine(&config, identity, stored, sockets.ports())?;
+    let engine = engine(&config, &identity, stored, sockets.ports())?;
     // Last of what can fail for a reason of the machine's: who finds the socket finds a node.
     let local = LocalSocket::bind(&cli.runtime_dir)?;
     let (items, item_queue) = mpsc::channel(ITEMS);
@@ -92,6 +92,7 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
         waiting: super::Waiting::default(),
         checked,
         join_trouble: None,
+        identity,
         config,
         local: tokio::spawn(local.serve(requests)),
         _dir: dir,
@@ -183,14 +184,13 @@ fn bind(config: &Config, identity: &mut Identity, shards: usize) -> Result<Socke
 
 fn engine(
     config: &Config,
-    identity: Identity,
+    identity: &Identity,
     stored: Option<Box<StoredState>>,
     ports: [u16; 2],
 ) -> Result<Engine, StartFailure> {
     let config = EngineConfig {
-        identity: identity.signing,
-        wireguard: identity.wireguard,
-        probe: identity.probe,
+        keys: identity.keys(),
+        next: identity.next(),
         stored,
         ports,
         configured: config.endpoints.clone(),

@@ -29,9 +29,13 @@ impl Engine {
         let departure = Departure {
             network: members.network().id,
             node: self.node_id(),
+            successions: members
+                .own()
+                .and_then(|own| own.membership.renewed.as_ref())
+                .map_or_else(Vec::new, |renewed| renewed.request.successions.clone()),
             time: admitted.map_or(now.unix, |admitted| admitted.max(now.unix)),
         };
-        let departure = Signed::seal(&departure, &self.config.identity)?;
+        let departure = Signed::seal(&departure, &self.config.keys.identity)?;
         let heard = self.tell_planets(&departure, Source::Operator);
         let message = ControlMessage::Left(Box::new(departure.clone()));
         self.gossip(&message, None, now);
@@ -232,6 +236,7 @@ mod tests {
         let departure = Departure {
             network: world.authority.network.id,
             node: world.engines[2].node_id(),
+            successions: Vec::new(),
             time: START.plus(1_000),
         };
         let forged = Signed::seal(&departure, &Keys::new(1).identity).unwrap();

@@ -68,17 +68,17 @@ impl Engine {
                 members.learn(*membership, source, now.unix);
                 self.follow_members(now);
             }
-            DirectoryRecord::Endpoints(signed) => {
-                match EndpointRecord::verify(&signed, members.network().id) {
-                    Ok(record) => self.take_record(record, signed, now),
-                    Err(error) => {
-                        let sentence =
-                            format!("sent an endpoint record that doesn't hold: {error}");
-                        let told = about(members, signed.unverified().map(|it| it.node), sentence);
-                        members.note(Lie::Forged, source, told, now.unix);
-                    }
+            DirectoryRecord::Endpoints(signed) => match members.verify_record(&signed) {
+                Ok(record) => self.take_record(record, signed, now),
+                Err(_) if members.former_record(&signed).is_some() => {
+                    self.heard_former(&signed, source, now);
                 }
-            }
+                Err(error) => {
+                    let sentence = format!("sent an endpoint record that doesn't hold: {error}");
+                    let told = about(members, signed.unverified().map(|it| it.node), sentence);
+                    members.note(Lie::Forged, source, told, now.unix);
+                }
+            },
             DirectoryRecord::Presence { node, online } => {
                 // Of members alone: a planet can make up ids without end.
                 if self.peers.get(&node).is_some() {
@@ -87,6 +87,31 @@ impl Engine {
                 }
             }
             DirectoryRecord::Left(departure) => self.take_departure(&departure, source, now),
+        }
+    }
+
+    /// A record by an identity that its node has replaced. Not a word of it counts; that it is newer
+    /// than the node's last one shows that somebody has the former key.
+    pub(super) fn heard_former(
+        &mut self,
+        signed: &Signed<EndpointRecord>,
+        source: Source,
+        now: Now,
+    ) {
+        let Some(members) = &mut self.members else {
+            return;
+        };
+        let Some(record) = members.former_record(signed) else {
+            return;
+        };
+        let known = self
+            .peers
+            .get(&record.node)
+            .and_then(|peer| peer.record.as_ref());
+        if known.is_some_and(|(known, _)| record.is_newer_than(known)) {
+            let sentence = "sent an endpoint record by an identity that the node has replaced";
+            let told = about(members, Ok(record.node), sentence.to_owned());
+            members.note(Lie::Superseded, source, told, now.unix);
         }
     }
 

@@ -15,6 +15,10 @@ use crate::membership::lies::{Lie, Source};
 impl Engine {
     /// Tells a peer, whose path has just come up, what it may have missed.
     pub(super) fn greet_peer(&mut self, node: &NodeId, now: Now) {
+        // Who missed the renewal would let this node go at the end of its former life.
+        if let Some(message) = self.own_renewal() {
+            self.send_control(node, &message, now);
+        }
         if let Some((_, signed)) = self.record.clone() {
             let message = ControlMessage::Endpoints(Box::new(signed));
             self.send_control(node, &message, now);
@@ -82,8 +86,11 @@ impl Engine {
                 let Some(members) = &mut self.members else {
                     return;
                 };
-                match EndpointRecord::verify(&signed, members.network().id) {
+                match members.verify_record(&signed) {
                     Ok(record) => self.heard_record(from, record, *signed, now),
+                    Err(_) if members.former_record(&signed).is_some() => {
+                        self.heard_former(&signed, Source::Member(from), now);
+                    }
                     Err(error) => {
                         let sentence =
                             format!("sent an endpoint record that doesn't hold: {error}");
@@ -97,6 +104,9 @@ impl Engine {
             }
             ControlMessage::Left(departure) => {
                 self.take_departure(&departure, Source::Member(from), now);
+            }
+            ControlMessage::Renewed { node, renewed } => {
+                self.heard_renewal(from, (node, renewed), now);
             }
             ControlMessage::EchoRequest { .. } | ControlMessage::EchoReply { .. } => {}
         }

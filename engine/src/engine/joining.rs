@@ -11,6 +11,7 @@ use podmesh_proto::time::Now;
 use podmesh_proto::token::JoinToken;
 
 use crate::engine::Engine;
+use crate::engine::renewing::Renewing;
 use crate::error::JoinError;
 use crate::join::{AfterRefusal, Join};
 use crate::membership::lies::{Lie, Source};
@@ -79,7 +80,7 @@ impl Engine {
         let made = join.admitted(
             receipt,
             &self.config.pod_cidrs,
-            &self.config.identity,
+            &self.config.keys.identity,
             serial,
         );
         match made {
@@ -212,7 +213,7 @@ impl Engine {
             overlay4: own.member.overlay4,
             pod_cidrs: self.config.pod_cidrs.clone(),
         };
-        if let Ok(signed) = Signed::seal(&claim, &self.config.identity) {
+        if let Ok(signed) = Signed::seal(&claim, &self.config.keys.identity) {
             self.claim_serial = serial;
             self.claim = Some(signed);
             self.persist(now);
@@ -237,6 +238,10 @@ impl Engine {
         self.join = None;
         self.claim = None;
         self.record = None;
+        // Who comes back after leaving is a new node to everybody.
+        self.node = self.config.keys.identity.node_id();
+        self.renewing = Renewing::default();
+        self.config.next = None;
         self.waiting_bytes = 0;
         self.presence.clear();
         self.timers = crate::timers::Timers::default();

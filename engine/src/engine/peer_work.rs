@@ -113,8 +113,7 @@ impl Engine {
             }
             let mut state = peer.link.lock();
             state.path = None;
-            state.tunnel = None;
-            state.session = false;
+            state.end_tunnels();
             drop(state);
             peer.session = false;
         }

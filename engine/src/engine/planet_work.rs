@@ -40,7 +40,7 @@ impl Engine {
             protocol: PROTOCOL,
             network: network.id,
             node: self.node_id(),
-            proof: self.config.identity.sign(HELLO_CONTEXT, exported),
+            proof: self.config.keys.identity.sign(HELLO_CONTEXT, exported),
             incarnation: self.incarnation,
             membership: own.map(|own| Box::new((*own.membership).clone())),
             cursor: self.planets.get(planet).and_then(|planet| planet.cursor),
@@ -104,6 +104,8 @@ impl Engine {
                 self.take_planets_statement(planet, &statement, now);
             }
             PlanetMessage::Relearn => self.begin_report(planet, now),
+            PlanetMessage::Renewed(receipt) => self.renewed(planet, receipt, now),
+            PlanetMessage::NotRenewed(refusal) => self.not_renewed(&refusal, now),
             PlanetMessage::Heartbeat { .. } => {}
             PlanetMessage::Draining { retry_in } => {
                 if let Some(entry) = self.planets.get_mut(&planet) {
@@ -157,6 +159,9 @@ impl Engine {
             self.observe(planet, now);
         }
         self.ask(planet);
+        if granted {
+            self.ask_renewal(planet, now);
+        }
     }
 
     /// A relay session has come or gone.

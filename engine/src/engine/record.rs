@@ -41,7 +41,7 @@ impl Engine {
                 candidates,
                 planets,
             };
-            match Signed::seal(&record, &self.config.identity) {
+            match Signed::seal(&record, &self.config.keys.identity) {
                 Ok(signed) => self.record = Some((record, signed)),
                 Err(error) => {
                     tracing::debug!(%error, "endpoint record not made");

@@ -1,7 +1,9 @@
 //! Coming back from disk, and going there.
 
 use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::certificate::Membership;
 use podmesh_proto::network::Network;
+use podmesh_proto::renewal::{RenewalRequest, identities};
 use podmesh_proto::time::Now;
 
 use crate::engine::Engine;
@@ -23,7 +25,6 @@ impl Engine {
                 supported: STORED_VERSION,
             });
         }
-        let me = self.node_id();
         self.claim_serial = stored.claim_serial;
         self.incarnation = now.unix.0.max(stored.incarnation_floor.saturating_add(1));
         for (socket, endpoint) in stored.reflexive.drain(..) {
@@ -37,17 +38,17 @@ impl Engine {
         };
         let network = Network::from_statement(&statement).map_err(StartError::Network)?;
         if let Some(membership) = &stored.membership {
-            let certificate = membership.application.certificate.unverified();
-            if certificate.is_ok_and(|certificate| certificate.node != me) {
-                return Err(StartError::OtherNode);
-            }
+            self.recognise(membership, &network, stored.renewing.as_ref())?;
         }
+        let me = self.node_id();
+        self.renewing.request = stored.renewing.take();
         self.planets.set(&network.planets);
         self.outputs
             .push_back(Output::Planets(network.planets.clone()));
         if stored.membership.is_some() {
             let members = Members::new(network, statement, me);
             self.members = Some(self.recall(members, &mut stored, now));
+            self.adopt_stored_keys();
             self.dirty = true;
             self.trust_changed(now);
         } else if let Some(joining) = stored.joining.take() {
@@ -55,6 +56,32 @@ impl Engine {
         }
         self.settle(now);
         self.recall_endpoints(&stored, now);
+        Ok(())
+    }
+
+    /// Whether the stored membership is this node's: one of its identities, or the one that takes the
+    /// last one's place, is its key.
+    fn recognise(
+        &mut self,
+        membership: &Membership,
+        network: &Network,
+        pending: Option<&RenewalRequest>,
+    ) -> Result<(), StartError> {
+        let Ok(certificate) = membership.application.certificate.unverified() else {
+            return Ok(());
+        };
+        let newest = membership.prove(network).map(|member| member.identity());
+        let newest = newest.unwrap_or(certificate.node.into());
+        let pending = pending.and_then(|request| {
+            let steps = identities(network.id, certificate.node, &request.successions);
+            steps.ok()?.last().copied()
+        });
+        let next = self.config.next.as_ref().map(|keys| keys.identity.public());
+        let mine = self.config.keys.identity.public();
+        if mine != newest && pending != Some(mine) && next != Some(newest) {
+            return Err(StartError::OtherNode);
+        }
+        self.node = certificate.node;
         Ok(())
     }
 
@@ -81,6 +108,7 @@ impl Engine {
             members.learn(membership, Source::Disk, now.unix);
         }
         members.start_batch();
+        members.expire(now.unix);
         members
     }
 
@@ -94,7 +122,11 @@ impl Engine {
             }
         }
         for signed in &stored.endpoints {
-            if let Ok(record) = EndpointRecord::verify(signed, network) {
+            let identity = self.members.as_ref().zip(signed.unverified().ok());
+            let identity = identity.map(|(members, claimed)| members.identity_of(&claimed.node));
+            if let Some(identity) = identity
+                && let Ok(record) = EndpointRecord::verify(signed, network, &identity)
+            {
                 self.take_record(record, signed.clone(), now);
             }
         }
@@ -119,6 +151,7 @@ impl Engine {
             incarnation_floor: self.incarnation,
             reflexive: self.endpoints.reflexive(),
             departures: self.left.clone().into_iter().collect(),
+            renewing: self.renewing.request.clone(),
             ..StoredState::default()
         };
         let Some(members) = &self.members else {

@@ -74,7 +74,11 @@ impl Engine {
         }
         self.dirty = true;
         let me = MemberId::Node(self.node_id());
-        if changed.remove(&me) && !self.is_active() {
+        let own_changed = changed.remove(&me);
+        if own_changed {
+            self.follow_own(now);
+        }
+        if own_changed && !self.is_active() {
             // Revoked or expired: no tunnel of anybody stays.
             changed.extend(
                 self.peers
@@ -96,9 +100,11 @@ impl Engine {
 
     /// Whether this node is a member in good standing.
     pub(crate) fn is_active(&self) -> bool {
-        self.members.as_ref().is_some_and(|members| {
-            members.own().is_some_and(|own| !own.expired) && !members.is_revoked(&self.node_id())
-        })
+        !self.renewing.lost_keys
+            && self.members.as_ref().is_some_and(|members| {
+                members.own().is_some_and(|own| !own.expired)
+                    && !members.is_revoked(&self.node_id())
+            })
     }
 
     fn follow_node(&mut self, node: NodeId, now: Now) {
@@ -116,18 +122,18 @@ impl Engine {
         if let Some(peer) = self.peers.get_mut(&node) {
             let same =
                 peer.member.wireguard == member.wireguard && peer.member.probe == member.probe;
-            if same {
-                peer.member = member;
-                return;
+            peer.member = member;
+            if !same {
+                self.rekey(&node, now);
             }
+            return;
         }
-        self.drop_node(&node);
         let Some(network) = self.members.as_ref().map(|members| members.network().id) else {
             return;
         };
         let index = self.peers.new_index(&mut self.random);
         let link = PeerLink::new(index, Some(node.relay_address()), Some(member.overlay6));
-        let keys = (&self.config.probe, self.config.identity.node_id());
+        let keys = (&self.config.keys.probe, self.node_id());
         if let Some(peer) = Peer::new(Arc::new(link), Arc::clone(&member), keys, network) {
             tracing::info!(peer = %member.name, "a member is known");
             self.peers.insert(peer);
@@ -135,7 +141,7 @@ impl Engine {
         }
     }
 
-    fn drop_node(&mut self, node: &NodeId) {
+    pub(super) fn drop_node(&mut self, node: &NodeId) {
         if let Some(peer) = self.peers.remove(node) {
             for planet in self.planets.all() {
                 self.presence.remove(&(*node, planet.entry.id));
@@ -146,7 +152,7 @@ impl Engine {
         }
     }
 
-    fn follow_external(&mut self, key: PublicKey) {
+    pub(super) fn follow_external(&mut self, key: PublicKey) {
         if let Some(peer) = self.peers.remove_external(&key) {
             peer.close();
         }

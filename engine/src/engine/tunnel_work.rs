@@ -6,7 +6,7 @@ use podmesh_proto::time::Now;
 use crate::control::ControlMessage;
 use crate::drops::DropReason;
 use crate::engine::Engine;
-use crate::forwarding::PeerLink;
+use crate::forwarding::{LinkState, PeerLink};
 use crate::membership::holdings::MemberId;
 use crate::output::{Output, Received, Transmit};
 use crate::packet::control_packet;
@@ -103,16 +103,22 @@ impl Engine {
         };
         let from = Some(received.from.ip());
         let mut state = link.lock();
-        let tunnel = state.tunnel.as_mut().ok_or(DropReason::UnknownTunnel)?;
-        let mut opened = tunnel.open(from, &received.bytes, &mut self.scratch);
+        let mut opened = match state.coming.as_mut() {
+            Some(coming) => coming.open(from, &received.bytes, &mut self.scratch),
+            None => Err(TunnelError::NotAuthentic),
+        };
+        if opened == Err(TunnelError::NotAuthentic) {
+            let tunnel = state.tunnel.as_mut().ok_or(DropReason::UnknownTunnel)?;
+            opened = tunnel.open(from, &received.bytes, &mut self.scratch);
+        }
         if opened == Err(TunnelError::NotAuthentic) && may_reset {
             // A peer whose clock went back with its restart: to a tunnel without memory its
             // initiation is good. The old tunnel goes only if it is.
             if let Some(mut fresh) = Tunnel::new(&self.keys, &key, link.index.0) {
                 opened = fresh.open(from, &received.bytes, &mut self.scratch);
                 if matches!(opened, Ok(Opened::Reply(_))) {
+                    state.end_tunnels();
                     state.tunnel = Some(fresh);
-                    state.session = false;
                 }
             }
         }
@@ -154,6 +160,7 @@ impl Engine {
             return;
         };
         let mut state = link.lock();
+        let handed_over = state.hand_over();
         let session = state.tunnel.as_ref().is_some_and(Tunnel::has_session);
         let changed = state.session != session;
         state.session = session;
@@ -169,6 +176,12 @@ impl Engine {
             for bytes in flushed {
                 self.send_over(&link, way, bytes, None);
             }
+        }
+        if let (MemberId::Node(node), true) = (id, handed_over)
+            && let Some(peer) = self.peers.get_mut(&node)
+        {
+            tracing::info!(peer = %peer.member.name, "the tunnel has new keys");
+            peer.handover = Some(now.moment);
         }
         if let (MemberId::Node(node), true) = (id, changed) {
             if let Some(peer) = self.peers.get_mut(&node) {
@@ -198,11 +211,13 @@ impl Engine {
         let Some((link, _)) = self.link_of(id) else {
             return;
         };
-        let length = link
-            .lock()
-            .tunnel
+        let mut state = link.lock();
+        let LinkState { tunnel, coming, .. } = &mut *state;
+        let length = coming
             .as_mut()
+            .or(tunnel.as_mut())
             .and_then(|tunnel| tunnel.initiate(&mut self.scratch));
+        drop(state);
         if let Some(peer) = self.peers.get_mut(node) {
             peer.handshake_path = Some(path);
         }
@@ -214,14 +229,17 @@ impl Engine {
 
     /// Drives the timers of all tunnels.
     pub(super) fn tick_tunnels(&mut self, now: Now) {
+        self.end_handovers(now);
         for id in self.peers.tunnels() {
             let Some((link, _)) = self.link_of(id) else {
                 continue;
             };
             let mut state = link.lock();
-            let length = state
-                .tunnel
+            // While new keys come, the old ones make no session any more.
+            let LinkState { tunnel, coming, .. } = &mut *state;
+            let length = coming
                 .as_mut()
+                .or(tunnel.as_mut())
                 .and_then(|tunnel| tunnel.tick(&mut self.scratch));
             let path = state.path;
             let session = state.tunnel.as_ref().is_some_and(Tunnel::has_session);

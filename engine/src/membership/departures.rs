@@ -37,13 +37,14 @@ impl Members {
     /// # Errors
     /// It isn't the node's word.
     pub fn depart(&mut self, signed: &Signed<Departure>) -> Result<Parting, CertificateError> {
-        let claimed = signed.unverified()?;
-        let departure = signed.verify(&claimed.node.into(), "the node")?;
-        if departure.network != self.network.id {
-            let document = "departure";
-            return Err(CertificateError::OtherNetwork { document });
-        }
+        let (departure, identities) = Departure::verify(signed, self.network.id)?;
         let since = self.known.get(&departure.node);
+        if since.is_some_and(|known| !identities.starts_with(&known.member.identities)) {
+            return Err(CertificateError::Signature {
+                document: "departure",
+                signer: "the node's newest identity",
+            });
+        }
         if since.is_some_and(|known| known.member.admitted > departure.time) {
             return Ok(Parting::Over);
         }

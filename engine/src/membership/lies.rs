@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use podmesh_proto::certificate::Member;
 use podmesh_proto::id::PlanetId;
 use podmesh_proto::local_api::HealthView;
+use podmesh_proto::renewal::Standing;
 use podmesh_proto::time::UnixSeconds;
 
 use crate::limits;
@@ -42,6 +44,10 @@ pub enum Lie {
     TokenReplay,
     /// A statement or record that its author didn't sign.
     Forged,
+    /// The word of an identity that its node has replaced.
+    Superseded,
+    /// A second successor of one document.
+    Forked,
 }
 
 impl Lie {
@@ -58,6 +64,8 @@ impl Lie {
             Self::MovedAddress => "MESH-TRUST-007",
             Self::TokenReplay => "MESH-TRUST-008",
             Self::Forged => "MESH-TRUST-009",
+            Self::Superseded => "MESH-TRUST-010",
+            Self::Forked => "MESH-TRUST-011",
         }
     }
 
@@ -72,6 +80,14 @@ impl Lie {
                 "the planet may have been restored from a backup; it relearns by itself"
             }
             Self::GoneMember => "the planet has not heard of it yet; this node tells it",
+            Self::Superseded => {
+                "nothing was believed; somebody may hold a former key of that node, which is of no use \
+                 any more"
+            }
+            Self::Forked => {
+                "the state known first stays; if the node didn't do this itself, its keys are stolen: \
+                 revoke it with `meshctl node revoke NAME`"
+            }
             Self::FalseMember
             | Self::SwappedKey
             | Self::MovedAddress
@@ -80,6 +96,48 @@ impl Lie {
                 "nothing was believed; check that planet, and replace it with \
                  `meshctl network add-planet NEW --replaces OLD` if it was broken into"
             }
+        }
+    }
+}
+
+/// What there is to say about a state of a member that was not taken. An older life alone is nothing:
+/// who hasn't heard of the renewal yet tells it in good faith.
+pub(super) fn about_state(
+    told: &Member,
+    known: &Member,
+    standing: Standing,
+) -> Option<(Lie, String)> {
+    let name = &known.name;
+    match standing {
+        Standing::Newer | Standing::Same => None,
+        Standing::Older => {
+            let age = |member: &Member| (member.admitted, member.serial);
+            let keys = |member: &Member| (member.wireguard, member.probe);
+            let sentence = if age(told) < age(known) {
+                format!(
+                    "an older state of {name} was served (claim {}, known is {})",
+                    told.serial, known.serial
+                )
+            } else if keys(told) != keys(known) {
+                format!(
+                    "former keys of {name} were served (serial {}, known is {})",
+                    told.renewal, known.renewal
+                )
+            } else {
+                return None;
+            };
+            Some((Lie::OldState, sentence))
+        }
+        Standing::Superseded => {
+            let sentence = format!("{name} was offered by an identity that it has replaced");
+            Some((Lie::Superseded, sentence))
+        }
+        Standing::Forked => {
+            let sentence = format!(
+                "a second successor of {name}'s documents was offered (serial {}, known is {})",
+                told.renewal, known.renewal
+            );
+            Some((Lie::Forked, sentence))
         }
     }
 }

@@ -205,6 +205,7 @@ fn who_waited_for_a_holding_gets_it_when_the_holder_is_gone() {
     table.learn(&heir);
     assert!(!table.knows(2));
     let departure = Departure {
+        successions: Vec::new(),
         network: table.authority.network.id,
         node: Keys::new(1).id(),
         time: START.plus(10),

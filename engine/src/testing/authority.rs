@@ -15,6 +15,7 @@ use podmesh_proto::time::UnixSeconds;
 use podmesh_proto::token::JoinToken;
 
 use super::{START, name, nets};
+use crate::config::NodeKeys;
 
 /// The keys of everybody but the nodes.
 pub(crate) struct Authority {
@@ -75,7 +76,15 @@ impl Authority {
     }
 
     pub(crate) fn token(&self, number: u8) -> JoinToken {
+        self.token_for(number, None)
+    }
+
+    pub(crate) fn token_for(&self, number: u8, life: Option<u64>) -> JoinToken {
         let (grant, key) = self.grant(number);
+        let grant = Grant {
+            membership: life,
+            ..grant
+        };
         JoinToken {
             network: self.statement.clone(),
             grant: Signed::seal(&grant, &self.root).unwrap(),
@@ -95,7 +104,26 @@ pub(crate) struct Keys {
     pub(crate) probe: SecretKey,
 }
 
+impl From<Keys> for NodeKeys {
+    fn from(keys: Keys) -> Self {
+        Self {
+            identity: keys.identity,
+            wireguard: keys.wireguard,
+            probe: keys.probe,
+        }
+    }
+}
+
 impl Keys {
+    /// The keys that node `number` changes to: all of them when `to` is even, else its identity stays.
+    pub(crate) fn moved(number: u8, to: u8) -> NodeKeys {
+        let identity = if to.is_multiple_of(2) { to } else { number };
+        NodeKeys {
+            identity: SigningKey::from_seed([identity; 32]),
+            ..Keys::new(to).into()
+        }
+    }
+
     pub(crate) fn new(number: u8) -> Self {
         Self {
             identity: SigningKey::from_seed([number; 32]),
@@ -195,6 +223,7 @@ impl Draft {
             receipt: Signed::seal(&receipt, &authority.planet).unwrap(),
             claim,
             claim_receipt: Signed::seal(&claim_receipt, &authority.planet).unwrap(),
+            renewed: None,
         }
     }
 }

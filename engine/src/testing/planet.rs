@@ -14,6 +14,7 @@ use podmesh_proto::planet_api::{
     DirectoryCursor, DirectoryRecord, DirectoryUpdate, NodeMessage, PlanetMessage, Welcome,
 };
 use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
+use podmesh_proto::renewal::{RenewalReceipt, RenewalRequest, Renewed};
 use podmesh_proto::signed::Signed;
 
 use super::world::{DELAY, PLANET, World, address_of};
@@ -98,8 +99,43 @@ impl World {
             NodeMessage::Report { memberships } => {
                 self.notes.push(format!("report {}", memberships.len()));
             }
-            NodeMessage::Heartbeat => {}
+            NodeMessage::Renew(request) => self.renew(node, *request),
+            NodeMessage::Membership(_) | NodeMessage::Heartbeat => {}
         }
+    }
+
+    fn renew(&mut self, node: usize, request: RenewalRequest) {
+        if self.planet_silent {
+            return;
+        }
+        let id = self.engines[node].node_id();
+        let receipt = RenewalReceipt {
+            network: self.authority.network.id,
+            planet: self.authority.planet.planet_id(),
+            node: id,
+            renewal: request.renewal.hash(),
+            time: self.now.unix,
+        };
+        let receipt = Signed::seal(&receipt, &self.authority.planet).unwrap();
+        let renewed = Renewed {
+            request,
+            receipt: receipt.clone(),
+        };
+        let membership = self.planet.members.get_mut(&id).unwrap();
+        membership.renewed = Some(Box::new(renewed));
+        let membership = membership.clone();
+        self.planet_says(node, PlanetMessage::Renewed(receipt));
+        self.tell_all(DirectoryRecord::Member(Box::new(membership)));
+    }
+
+    /// Node `node` takes the keys of number `to`, as its shell would.
+    pub(crate) fn rotate(&mut self, node: usize, to: u8) {
+        let number = self.keys[node];
+        self.next.insert(number, to);
+        let now = self.now;
+        let keys = Keys::moved(number, to);
+        self.engines[node].handle_rotation(keys, now).unwrap();
+        self.drain(node);
     }
 
     fn greet(&mut self, node: usize) {
@@ -221,6 +257,7 @@ impl World {
             receipt: self.planet.receipts[&id].clone(),
             claim: claim.clone(),
             claim_receipt: claim_receipt.clone(),
+            renewed: None,
         };
         self.planet.members.insert(id, membership.clone());
         self.planet_says(node, PlanetMessage::Claimed(claim_receipt));

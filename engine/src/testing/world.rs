@@ -1,6 +1,6 @@
 //! Engines on a wire.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -58,6 +58,10 @@ impl World {
             direct_blocked: false,
             planet_alive: true,
             off: BTreeSet::new(),
+            life: None,
+            moved: BTreeMap::new(),
+            next: BTreeMap::new(),
+            planet_silent: false,
             planet: PlanetStub::default(),
             wire: Vec::new(),
             order: 0,
@@ -71,9 +75,11 @@ impl World {
     fn engine(&self, number: u8, stored: Option<Box<StoredState>>) -> Engine {
         let keys = Keys::new(number);
         let config = EngineConfig {
-            identity: keys.identity,
-            wireguard: keys.wireguard,
-            probe: keys.probe,
+            keys: self
+                .moved
+                .get(&number)
+                .map_or_else(|| keys.into(), |to| Keys::moved(number, *to)),
+            next: self.next.get(&number).map(|to| Keys::moved(number, *to)),
             stored,
             ports: [7_000 + u16::from(number), 7_100 + u16::from(number)],
             configured: Vec::new(),
@@ -103,7 +109,7 @@ impl World {
     pub(crate) fn join_all(&mut self) {
         for node in 0..self.engines.len() {
             let number = self.keys[node];
-            let token = self.authority.token(1);
+            let token = self.authority.token_for(1, self.life);
             let now = self.now;
             self.engines[node]
                 .handle_join(&token, name(&format!("n{number}")), now)
@@ -248,6 +254,11 @@ impl World {
                 }
                 Output::Planets(_) | Output::Reconnect(_) => {}
             }
+        }
+        if self.engines[node].take_moved() {
+            let number = self.keys[node];
+            let to = self.next.remove(&number).unwrap();
+            self.moved.insert(number, to);
         }
     }
 

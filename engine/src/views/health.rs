@@ -8,6 +8,9 @@ use crate::engine::Engine;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
 
+/// Seconds after which a renewal that was due is worth a line.
+const RENEWAL_PATIENCE: u64 = 10;
+
 impl Engine {
     /// Lies first, then what keeps the node from working, then what is only good to know.
     pub(super) fn health(&self, now: Now) -> Vec<HealthView> {
@@ -23,12 +26,16 @@ impl Engine {
         } else if let Some(own) = members.own() {
             if own.expired {
                 let message = "this node's certificate has expired; nobody talks to it any more";
-                entries.push(entry(
-                    "MESH-NODE-002",
-                    message,
-                    "join again with a new token",
-                ));
+                let next = "`meshctl leave`, then `meshctl join` with a new token";
+                entries.push(entry("MESH-NODE-002", message, next));
+            } else if self.renewing.lost_keys {
+                let message = "this node's membership names keys that this node doesn't have; either \
+                               its disk is an old copy, or somebody else holds its identity";
+                let next = "`meshctl leave` and join with a new token; if the disk is no old copy, \
+                            revoke this node first";
+                entries.push(entry("MESH-NODE-003", message, next));
             }
+            entries.extend(self.renewal_health(now));
             if !own.member.groups.is_empty() {
                 let message = "groups are carried and shown, but not enforced yet";
                 let next = "don't rely on groups to keep members apart";
@@ -65,6 +72,19 @@ impl Engine {
             Source::Disk => "this node's state file".to_owned(),
             Source::Operator => "the operator".to_owned(),
         })
+    }
+
+    /// A renewal that doesn't get through, once it should have.
+    fn renewal_health(&self, now: Now) -> Option<HealthView> {
+        let own = self.members.as_ref()?.own()?;
+        let expires = own.member.expires.filter(|_| !own.expired)?;
+        let late = own.member.renews()?.plus(RENEWAL_PATIENCE);
+        let reason = self.renewal_waits().filter(|_| now.unix >= late)?;
+        let message =
+            format!("this node's membership ends at {expires} and is not renewed: {reason}");
+        let next =
+            "the node goes on asking; after that time it has to leave and join with a new token";
+        Some(entry("MESH-NODE-004", &message, next))
     }
 
     fn join_health(&self) -> Option<HealthView> {

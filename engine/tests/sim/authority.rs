@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use podmesh_engine::config::EngineConfig;
+use podmesh_engine::config::{EngineConfig, NodeKeys};
 use podmesh_engine::stored::StoredState;
 use podmesh_proto::certificate::Grant;
 use podmesh_proto::id::{Name, NodeId, TokenId};
@@ -124,9 +124,12 @@ impl Keys {
 
     pub fn config(&self, stored: Option<Box<StoredState>>) -> EngineConfig {
         EngineConfig {
-            identity: self.identity(),
-            wireguard: SecretKey::from_bytes(self.wireguard),
-            probe: SecretKey::from_bytes(self.probe),
+            keys: NodeKeys {
+                identity: self.identity(),
+                wireguard: SecretKey::from_bytes(self.wireguard),
+                probe: SecretKey::from_bytes(self.probe),
+            },
+            next: None,
             stored,
             ports: self.ports,
             configured: Vec::new(),

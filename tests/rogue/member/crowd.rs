@@ -102,7 +102,11 @@ impl Crowd {
 
     /// Learns where a member may be.
     pub(super) fn locate(&mut self, record: &Signed<EndpointRecord>) {
-        if let Ok(record) = EndpointRecord::verify(record, self.network.id) {
+        let Ok(claimed) = record.unverified() else {
+            return;
+        };
+        let identity = claimed.node.into();
+        if let Ok(record) = EndpointRecord::verify(record, self.network.id, &identity) {
             let candidates = record.candidates.iter();
             let places = candidates.map(|candidate| candidate.endpoint).collect();
             self.located.insert(record.node, places);

@@ -150,6 +150,7 @@ pub(super) async fn join(
                     receipt,
                     claim,
                     claim_receipt,
+                    renewed: None,
                 });
             }
             PlanetMessage::Refused(refusal) => bail!("not claimed: {}", refusal.reason),

@@ -127,6 +127,7 @@ impl Books {
             receipt,
             claim,
             claim_receipt,
+            renewed: None,
         };
         self.harvest(&membership);
         let news = self.records_of(&node);

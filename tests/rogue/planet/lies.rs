@@ -360,6 +360,7 @@ impl StolenPlanet {
         let departure = Departure {
             network: self.books().network.id,
             node,
+            successions: Vec::new(),
             time: clock::now(),
         };
         let told = self.tell(DirectoryRecord::Left(Signed::seal(&departure, &self.key)?));

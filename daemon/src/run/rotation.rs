@@ -1,0 +1,79 @@
+//! The operator has this node's keys changed.
+
+use std::time::Duration;
+
+use podmesh_proto::local_api::{Failure, FailureCode, Response};
+use podmesh_proto::time::Moment;
+use tokio::sync::oneshot;
+
+use super::Node;
+use super::requests::{done, not_done};
+use crate::clock;
+use crate::local_socket::failed;
+
+/// For a planet to receipt the rotation before whoever asked is told that it takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Node {
+    /// Makes new keys, has them on disk, and asks for their receipt. The answer follows when they are in
+    /// force.
+    pub(super) fn begin_rotation(&mut self, identity: bool, answer: oneshot::Sender<Response>) {
+        if let Some(reason) = self.engine.renewal_waits() {
+            let message = format!("a renewal of this node is under way: {reason}");
+            let _ = answer.send(failed(FailureCode::NotReady, message));
+            return;
+        }
+        let keys = match self.identity.prepare_rotation(identity) {
+            Ok(keys) => keys,
+            Err(error) => {
+                let message = format!("the new keys can't be written to disk: {error}");
+                let _ = answer.send(failed(FailureCode::Failed, message));
+                return;
+            }
+        };
+        let now = clock::now();
+        match self.engine.handle_rotation(keys, now) {
+            Ok(()) => self.waiting.rotations.push((now.moment + PATIENCE, answer)),
+            Err(error) => {
+                let _ = answer.send(not_done(&error));
+            }
+        }
+    }
+
+    /// The new keys are in force: the old ones leave the disk.
+    pub(super) fn finish_rotation(&mut self) {
+        let response = match self.identity.complete_rotation() {
+            Ok(()) => done(
+                "new keys are in force, and the old ones are gone from the disk; \
+                 external peers have to be given the new public key (`meshctl status`)",
+            ),
+            Err(error) => {
+                let message = format!(
+                    "new keys are in force, but the old ones can't be removed from the disk: {error}"
+                );
+                tracing::warn!(reason = %error, "the identity file can't be written");
+                failed(FailureCode::Failed, message)
+            }
+        };
+        for (_, answer) in self.waiting.rotations.drain(..) {
+            let _ = answer.send(response.clone());
+        }
+    }
+
+    /// Answers those whose patience is over.
+    pub(super) fn expire_rotations(&mut self, now: Moment) {
+        let reason = self.engine.renewal_waits();
+        let late = |(deadline, _): &mut (Moment, _)| *deadline <= now;
+        for (_, answer) in self.waiting.rotations.extract_if(.., late) {
+            let reason = reason.clone().unwrap_or_else(|| "it has ended".to_owned());
+            let _ = answer.send(Response::Failed(Failure {
+                code: FailureCode::Timeout,
+                message: format!("no planet has receipted the new keys yet ({reason})"),
+                next: Some(
+                    "meshd goes on by itself, also over a restart; until then the old keys are in force"
+                        .to_owned(),
+                ),
+            }));
+        }
+    }
+}

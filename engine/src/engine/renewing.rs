@@ -1,0 +1,404 @@
+//! This node's own membership goes on, and its keys change.
+//!
+//! A successor of the node's certificate is signed once, kept on disk before a planet sees it, and
+//! handed in word for word until a planet receipts it: a second one with the same serial would be a lie
+//! to everybody. A rotation goes the same way; the new keys take over when the receipt is there.
+
+use std::sync::Arc;
+
+use podmesh_proto::certificate::Membership;
+use podmesh_proto::id::{NodeId, PlanetId};
+use podmesh_proto::limits::MAX_SUCCESSIONS;
+use podmesh_proto::planet_api::{NodeMessage, Refusal};
+use podmesh_proto::probe::ProbeKeys;
+use podmesh_proto::renewal::{Renewal, RenewalReceipt, RenewalRequest, Renewed, Succession};
+use podmesh_proto::signed::Signed;
+use podmesh_proto::time::{Now, UnixSeconds};
+
+use crate::config::NodeKeys;
+use crate::control::ControlMessage;
+use crate::engine::Engine;
+use crate::engine::joining::printable;
+use crate::error::RequestError;
+use crate::limits;
+use crate::membership::holdings::MemberId;
+use crate::membership::lies::Source;
+use crate::membership::{Known, Learned, Members};
+use crate::timers::Timer;
+use crate::tunnel::{Tunnel, TunnelKeys};
+
+/// What this node knows of its own renewal.
+#[derive(Debug, Default)]
+pub(crate) struct Renewing {
+    /// Signed, on disk, and not receipted yet.
+    pub(crate) request: Option<RenewalRequest>,
+    /// Why the last planet that was asked said no.
+    pub(crate) refusal: Option<String>,
+    /// The keys that the membership names are not this node's: somebody else has used its identity, or
+    /// it came back from an old copy of its disk.
+    pub(crate) lost_keys: bool,
+    /// Serial of the last successor that everybody was told of.
+    told: u64,
+    /// New keys are in force; the shell has yet to write that down.
+    moved: bool,
+}
+
+impl Engine {
+    /// Begins to change this node's keys. `keys` have to be on disk already; they take over when a
+    /// planet has receipted that, also in a later life of the node.
+    ///
+    /// # Errors
+    /// Not a member in good standing, or a renewal is under way.
+    pub fn handle_rotation(&mut self, keys: NodeKeys, now: Now) -> Result<(), RequestError> {
+        if self.members.is_none() {
+            return Err(RequestError::NotJoined);
+        }
+        if !self.is_active() {
+            return Err(RequestError::NotActive);
+        }
+        if self.renewing.request.is_some() {
+            return Err(RequestError::Renewing);
+        }
+        let request = self.successor(Some(&keys), now.unix)?;
+        self.config.next = Some(keys);
+        self.hand_in(request, now);
+        self.settle(now);
+        Ok(())
+    }
+
+    /// Whether new keys have come into force since this was asked last: the old ones may go.
+    pub fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.renewing.moved)
+    }
+
+    /// The present keys.
+    #[must_use]
+    pub fn keys(&self) -> &NodeKeys {
+        &self.config.keys
+    }
+
+    /// Why a renewal or rotation is not through yet; `None` if none is under way.
+    #[must_use]
+    pub fn renewal_waits(&self) -> Option<String> {
+        self.renewing.request.as_ref()?;
+        let reason = self.renewing.refusal.clone();
+        let silent = || match self.planets.connected().next() {
+            Some(_) => "the planet has not answered yet",
+            None => "no planet is connected",
+        };
+        Some(reason.unwrap_or_else(|| silent().to_owned()))
+    }
+
+    pub(super) fn renew_when_due(&mut self, now: Now) {
+        if self.renewing.request.is_some() || self.renewing.lost_keys || !self.is_active() {
+            return;
+        }
+        let own = self.members.as_ref().and_then(Members::own);
+        let due = own.and_then(|own| own.member.renews());
+        if due.is_some_and(|due| now.unix >= due)
+            && let Ok(request) = self.successor(None, now.unix)
+        {
+            self.hand_in(request, now);
+        }
+    }
+
+    /// Signs the successor of this node's newest document: with other keys and the same life, or with
+    /// the same keys and a new life.
+    fn successor(
+        &self,
+        keys: Option<&NodeKeys>,
+        now: UnixSeconds,
+    ) -> Result<RenewalRequest, RequestError> {
+        let members = self.members.as_ref().ok_or(RequestError::NotJoined)?;
+        let Known {
+            member, membership, ..
+        } = members.own().ok_or(RequestError::NotJoined)?;
+        let (issued, expires) = match keys {
+            Some(_) => (member.issued, member.expires),
+            None => {
+                let grant = membership.application.grant.unverified()?;
+                (now, grant.membership.map(|life| now.plus(life)))
+            }
+        };
+        let present = &self.config.keys;
+        let keys = keys.unwrap_or(present);
+        let mut successions = membership
+            .renewed
+            .as_ref()
+            .map_or_else(Vec::new, |renewed| renewed.request.successions.clone());
+        let network = members.network().id;
+        if keys.identity.public() != present.identity.public() {
+            if successions.len() >= MAX_SUCCESSIONS {
+                return Err(RequestError::TooManyIdentities);
+            }
+            let step = Succession {
+                network,
+                node: member.node,
+                number: u32::try_from(successions.len())
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(1),
+                next: keys.identity.public(),
+            };
+            successions.push(Signed::seal(&step, &present.identity)?);
+        }
+        let renewal = Renewal {
+            network,
+            node: member.node,
+            certificate: member.certificate,
+            serial: member.renewal.saturating_add(1),
+            follows: member.document,
+            claim: membership.claim.hash(),
+            wireguard: keys.wireguard.public(),
+            probe: keys.probe.public(),
+            issued,
+            expires,
+        };
+        Ok(RenewalRequest {
+            successions,
+            renewal: Signed::seal(&renewal, &keys.identity)?,
+        })
+    }
+
+    fn hand_in(&mut self, request: RenewalRequest, now: Now) {
+        self.renewing.request = Some(request);
+        self.renewing.refusal = None;
+        // Before a planet sees it: the next life must not sign another one.
+        self.persist(now);
+        self.renew_again(now);
+    }
+
+    pub(super) fn renew_again(&mut self, now: Now) {
+        let planets: Vec<PlanetId> = self.planets.connected().collect();
+        for planet in planets {
+            self.ask_renewal(planet, now);
+        }
+    }
+
+    /// Hands a pending renewal to one planet.
+    pub(super) fn ask_renewal(&mut self, planet: PlanetId, now: Now) {
+        if let Some(request) = self.renewing.request.clone() {
+            self.say(planet, NodeMessage::Renew(Box::new(request)));
+            let next = now.moment + limits::RENEW_RETRY;
+            self.timers.set_earlier(Timer::Renew, next);
+        }
+    }
+
+    pub(super) fn renewed(&mut self, planet: PlanetId, receipt: Signed<RenewalReceipt>, now: Now) {
+        let Some(request) = self.renewing.request.clone() else {
+            return;
+        };
+        let Some(members) = &mut self.members else {
+            return;
+        };
+        let Some(own) = members.own() else {
+            return;
+        };
+        let membership = Membership {
+            renewed: Some(Box::new(Renewed { request, receipt })),
+            ..(*own.membership).clone()
+        };
+        if members.learn(membership, Source::Planet(planet), now.unix) == Learned::New {
+            self.follow_members(now);
+        } else {
+            self.renewing.refusal = Some("the planet's receipt doesn't hold".to_owned());
+        }
+    }
+
+    pub(super) fn not_renewed(&mut self, refusal: &Refusal, now: Now) {
+        let wait = refusal.retry_in.unwrap_or(limits::RENEW_RETRY);
+        self.renewing.refusal = Some(printable(&refusal.reason));
+        if self.renewing.request.is_some() {
+            self.timers.set_earlier(Timer::Renew, now.moment + wait);
+        }
+    }
+
+    /// This node's own membership has changed: whatever follows from that for its keys, and the news.
+    pub(super) fn follow_own(&mut self, now: Now) {
+        let own = self.members.as_ref().and_then(Members::own).cloned();
+        let Some(Known {
+            member, membership, ..
+        }) = own
+        else {
+            return;
+        };
+        let pending = self.renewing.request.as_ref();
+        let pending = pending.and_then(|request| request.renewal.unverified().ok());
+        let pending = pending.filter(|pending| pending.serial > member.renewal);
+        if pending.is_none() {
+            self.renewing.request = None;
+            self.renewing.refusal = None;
+            self.timers.clear(Timer::Renew);
+        }
+        if member.renewal > self.renewing.told {
+            self.renewing.told = member.renewal;
+            tracing::info!(serial = member.renewal, "the membership goes on");
+            // What peers act on from here must not be forgotten. They hear it by the old sessions, and
+            // so know new keys before these are used.
+            self.persist(now);
+            self.tell_renewal(&membership, now);
+        }
+        if !self.config.keys.are_of(&member)
+            && let Some(next) = self.config.next.take_if(|next| next.are_of(&member))
+        {
+            self.move_to(next, now);
+        }
+        let wireguard = self.config.keys.wireguard.public();
+        let soon = pending.is_some_and(|pending| pending.wireguard == wireguard);
+        self.renewing.lost_keys = !self.config.keys.are_of(&member) && !soon;
+    }
+
+    /// After a restart: keys that came into force at the end of the last life, or in it unnoticed.
+    pub(super) fn adopt_stored_keys(&mut self) {
+        let own = self.members.as_ref().and_then(Members::own);
+        let Some(member) = own.map(|own| Arc::clone(&own.member)) else {
+            return;
+        };
+        self.renewing.told = member.renewal;
+        if !self.config.keys.are_of(&member)
+            && let Some(next) = self.config.next.take_if(|next| next.are_of(&member))
+        {
+            self.keys = TunnelKeys::new(&next.wireguard);
+            self.config.keys = next;
+            self.renewing.moved = true;
+        }
+    }
+
+    fn tell_renewal(&mut self, membership: &Membership, now: Now) {
+        let planets: Vec<PlanetId> = self.planets.legs().map(|leg| leg.planet).collect();
+        for planet in planets {
+            let membership = Box::new(membership.clone());
+            self.say(planet, NodeMessage::Membership(membership));
+        }
+        if let Some(message) = self.own_renewal() {
+            self.gossip(&message, None, now);
+        }
+    }
+
+    /// What peers are told of this node's newest document.
+    pub(super) fn own_renewal(&self) -> Option<ControlMessage> {
+        let own = self.members.as_ref().and_then(Members::own)?;
+        let renewed = own.membership.renewed.clone()?;
+        let node = own.member.node;
+        Some(ControlMessage::Renewed { node, renewed })
+    }
+
+    /// How a member's certificate goes on, by another member's word.
+    pub(super) fn heard_renewal(
+        &mut self,
+        from: NodeId,
+        (node, renewed): (NodeId, Box<Renewed>),
+        now: Now,
+    ) {
+        let Some(members) = &mut self.members else {
+            return;
+        };
+        let Some(known) = members.known(&node) else {
+            return;
+        };
+        let membership = Membership {
+            renewed: Some(renewed.clone()),
+            ..(*known.membership).clone()
+        };
+        let learned = members.learn(membership, Source::Member(from), now.unix);
+        self.follow_members(now);
+        // Planets spread it by themselves, while there are any.
+        if learned == Learned::New && self.planets.legs().next().is_none() {
+            self.gossip(&ControlMessage::Renewed { node, renewed }, Some(from), now);
+        }
+    }
+
+    /// The new keys take over. Tunnels go on with the sessions that they have until those of the new
+    /// keys stand.
+    fn move_to(&mut self, next: NodeKeys, now: Now) {
+        tracing::info!("new keys are in force");
+        let identity = next.identity.public() != self.config.keys.identity.public();
+        self.keys = TunnelKeys::new(&next.wireguard);
+        self.config.keys = next;
+        self.renewing.moved = true;
+        let nodes: Vec<NodeId> = self.peers.nodes().map(|peer| peer.member.node).collect();
+        for node in nodes {
+            self.rekey(&node, now);
+        }
+        let externals: Vec<_> = self.peers.externals().map(|peer| peer.wireguard).collect();
+        for key in externals {
+            self.follow_external(key);
+        }
+        self.dirty = true;
+        if identity {
+            self.claim = None;
+            self.claim_configured(now);
+            self.record = None;
+            self.publish(true, now);
+        }
+    }
+
+    /// The keys between this node and a peer have changed, on either side: probes use them at once, and
+    /// a tunnel of the new keys is made while the present one still carries data.
+    pub(super) fn rekey(&mut self, node: &NodeId, now: Now) {
+        let network = self.members.as_ref().map(|members| members.network().id);
+        let (Some(network), Some(peer)) = (network, self.peers.get(node)) else {
+            return;
+        };
+        let (member, link) = (Arc::clone(&peer.member), Arc::clone(&peer.link));
+        let secret = &self.config.keys.probe;
+        let probes = ProbeKeys::derive(secret, &self.node, &member.probe, node, &network);
+        let coming = Tunnel::new(&self.keys, &member.wireguard, link.index.0);
+        let (Some(probes), Some(coming)) = (probes, coming) else {
+            // A weak key: no membership with one is believed.
+            return self.drop_node(node);
+        };
+        self.peers.set_probes(node, probes);
+        let mut state = link.lock();
+        let goes_on = state.tunnel.as_ref().is_some_and(Tunnel::has_session);
+        if goes_on {
+            state.coming = Some(coming);
+        } else if state.tunnel.is_some() {
+            state.tunnel = Some(coming);
+            state.session = false;
+        }
+        let path = state.path;
+        drop(state);
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.handover = goes_on.then_some(now.moment);
+        }
+        if let Some(path) = path {
+            self.start_handshake(node, path);
+        }
+    }
+
+    /// Lets go of tunnels of former keys when their time is over.
+    pub(super) fn end_handovers(&mut self, now: Now) {
+        let due: Vec<NodeId> = self
+            .peers
+            .nodes()
+            .filter(|peer| peer.handover.is_some())
+            .map(|peer| peer.member.node)
+            .collect();
+        for node in due {
+            let Some(peer) = self.peers.get_mut(&node) else {
+                continue;
+            };
+            let age = peer.handover.map(|since| now.moment.since(since));
+            let mut state = peer.link.lock();
+            let making = state.coming.is_some();
+            let limit = if making {
+                limits::FORMER_KEYS
+            } else {
+                limits::HANDOVER
+            };
+            if age.is_none_or(|age| age < limit) {
+                continue;
+            }
+            state.former = None;
+            if making {
+                state.tunnel = state.coming.take();
+            }
+            drop(state);
+            peer.handover = None;
+            self.look_at_session(MemberId::Node(node), None, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,302 @@
+use std::time::Duration;
+
+use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::planet_api::{
+    DirectoryCursor, DirectoryRecord, PlanetMessage, Refusal, RefusalCode,
+};
+use podmesh_proto::time::Moment;
+
+use super::*;
+use crate::membership::lies::Lie;
+use crate::testing::{Keys, START, World, packet4};
+
+const LIFE: u64 = 600;
+
+fn joined(nodes: u8, life: Option<u64>) -> World {
+    let mut world = World::new(nodes);
+    world.life = life;
+    world.join_all();
+    world
+}
+
+/// Time passes with a planet that is alive.
+fn pass(world: &mut World, span: Duration) {
+    const STEP: Duration = Duration::from_secs(10);
+    let end = world.now.moment + span;
+    while world.now.moment < end {
+        beat(world);
+        world.run(STEP.min(end.since(world.now.moment)));
+    }
+}
+
+fn beat(world: &mut World) {
+    let cursor = DirectoryCursor {
+        epoch: 7,
+        version: 1,
+    };
+    for node in 0..world.engines.len() {
+        world.planet_says(node, PlanetMessage::Heartbeat { cursor });
+    }
+}
+
+/// Sends a packet each way in each interval, and counts those that don't arrive.
+fn lost(world: &mut World, span: Duration, interval: Duration) -> usize {
+    let before: Vec<usize> = world.delivered.iter().map(Vec::len).collect();
+    let rounds = usize::try_from(span.as_millis() / interval.as_millis()).unwrap();
+    for _ in 0..rounds {
+        world.send_packet(0, &packet4("10.42.1.5", "10.42.2.9", b"there"));
+        world.send_packet(1, &packet4("10.42.2.9", "10.42.1.5", b"back"));
+        world.run(interval);
+        if interval >= Duration::from_secs(1) {
+            beat(world);
+        }
+    }
+    world.run(Duration::from_millis(100));
+    let arrived = world.delivered.iter().map(Vec::len).zip(before);
+    let arrived: usize = arrived.map(|(after, before)| after - before).sum();
+    2 * rounds - arrived
+}
+
+/// What node `of` knows of node `number`: serial, WireGuard key and identity.
+fn known(world: &World, of: usize, number: u8) -> (u64, [u8; 32], [u8; 32]) {
+    let node = world.engines[usize::from(number) - 1].node_id();
+    let members = world.engines[of].members.as_ref().unwrap();
+    let member = &members.known(&node).unwrap().member;
+    (member.renewal, member.wireguard.0, member.identity().0)
+}
+
+fn codes(world: &World, node: usize) -> Vec<String> {
+    let status = world.engines[node].status(world.now);
+    status.health.into_iter().map(|entry| entry.code).collect()
+}
+
+#[test]
+fn short_lives_go_on_under_traffic() {
+    let mut world = joined(2, Some(LIFE));
+    let span = Duration::from_secs(4 * LIFE);
+    assert_eq!(lost(&mut world, span, Duration::from_secs(2)), 0);
+    for node in 0..2 {
+        assert!(
+            known(&world, node, 1).0 >= 5,
+            "{:?}",
+            known(&world, node, 1)
+        );
+        assert_eq!(codes(&world, node), Vec::<String>::new());
+        let own = world.engines[node].status(world.now).node.unwrap();
+        assert!(own.serial >= 5 && own.expires.is_some() && own.renews.is_some());
+    }
+}
+
+#[test]
+fn who_is_not_renewed_is_told_in_time_and_let_go() {
+    let mut world = joined(2, Some(LIFE));
+    world.planet_silent = true;
+    pass(&mut world, Duration::from_secs(LIFE - 100));
+    assert_eq!(codes(&world, 0), ["MESH-NODE-004"]);
+    let refusal = Refusal {
+        code: RefusalCode::TokenRevoked,
+        reason: "because".to_owned(),
+        retry_in: None,
+    };
+    world.planet_says(0, PlanetMessage::NotRenewed(refusal));
+    let health = world.engines[0].status(world.now).health;
+    assert!(
+        health[0].message.ends_with("not renewed: because"),
+        "{health:?}"
+    );
+    pass(&mut world, Duration::from_secs(100 + 200));
+    assert_eq!(
+        world.engines[0].peers(world.now).len(),
+        1,
+        "a clock may differ"
+    );
+    pass(&mut world, Duration::from_secs(110));
+    for node in 0..2 {
+        assert!(world.engines[node].peers(world.now).is_empty());
+        assert_eq!(codes(&world, node), ["MESH-NODE-002"]);
+    }
+    // A restart doesn't make it forget who it was.
+    world.restart(0);
+    assert_eq!(codes(&world, 0), ["MESH-NODE-002"]);
+    assert!(world.engines[0].status(world.now).node.is_some());
+}
+
+#[test]
+fn keys_change_under_traffic_and_the_old_ones_are_dead() {
+    // An odd number leaves the identity, an even one doesn't.
+    for to in [51, 52] {
+        let mut world = joined(3, None);
+        let interval = Duration::from_millis(3);
+        assert_eq!(lost(&mut world, Duration::from_millis(300), interval), 0);
+        let before = known(&world, 1, 1);
+        let id = world.engines[0].node_id();
+        world.rotate(0, to);
+        assert_eq!(
+            lost(&mut world, Duration::from_secs(2), interval),
+            0,
+            "to {to}"
+        );
+        let keys = Keys::moved(1, to);
+        let after = (1, keys.wireguard.public().0, keys.identity.public().0);
+        for node in 0..3 {
+            assert_eq!(known(&world, node, 1), after);
+            assert_eq!(codes(&world, node), Vec::<String>::new());
+        }
+        assert_eq!(world.engines[0].node_id(), id);
+        assert_eq!(world.moved.get(&1), Some(&to));
+        assert_eq!(before.2 == after.2, to == 51);
+        let peer = world.engines[1].peers.get(&id).unwrap();
+        assert!(
+            peer.link.lock().coming.is_none(),
+            "the new tunnel has taken over"
+        );
+        // Nothing of the former keys is left, and both ends make new sessions by the new ones.
+        let interval = Duration::from_millis(500);
+        assert_eq!(lost(&mut world, Duration::from_secs(400), interval), 0);
+        assert!(
+            world.engines[1]
+                .peers
+                .get(&id)
+                .unwrap()
+                .link
+                .lock()
+                .former
+                .is_none()
+        );
+        let members = world.engines[1].members.as_ref().unwrap();
+        let old = Keys::new(1).wireguard.public();
+        assert_eq!(members.holdings().with_key(&old), None);
+        // Over a restart of both.
+        world.restart(0);
+        world.restart(1);
+        world.run(Duration::from_secs(10));
+        assert_eq!(lost(&mut world, Duration::from_secs(2), interval), 0);
+        assert_eq!(world.engines[0].node_id(), id);
+        assert_eq!(known(&world, 1, 1), after);
+    }
+}
+
+#[test]
+fn both_ends_may_change_their_keys_at_once() {
+    let mut world = joined(2, None);
+    let interval = Duration::from_millis(3);
+    assert_eq!(lost(&mut world, Duration::from_millis(100), interval), 0);
+    world.rotate(0, 51);
+    world.rotate(1, 54);
+    assert_eq!(lost(&mut world, Duration::from_secs(2), interval), 0);
+    assert_eq!(
+        known(&world, 0, 2).1,
+        Keys::moved(2, 54).wireguard.public().0
+    );
+    assert_eq!(lost(&mut world, Duration::from_secs(20), interval * 100), 0);
+    for node in 0..2 {
+        let engine = &world.engines[node];
+        let peer = engine.peers.nodes().next().unwrap();
+        let state = peer.link.lock();
+        assert!(state.coming.is_none() && state.former.is_none());
+    }
+}
+
+#[test]
+fn a_rotation_that_no_planet_answers_is_completed_by_the_next_life() {
+    let mut world = joined(2, None);
+    world.planet_silent = true;
+    world.rotate(0, 52);
+    world.run(Duration::from_secs(3));
+    let pending = world.engines[0].renewing.request.clone();
+    assert!(world.engines[0].renewal_waits().is_some());
+    let again = world.engines[0].handle_rotation(Keys::moved(1, 53), world.now);
+    assert_eq!(again, Err(RequestError::Renewing));
+    assert_eq!(
+        lost(
+            &mut world,
+            Duration::from_secs(1),
+            Duration::from_millis(10)
+        ),
+        0
+    );
+    world.restart(0);
+    assert_eq!(world.engines[0].renewing.request, pending, "word for word");
+    assert_eq!(world.moved.get(&1), None);
+    world.planet_silent = false;
+    world.run(limits::RENEW_RETRY + Duration::from_secs(5));
+    assert_eq!(world.moved.get(&1), Some(&52));
+    assert_eq!(known(&world, 1, 1).0, 1);
+    assert_eq!(
+        lost(
+            &mut world,
+            Duration::from_secs(1),
+            Duration::from_millis(10)
+        ),
+        0
+    );
+}
+
+#[test]
+fn without_planets_a_renewal_passes_from_member_to_member() {
+    let mut world = joined(2, Some(LIFE));
+    world.planet_silent = true;
+    pass(&mut world, Duration::from_secs(LIFE * 2 / 3 + 5));
+    let now = world.now;
+    let request = world.engines[0].renewing.request.clone().unwrap();
+    world.kill_planet();
+    // The receipt of a planet that only node 1 could reach.
+    let receipt = RenewalReceipt {
+        network: world.authority.network.id,
+        planet: world.planet_id(),
+        node: world.engines[0].node_id(),
+        renewal: request.renewal.hash(),
+        time: now.unix,
+    };
+    let receipt = Signed::seal(&receipt, &world.authority.planet).unwrap();
+    let planet = world.planet_id();
+    world.engines[0].renewed(planet, receipt, now);
+    world.engines[0].settle(now);
+    world.drain(0);
+    world.run(Duration::from_secs(1));
+    assert_eq!(known(&world, 1, 1).0, 1);
+}
+
+#[test]
+fn what_a_former_identity_says_of_endpoints_is_refused_and_named() {
+    let mut world = joined(2, None);
+    let id = world.engines[0].node_id();
+    let old = world.engines[0].record.clone().unwrap();
+    world.rotate(0, 52);
+    world.run(Duration::from_secs(1));
+    // In good faith: a planet that is a little behind.
+    world.tell_all(DirectoryRecord::Endpoints(old.1.clone()));
+    world.run(Duration::from_secs(1));
+    assert_eq!(codes(&world, 1), Vec::<String>::new());
+    let lure = EndpointRecord {
+        sequence: old.0.sequence + 100,
+        ..old.0
+    };
+    let before = world.engines[1].peers.get(&id).unwrap().record.clone();
+    let lure = Signed::seal(&lure, &Keys::new(1).identity).unwrap();
+    world.tell_all(DirectoryRecord::Endpoints(lure));
+    world.run(Duration::from_secs(1));
+    assert_eq!(codes(&world, 1), [Lie::Superseded.code()]);
+    assert_eq!(world.engines[1].peers.get(&id).unwrap().record, before);
+}
+
+#[test]
+fn a_node_whose_keys_were_taken_says_so_and_stops() {
+    let mut world = joined(2, None);
+    world.rotate(1, 52);
+    world.run(Duration::from_secs(1));
+    // Its disk is replaced by an old copy of itself.
+    world.moved.clear();
+    let mut stored = world.stored[1].clone().unwrap();
+    stored.membership.as_mut().unwrap().renewed = None;
+    world.stored[1] = Some(stored);
+    world.restart(1);
+    let newest = world.engines[0].members.as_ref().unwrap();
+    let newest = newest.known(&world.engines[1].node_id()).unwrap();
+    let newest = (*newest.membership).clone();
+    world.tell_all(DirectoryRecord::Member(Box::new(newest)));
+    world.run(Duration::from_secs(1));
+    assert_eq!(codes(&world, 1), ["MESH-NODE-003"]);
+    assert!(world.engines[1].peers(world.now).is_empty());
+    assert!(world.now.moment > Moment::ZERO && world.now.unix > START);
+}
