@@ -15,6 +15,7 @@ mod first_start;
 mod interop;
 mod nat_grid;
 mod rekey;
+mod renewal;
 mod restarts;
 mod revocation;
 mod the_lab;

@@ -5,6 +5,8 @@ use podmesh_proto::network::{ExternalPeer, Network, PlanetEntry, RetiredPlanet, 
 use super::*;
 use crate::testing::{Authority, Draft, Keys, START, name, nets};
 
+mod renewals;
+
 const ME: u8 = 9;
 
 struct Table {

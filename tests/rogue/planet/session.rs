@@ -99,7 +99,11 @@ impl Session {
             NodeMessage::Statement(statement) => books.withheld.push(*statement),
             NodeMessage::Join(application) => self.admit(&mut books, &application)?,
             NodeMessage::Claim(claim) => self.receipt(&mut books, claim)?,
-            NodeMessage::Hello(_) | NodeMessage::Leave(_) | NodeMessage::Heartbeat => {}
+            NodeMessage::Membership(membership) => books.harvest(&membership),
+            NodeMessage::Hello(_)
+            | NodeMessage::Leave(_)
+            | NodeMessage::Renew(_)
+            | NodeMessage::Heartbeat => {}
         }
         Ok(())
     }
