@@ -237,12 +237,11 @@ impl LinkState {
     /// There is no tunnel, or it is for none of them.
     pub fn open(&mut self, message: &[u8], out: &mut [u8]) -> Result<Opened, TunnelError> {
         let mut opened = Err(TunnelError::NotAuthentic);
-        for tunnel in [&mut self.tunnel, &mut self.coming, &mut self.former] {
-            if let Some(tunnel) = tunnel {
-                opened = tunnel.open(None, message, out);
-                if opened != Err(TunnelError::NotAuthentic) {
-                    break;
-                }
+        let tunnels = [&mut self.tunnel, &mut self.coming, &mut self.former];
+        for tunnel in tunnels.into_iter().flatten() {
+            opened = tunnel.open(None, message, out);
+            if opened != Err(TunnelError::NotAuthentic) {
+                break;
             }
         }
         opened

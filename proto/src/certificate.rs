@@ -6,6 +6,8 @@
 //! no receipt, and nobody but the node can move its addresses. How the certificate goes on is in
 //! [`crate::renewal`].
 
+mod departure;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -16,9 +18,11 @@ use crate::id::{Name, NetworkId, NodeId, PlanetId, TokenId};
 use crate::key::{PublicKey, Signature, SigningKey, VerifyingKey};
 use crate::limits::{self, CLOCK_SKEW};
 use crate::network::Network;
-use crate::renewal::{self, Present, Renewed, Succession};
+use crate::renewal::{self, Present, Renewed};
 use crate::signed::{Document, Signed};
 use crate::time::UnixSeconds;
+
+pub use self::departure::Departure;
 
 const IDENTITY_CONTEXT: &str = "podmesh certificate identity v1";
 
@@ -163,46 +167,6 @@ pub struct ClaimReceipt {
     pub settles: Vec<(u64, u64)>,
     /// When.
     pub time: UnixSeconds,
-}
-
-/// A node's word that it has left for good.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Departure {
-    /// Of this network.
-    pub network: NetworkId,
-    /// The node.
-    pub node: NodeId,
-    /// Every step of its identity, so that its word can be judged where the node is not known.
-    pub successions: Vec<Signed<Succession>>,
-    /// When.
-    pub time: UnixSeconds,
-}
-
-impl Departure {
-    /// The departure and the identities of its node from the first to the newest, if that one signed
-    /// it.
-    ///
-    /// # Errors
-    /// Unreadable, of another network, or not signed by the newest identity that it names.
-    pub fn verify(
-        signed: &Signed<Self>,
-        network: NetworkId,
-    ) -> Result<(Self, Vec<VerifyingKey>), CertificateError> {
-        let claimed = signed.unverified()?;
-        if claimed.network != network {
-            let document = Self::KIND;
-            return Err(CertificateError::OtherNetwork { document });
-        }
-        let identities = renewal::identities(network, claimed.node, &claimed.successions)?;
-        let newest = identities.last().copied();
-        let departure = signed.verify(&newest.unwrap_or(claimed.node.into()), "the node")?;
-        Ok((departure, identities))
-    }
-}
-
-impl Document for Departure {
-    const KIND: &'static str = "departure";
-    const CONTEXT: &'static str = "podmesh departure v1";
 }
 
 impl Document for Grant {

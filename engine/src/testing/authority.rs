@@ -120,7 +120,7 @@ impl Keys {
         let identity = if to.is_multiple_of(2) { to } else { number };
         NodeKeys {
             identity: SigningKey::from_seed([identity; 32]),
-            ..Keys::new(to).into()
+            ..Self::new(to).into()
         }
     }
 

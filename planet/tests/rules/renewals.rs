@@ -266,7 +266,7 @@ fn a_second_successor_is_refused_and_renewals_keep_their_distance() {
     let (_, mut stage, mut a, _) = scene(65);
     let (first, _) = request(&stage, &a, |_| {});
     let (second, _) = request(&stage, &a, |r| {
-        r.wireguard = SecretKey::from_bytes([77; 32]).public()
+        r.wireguard = SecretKey::from_bytes([77; 32]).public();
     });
     let mut thief = a.clone();
     renew(&mut stage, &mut a, first).unwrap();

@@ -122,85 +122,86 @@ fn a_newer_state_takes_the_place_of_the_older_one_and_its_key_is_found() {
 /// What is told, how, and the code by which it is named; none for what is only late.
 type Told = (&'static str, fn(&Table) -> Membership, Option<&'static str>);
 
+const TOLD: [Told; 8] = [
+    (
+        "as admitted",
+        |table| short(table).build(&table.authority),
+        Some("MESH-TRUST-010"),
+    ),
+    (
+        "an older renewal",
+        |table| Sequel::new(1).build(table),
+        Some("MESH-TRUST-010"),
+    ),
+    (
+        "a later renewal by the former identity",
+        |table| Sequel::new(9).build(table),
+        Some("MESH-TRUST-010"),
+    ),
+    (
+        "another step of the former identity",
+        |table| {
+            let mut fork = Sequel::new(9);
+            (fork.keys, fork.steps) = (60, vec![61]);
+            fork.build(table)
+        },
+        Some("MESH-TRUST-011"),
+    ),
+    (
+        "a second successor",
+        |table| {
+            let mut fork = Sequel::new(2);
+            (fork.keys, fork.steps) = (60, vec![51]);
+            fork.build(table)
+        },
+        Some("MESH-TRUST-011"),
+    ),
+    (
+        "what follows a second successor",
+        |table| {
+            let mut fork = Sequel::new(3);
+            (fork.keys, fork.steps) = (60, vec![51]);
+            fork.follows = Some([7; 32]);
+            fork.build(table)
+        },
+        Some("MESH-TRUST-011"),
+    ),
+    (
+        "a life dated ahead",
+        |table| {
+            let mut ahead = Sequel::new(3);
+            (ahead.keys, ahead.steps) = (50, vec![51]);
+            ahead.follows = Some(table.two().document);
+            ahead.issued = START.plus(1_000);
+            ahead.build(table)
+        },
+        Some("MESH-TRUST-006"),
+    ),
+    (
+        "the same with another receipt",
+        |table| {
+            let mut again = table
+                .members
+                .known(&Keys::new(2).id())
+                .unwrap()
+                .membership
+                .as_ref()
+                .clone();
+            let renewed = again.renewed.as_mut().unwrap();
+            let receipt = RenewalReceipt {
+                time: START.plus(9),
+                ..renewed.receipt.unverified().unwrap()
+            };
+            renewed.receipt = Signed::seal(&receipt, &table.authority.planet).unwrap();
+            again
+        },
+        None,
+    ),
+];
+
 #[test]
 fn no_older_other_or_former_state_comes_back() {
-    let told: [Told; 8] = [
-        (
-            "as admitted",
-            |table| short(table).build(&table.authority),
-            Some("MESH-TRUST-010"),
-        ),
-        (
-            "an older renewal",
-            |table| Sequel::new(1).build(table),
-            Some("MESH-TRUST-010"),
-        ),
-        (
-            "a later renewal by the former identity",
-            |table| Sequel::new(9).build(table),
-            Some("MESH-TRUST-010"),
-        ),
-        (
-            "another step of the former identity",
-            |table| {
-                let mut fork = Sequel::new(9);
-                (fork.keys, fork.steps) = (60, vec![61]);
-                fork.build(table)
-            },
-            Some("MESH-TRUST-011"),
-        ),
-        (
-            "a second successor",
-            |table| {
-                let mut fork = Sequel::new(2);
-                (fork.keys, fork.steps) = (60, vec![51]);
-                fork.build(table)
-            },
-            Some("MESH-TRUST-011"),
-        ),
-        (
-            "what follows a second successor",
-            |table| {
-                let mut fork = Sequel::new(3);
-                (fork.keys, fork.steps) = (60, vec![51]);
-                fork.follows = Some([7; 32]);
-                fork.build(table)
-            },
-            Some("MESH-TRUST-011"),
-        ),
-        (
-            "a life dated ahead",
-            |table| {
-                let mut ahead = Sequel::new(3);
-                (ahead.keys, ahead.steps) = (50, vec![51]);
-                ahead.follows = Some(table.two().document);
-                ahead.issued = START.plus(1_000);
-                ahead.build(table)
-            },
-            Some("MESH-TRUST-006"),
-        ),
-        (
-            "the same with another receipt",
-            |table| {
-                let mut again = table
-                    .members
-                    .known(&Keys::new(2).id())
-                    .unwrap()
-                    .membership
-                    .as_ref()
-                    .clone();
-                let renewed = again.renewed.as_mut().unwrap();
-                let receipt = RenewalReceipt {
-                    time: START.plus(9),
-                    ..renewed.receipt.unverified().unwrap()
-                };
-                renewed.receipt = Signed::seal(&receipt, &table.authority.planet).unwrap();
-                again
-            },
-            None,
-        ),
-    ];
-    for (what, build, code) in told {
+    for (what, build, code) in TOLD {
         let mut table = rotated();
         let before = table.two().clone();
         let membership = build(&table);
