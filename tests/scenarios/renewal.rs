@@ -34,47 +34,25 @@ fn short_memberships_go_on_and_keys_change_under_traffic() {
     for node in nodes {
         serial_reaches(node, 3, Duration::from_secs(4 * LIFE));
     }
-    lost_none(&pings, start, "renewals");
+    let sent = lost_none(&pings, start);
+    println!("figure none of {sent} pings lost during renewals");
 
     let start = Instant::now();
     for (node, peer, words) in [
         (home, cloud, &["node", "rotate-keys"][..]),
         (cloud, home, &["node", "rotate-keys", "--identity"]),
     ] {
-        let before = own(node);
-        let asked = Instant::now();
-        node.meshctl(words).unwrap();
-        let done = asked.elapsed();
-        let after = own(node);
-        assert_eq!((before.id, &before.name), (after.id, &after.name));
-        assert_eq!(before.addresses, after.addresses);
-        assert_ne!(before.wireguard, after.wireguard);
-        assert!(after.serial > before.serial && after.expires.is_some());
-        let known = wait::until("the peer to know the new key", SOON, || {
-            let known = detail(peer, node);
-            if known.wireguard == after.wireguard && known.serial >= after.serial {
-                return Ok(wait::Now(asked.elapsed()));
-            }
-            Ok(wait::NotYet(format!("serial {}", known.serial)))
-        });
-        let known = known.unwrap();
-        println!(
-            "figure new keys of {} after {done:?}, known after {known:?}",
-            node.name()
-        );
-        thread::sleep(Duration::from_secs(3));
-        let session = detail(peer, node).peer.handshake_s;
-        assert!(
-            session.is_some_and(|age| age <= 5),
-            "no new session: {session:?}"
-        );
+        let [done, known] = rotate(node, peer, words);
+        let name = node.name();
+        println!("figure new keys of {name} after {done:?}, known after {known:?}");
     }
     // And the renewals after a rotation.
     for node in nodes {
         let serial = own(node).serial;
         serial_reaches(node, serial + 1, Duration::from_secs(2 * LIFE));
     }
-    lost_none(&pings, start, "rotations");
+    let sent = lost_none(&pings, start);
+    println!("figure none of {sent} pings lost during rotations");
     assert!(health(home).is_empty() && health(cloud).is_empty());
 
     // The keys of the next life are the new ones.
@@ -109,14 +87,7 @@ fn who_is_not_renewed_lives_to_its_end_and_is_out_then() {
     revoke_short_token(&lab, &mesh);
     let end = Instant::now() + Duration::from_secs(LIFE + SKEW);
 
-    let refused = wait::until("to be told", Duration::from_secs(LIFE), || {
-        let told = health(goes);
-        match told.iter().find(|entry| entry.code == "MESH-NODE-004") {
-            Some(entry) => Ok(wait::Now(entry.message.clone())),
-            None => Ok(wait::NotYet(format!("{told:?}"))),
-        }
-    });
-    let refused = refused.unwrap();
+    let refused = told(goes, "MESH-NODE-004", Duration::from_secs(LIFE)).message;
     assert!(refused.contains("revoked the join token"), "{refused}");
     assert_eq!(own(goes).serial, 0);
     thread::sleep((end - Duration::from_secs(20)).saturating_duration_since(Instant::now()));
@@ -137,9 +108,7 @@ fn who_is_not_renewed_lives_to_its_end_and_is_out_then() {
     .unwrap();
     let late = Instant::now().saturating_duration_since(end);
     println!("figure let go {late:?} after the end of its life and the clocks' tolerance");
-    let told = health(goes);
-    let ended = told.iter().find(|entry| entry.code == "MESH-NODE-002");
-    let next = ended.and_then(|entry| entry.next.clone()).unwrap();
+    let next = told(goes, "MESH-NODE-002", SOON).next.unwrap();
     assert!(next.contains("meshctl leave"), "{next}");
     assert_eq!(status(stays).state, NodeState::Online);
 }
@@ -156,7 +125,7 @@ fn two_sites(name: &str) -> Lab {
 }
 
 /// Lets them join for [`LIFE`].
-fn join(mesh: &Mesh, nodes: &[&Node]) {
+fn join(mesh: &Mesh<'_>, nodes: &[&Node]) {
     let life = format!("{LIFE}s");
     let token = mesh
         .operator()
@@ -170,7 +139,7 @@ fn join(mesh: &Mesh, nodes: &[&Node]) {
         .unwrap();
 }
 
-fn revoke_short_token(lab: &Lab, mesh: &Mesh) {
+fn revoke_short_token(lab: &Lab, mesh: &Mesh<'_>) {
     let listed = mesh
         .operator()
         .meshctl(&["token", "list", "--json"])
@@ -199,6 +168,18 @@ fn health(node: &Node) -> Vec<HealthView> {
     status(node).health
 }
 
+/// Waits until the node's status has an entry with this code.
+fn told(node: &Node, code: &str, patience: Duration) -> HealthView {
+    wait::until("the node to say it", patience, || {
+        let health = health(node);
+        match health.iter().find(|entry| entry.code == code) {
+            Some(entry) => Ok(wait::Now(entry.clone())),
+            None => Ok(wait::NotYet(format!("{health:?}"))),
+        }
+    })
+    .unwrap()
+}
+
 fn detail(node: &Node, peer: &Node) -> PeerDetail {
     let value = node.meshctl_json(&["peer", peer.name()]).unwrap();
     serde_json::from_value(value).unwrap()
@@ -218,12 +199,36 @@ fn serial_reaches(node: &Node, serial: u64, patience: Duration) {
     .unwrap();
 }
 
-fn lost_none(pings: &PingMatrix, start: Instant, during: &str) {
-    let pairs = pings.report(start, Instant::now());
-    let (lost, sent) = (PairReport::lost_in(&pairs), PairReport::sent_in(&pairs));
-    println!(
-        "figure {lost} of {sent} pings lost during {during} in {:?}",
-        start.elapsed()
+/// Changes the keys of `node`; gives how long that took, and how long until `peer` knew.
+fn rotate(node: &Node, peer: &Node, words: &[&str]) -> [Duration; 2] {
+    let before = own(node);
+    let asked = Instant::now();
+    node.meshctl(words).unwrap();
+    let done = asked.elapsed();
+    let after = own(node);
+    assert_eq!((before.id, &before.name), (after.id, &after.name));
+    assert_eq!(before.addresses, after.addresses);
+    assert_ne!(before.wireguard, after.wireguard);
+    assert!(after.serial > before.serial && after.expires.is_some());
+    let known = wait::until("the peer to know the new key", SOON, || {
+        let known = detail(peer, node);
+        if known.wireguard == after.wireguard && known.serial >= after.serial {
+            return Ok(wait::Now(asked.elapsed()));
+        }
+        Ok(wait::NotYet(format!("serial {}", known.serial)))
+    });
+    thread::sleep(Duration::from_secs(3));
+    let session = detail(peer, node).peer.handshake_s;
+    assert!(
+        session.is_some_and(|age| age <= 5),
+        "no new session: {session:?}"
     );
-    assert_eq!(lost, 0, "{pairs:?}");
+    [done, known.unwrap()]
+}
+
+/// Fails if a ping was lost since `start`; gives the number of those that were sent.
+fn lost_none(pings: &PingMatrix, start: Instant) -> usize {
+    let pairs = pings.report(start, Instant::now());
+    assert_eq!(PairReport::lost_in(&pairs), 0, "{pairs:?}");
+    PairReport::sent_in(&pairs)
 }

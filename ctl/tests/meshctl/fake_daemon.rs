@@ -102,7 +102,8 @@ pub(crate) fn status(state: &str, strings: &str) -> StatusView {
             "pods": ["10.42.0.0/16"], "services": []},
         "node": {"id": "02".repeat(32), "name": "home-1", "site": "home", "groups": ["a"],
             "addresses": ["10.77.0.2", "fd00::2"], "pod_cidrs": ["10.42.1.0/24"],
-            "wireguard": KEY, "port": 40_000, "expires": strings},
+            "wireguard": KEY, "port": 40_000, "expires": strings,
+            "serial": 3, "renews": strings},
         "planets": [
             {"id": "03".repeat(32), "name": "planet-1", "address": strings, "connected": true,
              "rtt_ms": 24.06, "observed": "203.0.113.5:40000", "error": null},
@@ -143,6 +144,7 @@ pub(crate) fn peer(number: usize, strings: &str) -> Response {
     let peer = peers(strings).swap_remove(number);
     response(
         json!({"response": "Peer", "peer": peer, "wireguard": KEY, "groups": ["a"],
+            "expires": strings, "serial": 3,
         "candidates": [{"kind": strings, "endpoint": "203.0.113.7:51820", "state": strings,
             "rtt_ms": 24.1}],
         "history": [{"time": strings, "from": strings, "to": strings, "reason": strings}]}),

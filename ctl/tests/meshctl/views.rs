@@ -147,6 +147,7 @@ fn json_of_peers_keeps_its_schema() {
         json!({"items": [peer_keys(&direct)]}),
     );
     let detail = json!({"peer": peer_keys(&relay), "wireguard": ".", "groups": ["."],
+        "expires": ".", "serial": ".",
         "candidates": [{"kind": ".", "endpoint": ".", "state": ".", "rtt_ms": "."}],
         "history": [{"time": ".", "from": ".", "to": ".", "reason": "."}]});
     keeps_its_keys(&["peer", "x"], "podmesh.peer/v1", detail);
@@ -166,7 +167,8 @@ fn json_of_the_node_keeps_its_schema() {
         "network": {"id": ".", "name": ".", "version": ".", "overlay": ["."], "pods": ["."],
             "services": []},
         "node": {"id": ".", "name": ".", "site": ".", "groups": ["."], "addresses": ["."],
-            "pod_cidrs": ["."], "wireguard": ".", "port": ".", "expires": "."},
+            "pod_cidrs": ["."], "wireguard": ".", "port": ".", "expires": ".",
+            "serial": ".", "renews": "."},
         "planets": [{"id": ".", "name": ".", "address": ".", "connected": ".", "rtt_ms": ".",
             "observed": ".", "error": "."}],
         "interface": {"name": ".", "index": ".", "mtu": ".", "shards": ".", "offloads": ["."]},
