@@ -113,7 +113,7 @@ struct Keeper {
     watcher: Watcher,
     config: HostConfig,
     files: NodeFiles,
-    /// Whether something of a membership may be left to remove.
+    /// Whether something of a membership may be left to take away.
     was_member: bool,
 }
 
@@ -179,16 +179,65 @@ impl Keeper {
     }
 
     async fn keep(&mut self, plan: &HostPlan, report: &mut HostReport) {
-        let node_file = plan.node_file(self.config.local_devices.clone());
-        // The guard first: no route may lead anywhere before it stands.
-        if let Some(file) = &node_file {
-            self.was_member = true;
-            if let Err(error) = nft::ensure(&guard(file)) {
-                report.problems.push(error.to_string());
+        match plan.node_file(self.config.local_devices.clone()) {
+            Some(file) => {
+                self.was_member = true;
+                self.guard(&file, report);
+                report.remarks.extend(forwarding(&file));
+                self.apply(&host_state(plan), report).await;
+                if let Err(trouble) = self.files.write(&file) {
+                    report.remarks.extend(trouble);
+                }
             }
-            report.remarks.extend(forwarding(file));
+            None if self.was_member => self.keep_closed(plan, report).await,
+            None => self.apply(&host_state(plan), report).await,
         }
-        match self.reconciler.apply(&host_state(plan)).await {
+    }
+
+    /// Nothing of a membership that has ended stays, with one exception: while the root or the time has
+    /// put the node out, or pods stand, nothing to or from the mesh's ranges leaves in plaintext.
+    async fn keep_closed(&mut self, plan: &HostPlan, report: &mut HostReport) {
+        self.files.retire();
+        let pods = veth::any_stands(VETH_PREFIX).unwrap_or_else(|error| {
+            report.problems.push(error.to_string());
+            true
+        });
+        let mut state = host_state(plan);
+        if !pods && plan.protected.is_empty() {
+            self.apply(&state, report).await;
+            match nft::remove() {
+                Ok(_) => {
+                    self.was_member = false;
+                    self.files.forget_former();
+                }
+                Err(error) => report.remarks.push(error.to_string()),
+            }
+            return;
+        }
+        if pods {
+            let sentence = "pods of a membership that has ended still stand; they reach nobody \
+                            outside of this node's pods, and its guard stays until they are gone";
+            report.remarks.push(sentence.to_owned());
+        }
+        let Some(former) = self.files.former() else {
+            // Without its file it can't be repaired; it must not be taken away either.
+            return;
+        };
+        self.guard(&former, report);
+        state.protected = usable(&former.protected);
+        state.local_prefixes = usable(&former.pod_cidrs);
+        self.apply(&state, report).await;
+    }
+
+    /// The guard comes first: no route may lead anywhere before it stands.
+    fn guard(&self, file: &NodeFile, report: &mut HostReport) {
+        if let Err(error) = nft::ensure(&guard(file)) {
+            report.problems.push(error.to_string());
+        }
+    }
+
+    async fn apply(&mut self, state: &HostState, report: &mut HostReport) {
+        match self.reconciler.apply(state).await {
             Ok(outcome) => note(&outcome, report),
             Err(error) => report.problems.push(error.to_string()),
         }
@@ -196,17 +245,6 @@ impl Keeper {
             Ok(pods) if pods.is_empty() => {}
             Ok(pods) => tracing::info!(routes = pods.len(), "routes to pods restored"),
             Err(error) => report.problems.push(error.to_string()),
-        }
-        if let Some(file) = &node_file {
-            if let Err(trouble) = self.files.write(file) {
-                report.remarks.extend(trouble);
-            }
-        } else if self.was_member {
-            self.was_member = false;
-            self.files.remove();
-            if let Err(error) = nft::remove() {
-                report.remarks.push(error.to_string());
-            }
         }
     }
 
@@ -270,26 +308,31 @@ fn forwarding(file: &NodeFile) -> Vec<String> {
         .collect()
 }
 
+/// Those of the families that the kernel has.
+fn usable(nets: &[IpNet]) -> Vec<IpNet> {
+    let has_v6 = sysctl::has_family(IpFamily::V6);
+    let is_usable = |net: &&IpNet| has_v6 || net.addr().is_ipv4();
+    nets.iter().filter(is_usable).copied().collect()
+}
+
 fn host_state(plan: &HostPlan) -> HostState {
     let has_v6 = sysctl::has_family(IpFamily::V6);
-    let usable = |net: &IpNet| has_v6 || net.addr().is_ipv4();
-    let nets = |list: &[IpNet]| list.iter().copied().filter(usable).collect();
     let routes = plan
         .peer_routes
         .iter()
-        .filter(|route| usable(&route.prefix));
+        .filter(|route| has_v6 || route.prefix.addr().is_ipv4());
     HostState {
         device: plan.device.clone(),
         mtu: plan.mtu,
-        addresses: nets(&plan.addresses),
-        protected: nets(&plan.protected),
+        addresses: usable(&plan.addresses),
+        protected: usable(&plan.protected),
         peer_routes: routes
             .map(|route| PeerRoute {
                 prefix: route.prefix,
                 mtu: route.mtu,
             })
             .collect(),
-        local_prefixes: nets(&plan.pod_cidrs),
+        local_prefixes: usable(&plan.pod_cidrs),
         source_v4: plan
             .overlay_addresses
             .iter()

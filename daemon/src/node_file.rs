@@ -12,6 +12,9 @@ use podmesh_proto::node_file::{NODE_FILE_NAME, NodeFile};
 
 use crate::state::replace_file;
 
+/// The last membership's file, for as long as the host must be kept closed after it.
+const FORMER_NAME: &str = "former-node.json";
+
 /// First line of a `subnet.env` of ours; any other file of that name is somebody else's.
 const OURS: &str = "# written by meshd\n";
 
@@ -20,6 +23,7 @@ const OURS: &str = "# written by meshd\n";
 pub(crate) struct NodeFiles {
     runtime: PathBuf,
     state: PathBuf,
+    former: PathBuf,
     subnet_env: Option<PathBuf>,
     written: Option<Vec<u8>>,
 }
@@ -30,6 +34,7 @@ impl NodeFiles {
         Self {
             runtime: runtime.join(NODE_FILE_NAME),
             state: state.join(NODE_FILE_NAME),
+            former: state.join(FORMER_NAME),
             subnet_env,
             written: None,
         }
@@ -71,17 +76,42 @@ impl NodeFiles {
         }
     }
 
-    /// Removes what describes a membership that has ended.
-    pub(crate) fn remove(&mut self) {
+    /// Takes away what describes a membership that has ended, so that no pod is added any more, and
+    /// remembers it: pods that still stand need its guard.
+    pub(crate) fn retire(&mut self) {
         self.written = None;
-        let ours = self.subnet_env.iter().filter(|path| is_ours(path));
-        for path in [&self.runtime, &self.state].into_iter().chain(ours) {
-            if let Err(error) = fs::remove_file(path)
-                && error.kind() != ErrorKind::NotFound
-            {
-                tracing::warn!(path = %path.display(), reason = %error, "can't remove a file");
-            }
+        if let Err(error) = fs::rename(&self.state, &self.former) {
+            complain(&self.state, &error);
         }
+        let ours = self.subnet_env.iter().filter(|path| is_ours(path));
+        for path in [&self.runtime].into_iter().chain(ours) {
+            remove(path);
+        }
+    }
+
+    /// The file of the membership that has ended, if it is remembered.
+    pub(crate) fn former(&self) -> Option<NodeFile> {
+        let bytes = fs::read(&self.former).ok()?;
+        let file = NodeFile::parse(&bytes, |bytes| serde_json::from_slice(bytes));
+        file.inspect_err(|error| tracing::warn!(reason = %error, "the last membership's file"))
+            .ok()
+    }
+
+    /// Forgets the membership that has ended.
+    pub(crate) fn forget_former(&self) {
+        remove(&self.former);
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        complain(path, &error);
+    }
+}
+
+fn complain(path: &Path, error: &io::Error) {
+    if error.kind() != ErrorKind::NotFound {
+        tracing::warn!(path = %path.display(), reason = %error, "can't remove a file");
     }
 }
 
@@ -188,8 +218,13 @@ mod tests {
              FLANNEL_MTU=1280\n\
              FLANNEL_IPMASQ=false\n"
         );
-        files.remove();
+        files.retire();
         assert!(!env.exists() && !runtime.join("node.json").exists());
+        assert!(!state.join("node.json").exists(), "no pod may be added");
+        files.retire();
+        assert_eq!(files.former(), Some(file()), "also after a restart");
+        files.forget_former();
+        assert_eq!(files.former(), None);
     }
 
     #[test]
@@ -204,7 +239,7 @@ mod tests {
         let trouble = files.write(&file()).unwrap_err();
         assert!(trouble[0].contains("another program's"), "{trouble:?}");
         assert!(runtime.join("node.json").exists());
-        files.remove();
+        files.retire();
         assert_eq!(fs::read_to_string(&env).unwrap(), "FLANNEL_MTU=1450\n");
     }
 }

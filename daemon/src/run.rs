@@ -155,7 +155,8 @@ async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::i
 }
 
 impl Node {
-    /// What a former membership has left on the host goes, unless the node is still a member.
+    /// What a former membership has left on the host goes, unless the node is still a member. What a
+    /// node that was put out must hold, its engine says.
     fn clear_host_unless_member(&self) {
         let status = self.engine.status(clock::now());
         tracing::info!(
@@ -166,11 +167,11 @@ impl Node {
             "meshd has started"
         );
         match status.state {
-            NodeState::NotJoined | NodeState::Joining | NodeState::Revoked => {
+            NodeState::NotJoined | NodeState::Joining => {
                 self.host
                     .set(HostPlan::empty(&self.config.device, self.config.mtu));
             }
-            NodeState::Online | NodeState::PlanetsDown => {}
+            NodeState::Online | NodeState::PlanetsDown | NodeState::Revoked => {}
         }
     }
 

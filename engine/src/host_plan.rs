@@ -95,6 +95,17 @@ impl HostPlan {
         }
     }
 
+    /// The plan of a node that the root or the time has put out: it has nothing of the mesh, and
+    /// nothing for the mesh leaves it in plaintext.
+    #[must_use]
+    pub fn closed(device: &str, mtu: u32, network: &Network) -> Self {
+        Self {
+            protected: network.protected(),
+            service_ranges: network.ranges.services.clone(),
+            ..Self::empty(device, mtu)
+        }
+    }
+
     /// What the CNI plugin has to know; `None` for a node that is no member. `local_devices` are
     /// the host's other container interfaces, which the engine doesn't know.
     #[must_use]

@@ -199,6 +199,19 @@ pub fn restore_routes(prefix: &str) -> Result<Vec<IpAddr>, VethError> {
     Ok(restored)
 }
 
+/// Whether the node's end of any pod stands.
+///
+/// # Errors
+///
+/// When the kernel does not list its interfaces.
+pub fn any_stands(prefix: &str) -> Result<bool, VethError> {
+    let links =
+        request::links(&mut open()?).map_err(refused(|| "listing interfaces".to_owned()))?;
+    Ok(links
+        .iter()
+        .any(|link| link.is_veth && link.name.starts_with(prefix)))
+}
+
 /// Index of the node's end and address of every pod that has one.
 fn wired_pods(kernel: &mut Conversation, prefix: &str) -> Result<Vec<(u32, IpAddr)>, VethError> {
     let links = request::links(kernel).map_err(refused(|| "listing interfaces".to_owned()))?;

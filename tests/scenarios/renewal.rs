@@ -4,7 +4,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podmesh_lab::capture::Capture;
 use podmesh_lab::ping::{PairReport, PingMatrix};
 use podmesh_lab::{Lab, Mesh, Nat, Node, mesh, wait};
 use podmesh_proto::local_api::{HealthView, NodeState, PeerDetail, SelfView, StatusView};
@@ -18,7 +17,6 @@ const SOON: Duration = Duration::from_secs(15);
 #[test]
 fn short_memberships_go_on_and_keys_change_under_traffic() {
     let lab = two_sites("renewals");
-    let capture = Capture::start(&lab).unwrap();
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
     let nodes = ["home-1", "cloud-1"].map(|name| lab.node(name).unwrap());
     join(&mesh, &nodes);
@@ -66,7 +64,6 @@ fn short_memberships_go_on_and_keys_change_under_traffic() {
         [after.wireguard.to_string(), after.id.to_string()],
         [before, id]
     );
-    capture.must_be_clean().unwrap();
 }
 
 #[test]

@@ -45,7 +45,8 @@ impl Engine {
         self.planets.set(&network.planets);
         self.outputs
             .push_back(Output::Planets(network.planets.clone()));
-        if stored.membership.is_some() {
+        // Who has a network, and neither a membership nor a join, was put out by the root.
+        if stored.membership.is_some() || stored.joining.is_none() {
             let members = Members::new(network, statement, me);
             self.members = Some(self.recall(members, &mut stored, now));
             self.adopt_stored_keys();

@@ -205,6 +205,10 @@ impl Engine {
         self.outputs.push_back(Output::Forwarding(table));
         let plan = match (&own, &self.members) {
             (Some(own), Some(members)) => self.plan_of(own, members),
+            (None, Some(members)) => {
+                let Self { config, .. } = self;
+                HostPlan::closed(&config.device, config.mtu, members.network())
+            }
             _ => HostPlan::empty(&self.config.device, self.config.mtu),
         };
         if plan != self.plan {

@@ -158,6 +158,35 @@ fn a_revocation_travels_through_tunnels_when_planets_are_dead() {
     assert_eq!(world.engines[1].peers(world.now).len(), 1);
 }
 
+/// Its pods may still stand, and what they send for the mesh must not leave in plaintext.
+#[test]
+fn the_host_of_a_revoked_node_stays_closed_also_after_a_restart() {
+    let mut world = World::new(2);
+    world.join_all();
+    let protected = world.plans[0].as_ref().unwrap().protected.clone();
+    let statement = world.authority.say(&RootStatement::RevokeNode {
+        network: world.authority.network.id,
+        node: world.engines[0].node_id(),
+        issued: START.plus(100),
+    });
+    let now = world.now;
+    world.engines[0].handle_statement(statement, now).unwrap();
+    world.drain(0);
+    for life in ["first", "second"] {
+        let plan = world.plans[0].clone().unwrap();
+        assert_eq!(plan.protected, protected, "{life} life");
+        assert!(plan.member.is_none() && plan.peer_routes.is_empty() && plan.addresses.is_empty());
+        let state = world.engines[0].status(world.now).state;
+        assert_eq!(state, NodeState::Revoked, "{life} life");
+        world.plans[0] = None;
+        world.restart(0);
+    }
+    let now = world.now;
+    world.engines[0].handle_leave(now).unwrap();
+    world.drain(0);
+    assert!(world.plans[0].as_ref().unwrap().protected.is_empty());
+}
+
 #[test]
 fn leaving_forgets_the_network_and_tells_the_others() {
     let mut world = World::new(2);

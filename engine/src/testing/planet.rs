@@ -17,6 +17,7 @@ use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
 use podmesh_proto::renewal::{RenewalReceipt, RenewalRequest, Renewed};
 use podmesh_proto::signed::Signed;
 
+use super::Keys;
 use super::world::{DELAY, PLANET, World, address_of};
 use crate::output::{PlanetEvent, Received};
 

@@ -33,6 +33,13 @@ pub(crate) struct World {
     pub(crate) direct_blocked: bool,
     pub(crate) planet_alive: bool,
     pub(crate) off: BTreeSet<usize>,
+    /// Seconds that a membership lasts.
+    pub(crate) life: Option<u64>,
+    /// What the disk of a node says of its keys: those that it has moved to, and those that come.
+    pub(crate) moved: BTreeMap<u8, u8>,
+    pub(crate) next: BTreeMap<u8, u8>,
+    /// The planet doesn't answer renewals.
+    pub(crate) planet_silent: bool,
     pub(super) planet: PlanetStub,
     wire: Vec<(Moment, u64, usize, Received)>,
     pub(super) order: u64,

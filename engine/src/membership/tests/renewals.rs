@@ -281,6 +281,6 @@ fn a_departure_by_a_former_identity_moves_nobody() {
     let membership = Arc::clone(&table.members.known(&Keys::new(2).id()).unwrap().membership);
     departure.successions = membership.renewed.clone().unwrap().request.successions;
     let own = Signed::seal(&departure, &SigningKey::from_seed([51; 32])).unwrap();
-    assert_eq!(table.members.depart(&own), Ok(true));
+    assert_eq!(table.members.depart(&own), Ok(Parting::News));
     assert!(!table.knows(2));
 }
