@@ -58,6 +58,8 @@ pub const IDLE: Duration = Duration::from_secs(600);
 /// Memberships per message of a report, and how often one goes out: a planet that relearns from
 /// many members is not flooded.
 pub const REPORT_GAP: Duration = Duration::from_millis(50);
+/// Statements of the root that a peer is told when its path comes up, about 200 bytes each.
+pub const MAX_GREETING: usize = 256;
 /// Members that news are told to through tunnels at once.
 pub const GOSSIP_FANOUT: usize = 32;
 /// Between two tries to have a renewal receipted, when no planet says otherwise.

@@ -8,6 +8,7 @@
 //! their certificate expires. Of one node the newest state counts, and it can't be undone: older ones,
 //! former identities and second successors of one document are refused.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct Members {
     departed: BTreeMap<NodeId, Departed>,
     statements: BTreeMap<[u8; 32], Signed<RootStatement>>,
     expiries: BTreeSet<(UnixSeconds, NodeId)>,
+    /// Those that are over.
+    ended: BTreeSet<(UnixSeconds, NodeId)>,
     lies: Lies,
     batch: u64,
     changed: BTreeSet<MemberId>,
@@ -100,6 +103,7 @@ impl Members {
             departed: BTreeMap::new(),
             statements: BTreeMap::new(),
             expiries: BTreeSet::new(),
+            ended: BTreeSet::new(),
             lies: Lies::default(),
             batch: 0,
             changed: BTreeSet::new(),
@@ -190,6 +194,25 @@ impl Members {
     /// Every root statement but the network itself, to be stored and passed on.
     pub fn statements(&self) -> impl Iterator<Item = &Signed<RootStatement>> {
         self.statements.values()
+    }
+
+    /// What the root said, for somebody who was away: at most `count` statements, revocations first,
+    /// and of these the newest.
+    #[must_use]
+    pub fn pressing_statements(&self, count: usize) -> Vec<Signed<RootStatement>> {
+        let mut all: Vec<(bool, UnixSeconds, &Signed<RootStatement>)> = self
+            .statements
+            .values()
+            .filter_map(|signed| {
+                let said = signed.unverified().ok()?;
+                Some((said.is_revocation(), said.issued(), signed))
+            })
+            .collect();
+        all.sort_by_key(|(is_revocation, issued, _)| Reverse((*is_revocation, *issued)));
+        all.into_iter()
+            .take(count)
+            .map(|(.., signed)| signed.clone())
+            .collect()
     }
 
     /// Memberships in quarantine, to be stored.
@@ -391,18 +414,30 @@ impl Members {
         Ok(())
     }
 
-    /// Judges certificates whose time is over.
+    /// Judges certificates whose time is over; those that a wrong clock has ended begin again.
     pub fn expire(&mut self, now: UnixSeconds) {
         let limit = now.minus(CLOCK_SKEW);
-        while let Some((at, node)) = self.expiries.first().copied()
-            && at < limit
-        {
-            self.expiries.remove(&(at, node));
-            if let Some(known) = self.known.get_mut(&node)
-                && known.member.expires == Some(at)
-            {
-                known.expired = true;
+        let back = self.ended.split_off(&(limit, NodeId([0; 32])));
+        let ended: Vec<(UnixSeconds, NodeId)> = std::iter::from_fn(|| {
+            let first = self.expiries.first().copied();
+            first.filter(|(at, _)| *at < limit)?;
+            self.expiries.pop_first()
+        })
+        .collect();
+        for (entries, expired) in [(ended, true), (back.into_iter().collect(), false)] {
+            for (at, node) in entries {
+                let known = self.known.get_mut(&node);
+                let Some(known) = known.filter(|known| known.member.expires == Some(at)) else {
+                    continue;
+                };
+                known.expired = expired;
                 self.changed.insert(MemberId::Node(node));
+                let places = if expired {
+                    &mut self.ended
+                } else {
+                    &mut self.expiries
+                };
+                places.insert((at, node));
             }
         }
     }

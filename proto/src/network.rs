@@ -158,6 +158,17 @@ impl RootStatement {
         }
     }
 
+    /// Whether it takes something from somebody.
+    #[must_use]
+    pub fn is_revocation(&self) -> bool {
+        match self {
+            Self::RevokeNode { .. } | Self::RevokeToken { .. } | Self::RevokeExternal { .. } => {
+                true
+            }
+            Self::Network(_) | Self::External(_) | Self::Resolve { .. } => false,
+        }
+    }
+
     /// When it was signed.
     #[must_use]
     pub fn issued(&self) -> UnixSeconds {

@@ -5,6 +5,7 @@ use std::ops::Bound;
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::Membership;
 use podmesh_proto::error::DecodeError;
+use podmesh_proto::frame;
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::limits::MAX_RECORDS_PER_UPDATE;
 use podmesh_proto::network::RootStatement;
@@ -20,6 +21,9 @@ use crate::membership::holdings::MemberId;
 use crate::membership::lies::{Lie, Source};
 use crate::output::Output;
 use crate::timers::Timer;
+
+/// Bytes of memberships in one message of a report, below the limit of a message by a good margin.
+const MAX_REPORT: usize = 44 * 1024;
 
 impl Engine {
     pub(super) fn directory(&mut self, planet: PlanetId, update: DirectoryUpdate, now: Now) {
@@ -305,9 +309,19 @@ pub(super) fn about(
 
 fn memberships_after(members: &Members, after: Option<NodeId>) -> Vec<(NodeId, Membership)> {
     let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut room = MAX_REPORT;
     members
         .range(from)
         .take(MAX_RECORDS_PER_UPDATE)
+        .take_while(|known| {
+            // The first always goes: a single one is far below the limit of a message.
+            let first = room == MAX_REPORT;
+            let length = frame::encode(&*known.membership, "membership");
+            let length = length.map_or(MAX_REPORT, |bytes| bytes.len());
+            let fits = length <= room;
+            room = room.saturating_sub(length.max(1));
+            first || fits
+        })
         .map(|known| (known.member.node, (*known.membership).clone()))
         .collect()
 }

@@ -27,7 +27,9 @@ impl Engine {
             return;
         };
         let few = limits::GOSSIP_FANOUT;
-        let statements = members.statements().take(few).cloned();
+        let statements = members
+            .pressing_statements(limits::MAX_GREETING)
+            .into_iter();
         let statements = statements.map(|one| ControlMessage::Statement(Box::new(one)));
         let departures = members.last_departures(few, None).into_iter();
         let departures = departures.map(|one| ControlMessage::Left(Box::new(one)));

@@ -2,7 +2,7 @@
 
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::Membership;
-use podmesh_proto::network::Network;
+use podmesh_proto::network::{Network, RootStatement};
 use podmesh_proto::renewal::{RenewalRequest, identities};
 use podmesh_proto::time::Now;
 
@@ -87,11 +87,18 @@ impl Engine {
     }
 
     fn recall(&self, mut members: Members, stored: &mut StoredState, now: Now) -> Members {
-        for statement in &stored.statements {
-            if let Err(error) = members.apply(statement, Source::Disk, now.unix) {
-                tracing::debug!(%error, "a stored statement doesn't hold");
+        let (external, others): (Vec<_>, Vec<_>) = stored
+            .statements
+            .iter()
+            .partition(|one| matches!(one.unverified(), Ok(RootStatement::External(_))));
+        let apply = |members: &mut Members, statements: Vec<_>| {
+            for statement in statements {
+                if let Err(error) = members.apply(statement, Source::Disk, now.unix) {
+                    tracing::debug!(%error, "a stored statement doesn't hold");
+                }
             }
-        }
+        };
+        apply(&mut members, others);
         for departure in &stored.departures {
             if let Err(error) = members.depart(departure) {
                 tracing::debug!(%error, "a stored departure doesn't hold");
@@ -103,6 +110,8 @@ impl Engine {
                 tracing::debug!("a stored membership doesn't hold any more");
             }
         }
+        // Members are pinned: an external peer that collides with one did so before the restart.
+        apply(&mut members, external);
         // Those that collided before the restart collide again, and none of them is first.
         members.start_batch();
         for membership in stored.quarantined.drain(..) {

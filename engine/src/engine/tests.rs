@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::Grant;
-use podmesh_proto::key::{SecretKey, SigningKey, digest};
+use podmesh_proto::key::{PublicKey, SecretKey, SigningKey, digest};
 use podmesh_proto::local_api::{NodeState, PathView, PeerState};
 use podmesh_proto::network::{ExternalPeer, RootStatement};
 use podmesh_proto::planet_api::{
@@ -156,6 +156,38 @@ fn a_revocation_travels_through_tunnels_when_planets_are_dead() {
     world.drain(0);
     world.run(Duration::from_millis(500));
     assert_eq!(world.engines[1].peers(world.now).len(), 1);
+}
+
+/// The root may name an external peer with an address that a member holds; the refusal must outlive
+/// a restart of the holder and of its peers.
+#[test]
+fn an_external_peer_that_was_refused_takes_nothing_after_a_restart() {
+    let mut world = World::new(2);
+    world.join_all();
+    let thief = ExternalPeer {
+        network: world.authority.network.id,
+        name: name("legacy"),
+        wireguard: PublicKey([77; 32]),
+        prefixes: nets(&["10.42.1.5/32"]),
+        endpoint: None,
+        issued: START.plus(100),
+    };
+    let statement = world.authority.say(&RootStatement::External(thief));
+    for node in 0..2 {
+        let now = world.now;
+        let _ = world.engines[node].handle_statement(statement.clone(), now);
+        world.drain(node);
+    }
+    for node in [1, 0] {
+        world.restart(node);
+        world.run(Duration::from_secs(5));
+        world.restart(node);
+        world.run(Duration::from_secs(5));
+    }
+    assert!(world.stored[0].as_ref().unwrap().membership.is_some());
+    let peers = world.engines[1].peers(world.now);
+    let holder = peers.iter().find(|view| view.name == name("n1")).unwrap();
+    assert_ne!(holder.state, PeerState::Quarantined, "{peers:?}");
 }
 
 /// Its pods may still stand, and what they send for the mesh must not leave in plaintext.
@@ -581,4 +613,31 @@ fn traffic_between_engines_flows_over_rekeys_without_a_loss() {
         let views = world.engines[node].peers(world.now);
         assert!(views[0].handshake_s.unwrap() <= 130, "{views:#?}");
     }
+}
+
+#[test]
+fn a_report_of_long_memberships_goes_in_parts_that_fit_a_message() {
+    let mut world = World::new(1);
+    world.join_all();
+    let planet = crate::membership::lies::Source::Planet(world.planet_id());
+    let (now, authority) = (world.now.unix, &world.authority);
+    let members = world.engines[0].members.as_mut().unwrap();
+    for number in 10..26 {
+        let mut membership = Draft::new(authority, number).build(authority);
+        let mut receipt = membership.claim_receipt.unverified().unwrap();
+        receipt.settles = (0..256).map(|at| (u64::MAX - at, u64::MAX - at)).collect();
+        membership.claim_receipt = Signed::seal(&receipt, &authority.planet).unwrap();
+        members.learn(membership, planet, now);
+    }
+    world.notes.clear();
+    world.planet_says(0, PlanetMessage::Relearn);
+    world.run(Duration::from_secs(2));
+    let parts = world
+        .notes
+        .iter()
+        .filter_map(|it| it.strip_prefix("report "));
+    let parts: Vec<usize> = parts.map(|part| part.parse().unwrap()).collect();
+    assert_eq!(parts.iter().sum::<usize>(), 17, "{parts:?}");
+    assert!(parts.iter().all(|part| *part < 10), "{parts:?}");
+    assert_eq!(parts.last(), Some(&0));
 }

@@ -492,4 +492,66 @@ fn an_expired_certificate_is_noticed_at_its_time() {
     table.members.expire(START.plus(102 + CLOCK_SKEW));
     assert!(table.members.known(&node).unwrap().expired);
     assert!(table.members.take_changed().contains(&MemberId::Node(node)));
+    // A clock that was ahead comes back.
+    table.members.expire(START.plus(50));
+    assert!(!table.members.known(&node).unwrap().expired);
+    assert!(table.members.take_changed().contains(&MemberId::Node(node)));
+    table.members.expire(START.plus(102 + CLOCK_SKEW));
+    assert!(table.members.known(&node).unwrap().expired);
+}
+
+/// Clocks that run wrong when the news arrives unpin nobody.
+#[test]
+fn a_new_edition_under_a_wrong_clock_removes_nobody() {
+    let mut table = Table::new();
+    let mut short = table.draft(2);
+    short.expires = Some(START.plus(100));
+    short.grant.membership = Some(100);
+    assert_eq!(table.learn(&short), Learned::New);
+    let edition = Network {
+        version: 2,
+        ..table.authority.network.clone()
+    };
+    let edition = table.authority.say(&RootStatement::Network(edition));
+    let late = START.plus(1_000_000);
+    assert!(table.members.apply(&edition, table.planet, late).unwrap());
+    assert!(table.knows(2));
+}
+
+#[test]
+fn revocations_are_told_before_anything_else_and_the_newest_first() {
+    let mut table = Table::new();
+    for number in 0..40 {
+        let external = ExternalPeer {
+            network: table.authority.network.id,
+            name: name(&format!("legacy-{number}")),
+            wireguard: PublicKey([number + 100; 32]),
+            prefixes: nets(&[&format!("10.77.9.{number}/32")]),
+            endpoint: None,
+            issued: START.plus(500),
+        };
+        let said = table.authority.say(&RootStatement::External(external));
+        table.members.apply(&said, table.planet, START).unwrap();
+    }
+    for number in [3, 4] {
+        let revocation = RootStatement::RevokeNode {
+            network: table.authority.network.id,
+            node: Keys::new(number).id(),
+            issued: START.plus(u64::from(number)),
+        };
+        let said = table.authority.say(&revocation);
+        table.members.apply(&said, table.planet, START).unwrap();
+    }
+    let told = table.members.pressing_statements(3);
+    let nodes: Vec<Option<NodeId>> = told
+        .iter()
+        .map(|signed| match signed.unverified().unwrap() {
+            RootStatement::RevokeNode { node, .. } => Some(node),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        nodes,
+        [Some(Keys::new(4).id()), Some(Keys::new(3).id()), None]
+    );
 }
