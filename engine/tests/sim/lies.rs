@@ -160,6 +160,7 @@ impl Impostor {
             receipt: Signed::seal(&receipt, planet).unwrap(),
             claim,
             claim_receipt: Signed::seal(&claim_receipt, planet).unwrap(),
+            renewed: None,
         }
     }
 }
