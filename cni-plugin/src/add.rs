@@ -5,6 +5,7 @@ use podmesh_kernel::{
     netns::NetNamespace,
     veth::{self, PodLink},
 };
+use podmesh_proto::node_file::NodeFile;
 use serde_json::Value;
 
 use crate::{
@@ -34,11 +35,14 @@ pub(crate) fn run(request: &Request) -> Result<Value, Failure> {
     guard::ensure(&node)?;
     let record = reserve(request, attachment, &cidrs)?;
     let link = describe(&record, request.config.mtu.unwrap_or(node.mtu));
-    if veth::check(&link, &pod).is_err()
-        && let Err(error) = veth::create(&link, &pod)
-    {
-        take_back(request, attachment);
-        return Err(Failure::new(Code::Kernel, error.to_string()));
+    if veth::check(&link, &pod).is_err() {
+        let made = veth::create(&link, &pod)
+            .map_err(|error| Failure::new(Code::Kernel, error.to_string()))
+            .and_then(|()| still_member(request, &node));
+        if let Err(failure) = made {
+            take_back(request, attachment);
+            return Err(failure);
+        }
     }
     let attached = Attached {
         link: &link,
@@ -47,6 +51,19 @@ pub(crate) fn run(request: &Request) -> Result<Value, Failure> {
     };
     let previous = request.config.prev_result.as_ref();
     Ok(attached.to_json(&request.config.cni_version, previous))
+}
+
+/// A membership may end while a pod is being attached. meshd first takes its file away, then looks
+/// for pods, and only then removes the guard: either it has seen this pod, or this sees the file gone.
+fn still_member(request: &Request, before: &NodeFile) -> Result<(), Failure> {
+    let after = node::read(&request.config)?;
+    if after.network == before.network && after.pod_cidrs == before.pod_cidrs {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::TryAgainLater,
+        "this node's membership has changed while the pod was being attached",
+    ))
 }
 
 /// The interface pair that belongs to a record.

@@ -185,11 +185,14 @@ impl Keeper {
                 self.guard(&file, report);
                 report.remarks.extend(forwarding(&file));
                 self.apply(&host_state(plan), report).await;
-                if let Err(trouble) = self.files.write(&file) {
-                    report.remarks.extend(trouble);
+                match self.files.write(&file) {
+                    Ok(()) => self.files.forget_former(),
+                    Err(trouble) => report.remarks.extend(trouble),
                 }
             }
-            None if self.was_member => self.keep_closed(plan, report).await,
+            None if self.was_member || !plan.protected.is_empty() => {
+                self.keep_closed(plan, report).await;
+            }
             None => self.apply(&host_state(plan), report).await,
         }
     }
@@ -219,14 +222,43 @@ impl Keeper {
                             outside of this node's pods, and its guard stays until they are gone";
             report.remarks.push(sentence.to_owned());
         }
-        let Some(former) = self.files.former() else {
+        let former = self.files.former();
+        if former.is_none() && plan.protected.is_empty() {
             // Without its file it can't be repaired; it must not be taken away either.
             return;
-        };
-        self.guard(&former, report);
-        state.protected = usable(&former.protected);
-        state.local_prefixes = usable(&former.pod_cidrs);
+        }
+        let guard = self.closed_guard(plan, former);
+        if let Err(error) = nft::ensure(&guard) {
+            report.problems.push(error.to_string());
+        }
+        state.protected = usable(&guard.protected);
+        state.local_prefixes = usable(&guard.own_pod_cidrs);
         self.apply(&state, report).await;
+    }
+
+    /// The guard that the pods of the last membership were attached under, with the interfaces that
+    /// the configuration names by now; where nothing is known of them, only what the plan says.
+    fn closed_guard(&self, plan: &HostPlan, former: Option<NodeFile>) -> GuardRules {
+        let mut rules = former.as_ref().map_or_else(
+            || GuardRules {
+                device: String::new(),
+                veth_prefix: VETH_PREFIX.to_owned(),
+                local_devices: Vec::new(),
+                protected: Vec::new(),
+                own_pod_cidrs: Vec::new(),
+                own_overlay: Vec::new(),
+                mark: UNDERLAY_MARK,
+            },
+            guard,
+        );
+        rules.device.clone_from(&plan.device);
+        rules.local_devices.clone_from(&self.config.local_devices);
+        for range in &plan.protected {
+            if !rules.protected.contains(range) {
+                rules.protected.push(*range);
+            }
+        }
+        rules
     }
 
     /// The guard comes first: no route may lead anywhere before it stands.

@@ -80,12 +80,28 @@ impl NodeFiles {
     /// remembers it: pods that still stand need its guard.
     pub(crate) fn retire(&mut self) {
         self.written = None;
-        if let Err(error) = fs::rename(&self.state, &self.former) {
-            complain(&self.state, &error);
+        match fs::rename(&self.state, &self.former) {
+            Err(error) if error.kind() == ErrorKind::NotFound => self.rescue(),
+            Err(error) => {
+                complain(&self.state, &error);
+                self.rescue();
+                remove(&self.state);
+            }
+            Ok(()) => {}
         }
         let ours = self.subnet_env.iter().filter(|path| is_ours(path));
         for path in [&self.runtime].into_iter().chain(ours) {
             remove(path);
+        }
+    }
+
+    /// Where the state folder was lost, the runtime folder's copy is the last one.
+    fn rescue(&self) {
+        if let Ok(bytes) = fs::read(&self.runtime)
+            && NodeFile::parse(&bytes, |bytes| serde_json::from_slice(bytes)).is_ok()
+            && let Err(error) = replace_file(&self.former, &bytes)
+        {
+            tracing::warn!(path = %self.former.display(), reason = %error, "can't write a file");
         }
     }
 
@@ -225,6 +241,10 @@ mod tests {
         assert_eq!(files.former(), Some(file()), "also after a restart");
         files.forget_former();
         assert_eq!(files.former(), None);
+        files.write(&file()).unwrap();
+        fs::remove_file(state.join("node.json")).unwrap();
+        files.retire();
+        assert_eq!(files.former(), Some(file()), "the state folder was lost");
     }
 
     #[test]

@@ -171,7 +171,7 @@ impl Node {
                 self.host
                     .set(HostPlan::empty(&self.config.device, self.config.mtu));
             }
-            NodeState::Online | NodeState::PlanetsDown | NodeState::Revoked => {}
+            NodeState::Online | NodeState::PlanetsDown | NodeState::Revoked | NodeState::Ended => {}
         }
     }
 

@@ -125,15 +125,11 @@ impl Engine {
             NodeState::NotJoined => Some("this node has not joined a network"),
             NodeState::Joining => Some("this node is still joining its network"),
             NodeState::Revoked => Some("the root revoked this node"),
+            NodeState::Ended => Some("this node's membership has ended"),
             NodeState::Online | NodeState::PlanetsDown => {
                 let own = self.members.as_ref().and_then(Members::own);
-                match own {
-                    Some(own) if own.expired => Some("this node's certificate has expired"),
-                    Some(own) if own.member.pod_cidrs.is_empty() => {
-                        Some("this node has no pod CIDR yet")
-                    }
-                    _ => None,
-                }
+                own.filter(|own| own.member.pod_cidrs.is_empty())
+                    .map(|_| "this node has no pod CIDR yet")
             }
         };
         ReadyView {
@@ -185,6 +181,8 @@ impl Engine {
         };
         if members.is_revoked(&self.node_id()) {
             NodeState::Revoked
+        } else if !self.is_active() {
+            NodeState::Ended
         } else if self.planets.connected().next().is_some() {
             NodeState::Online
         } else {

@@ -175,6 +175,8 @@ pub enum NodeState {
     PlanetsDown,
     /// The root revoked this node.
     Revoked,
+    /// Its membership holds no more: its time is over, or it names keys that this node doesn't have.
+    Ended,
 }
 
 /// The node as a whole.

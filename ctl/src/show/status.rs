@@ -40,6 +40,7 @@ pub(crate) fn word(state: NodeState) -> &'static str {
         NodeState::Online => "online",
         NodeState::PlanetsDown => "no planet reachable (tunnels go on)",
         NodeState::Revoked => "revoked by the root",
+        NodeState::Ended => "out: its membership has ended",
     }
 }
 
@@ -47,7 +48,7 @@ fn tone(state: NodeState) -> Tone {
     match state {
         NodeState::Online => Tone::Good,
         NodeState::Joining | NodeState::PlanetsDown => Tone::Attention,
-        NodeState::NotJoined | NodeState::Revoked => Tone::Bad,
+        NodeState::NotJoined | NodeState::Revoked | NodeState::Ended => Tone::Bad,
     }
 }
 
@@ -154,7 +155,9 @@ fn health_lines(text: &mut String, status: &StatusView, screen: Screen) {
     }
     match status.state {
         NodeState::NotJoined => say("next: meshctl join TOKEN-FILE"),
-        NodeState::Revoked => say("next: meshctl leave, then join with a new token"),
+        NodeState::Revoked | NodeState::Ended => {
+            say("next: meshctl leave, then join with a new token");
+        }
         _ if status.peers.down > 0 => say("next: meshctl peers"),
         _ => {}
     }

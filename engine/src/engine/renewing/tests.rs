@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use podmesh_proto::candidate::EndpointRecord;
+use podmesh_proto::local_api::NodeState;
 use podmesh_proto::planet_api::{
     DirectoryCursor, DirectoryRecord, PlanetMessage, Refusal, RefusalCode,
 };
@@ -87,6 +88,18 @@ fn short_lives_go_on_under_traffic() {
     }
 }
 
+/// It says so, and its host is closed: nothing of the mesh is on it, and nothing for the mesh leaves it.
+fn is_out(world: &World, node: usize) {
+    assert_eq!(
+        world.engines[node].status(world.now).state,
+        NodeState::Ended
+    );
+    assert!(!world.engines[node].ready().ready);
+    let plan = world.plans[node].as_ref().unwrap();
+    assert!(plan.member.is_none() && plan.addresses.is_empty() && plan.peer_routes.is_empty());
+    assert!(!plan.protected.is_empty());
+}
+
 #[test]
 fn who_is_not_renewed_is_told_in_time_and_let_go() {
     let mut world = joined(2, Some(LIFE));
@@ -114,10 +127,12 @@ fn who_is_not_renewed_is_told_in_time_and_let_go() {
     for node in 0..2 {
         assert!(world.engines[node].peers(world.now).is_empty());
         assert_eq!(codes(&world, node), ["MESH-NODE-002"]);
+        is_out(&world, node);
     }
     // A restart doesn't make it forget who it was.
     world.restart(0);
     assert_eq!(codes(&world, 0), ["MESH-NODE-002"]);
+    is_out(&world, 0);
     assert!(world.engines[0].status(world.now).node.is_some());
 }
 
@@ -297,6 +312,7 @@ fn a_node_whose_keys_were_taken_says_so_and_stops() {
     world.tell_all(DirectoryRecord::Member(Box::new(newest)));
     world.run(Duration::from_secs(1));
     assert_eq!(codes(&world, 1), ["MESH-NODE-003"]);
+    is_out(&world, 1);
     assert!(world.engines[1].peers(world.now).is_empty());
     assert!(world.now.moment > Moment::ZERO && world.now.unix > START);
 }
