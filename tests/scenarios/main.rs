@@ -11,6 +11,7 @@
 mod bad_input;
 mod cni;
 mod cold_boot;
+mod ended;
 mod first_start;
 mod interop;
 mod nat_grid;

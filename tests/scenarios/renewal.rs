@@ -1,12 +1,15 @@
 //! A membership that ends goes on as long as the root doesn't mind, and keys change, without anybody
 //! who uses the mesh noticing.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use podmesh_lab::ping::{PairReport, PingMatrix};
-use podmesh_lab::{Lab, Mesh, Nat, Node, mesh, wait};
+use podmesh_lab::{Lab, Mesh, Nat, Node, Pod, mesh, wait};
 use podmesh_proto::local_api::{HealthView, NodeState, PeerDetail, SelfView, StatusView};
+
+use crate::ended;
 
 /// A membership of the test lasts this long, in seconds.
 const LIFE: u64 = 30;
@@ -81,6 +84,15 @@ fn who_is_not_renewed_lives_to_its_end_and_is_out_then() {
     goes.meshctl(&["join", token.to_str().unwrap()]).unwrap();
     mesh.wait_for(&[stays, goes], "a path", SOON, mesh::is_up)
         .unwrap();
+    let pods = [stays, goes].map(|node| node.add_pod(&format!("{}-a", node.name())).unwrap());
+    let pings = PingMatrix::start().unwrap();
+    for (node, pod) in [stays, goes].into_iter().zip(&pods) {
+        let addresses = own(node).addresses;
+        pings
+            .add(node.name(), &node.namespace(), &addresses)
+            .unwrap();
+        pings.add_pod(pod).unwrap();
+    }
     revoke_short_token(&lab, &mesh);
     let end = Instant::now() + Duration::from_secs(LIFE + SKEW);
 
@@ -108,13 +120,41 @@ fn who_is_not_renewed_lives_to_its_end_and_is_out_then() {
     let next = told(goes, "MESH-NODE-002", SOON).next.unwrap();
     assert!(next.contains("meshctl leave"), "{next}");
     assert_eq!(status(stays).state, NodeState::Online);
+    let [_, of_goes] = pods;
+    what_stands_is_kept_in(goes, &pings, of_goes);
+}
+
+/// The capture judges what its pod and the node itself send for the mesh.
+fn what_stands_is_kept_in(node: &Node, pings: &PingMatrix, pod: Arc<Pod>) {
+    for end in [Node::kill, |node: &Node| node.stop().unwrap()] {
+        ended::is_out(node, NodeState::Ended);
+        ended::is_closed(node);
+        ended::is_refused(node);
+        thread::sleep(Duration::from_secs(5));
+        end(node);
+        ended::is_guarded(node);
+        node.start().unwrap();
+    }
+    for name in [node.name(), pod.name()] {
+        pings.remove(name).unwrap();
+    }
+    // It holds on to the machine's namespace.
+    drop(pod);
+    node.power_cut().unwrap();
+    node.power_on().unwrap();
+    node.start().unwrap();
+    ended::is_out(node, NodeState::Ended);
+    ended::is_closed(node);
+    ended::is_refused(node);
+    node.meshctl(&["leave"]).unwrap();
+    ended::is_bare(node);
 }
 
 fn two_sites(name: &str) -> Lab {
     let mut plan = Lab::plan(name);
     plan.planet("planet-1");
     plan.site("home").nat(Nat::PortRestricted);
-    plan.site("cloud");
+    plan.site("cloud").ipv6();
     plan.node("home-1").at("home");
     plan.node("cloud-1").at("cloud");
     plan.delay("home", "cloud", Duration::from_millis(20));
