@@ -128,6 +128,8 @@ struct Connection {
     /// Of the hello.
     cursor: Option<DirectoryCursor>,
     incarnation: u64,
+    /// Of the hello: the highest receipt number that the node says it has seen.
+    sequence: u64,
     software: String,
     /// Up to which version the directory was told; absent for who isn't a member.
     told: Option<Told>,
@@ -311,6 +313,7 @@ impl Planet {
             node: None,
             cursor: None,
             incarnation: 0,
+            sequence: 0,
             software: String::new(),
             told: None,
             session: None,
@@ -330,7 +333,6 @@ impl Planet {
         let Some(node) = gone.node else {
             return;
         };
-        self.relearning.unheard(&node, now.moment);
         if self.online.get(&node) == Some(&connection) {
             self.online.remove(&node);
             if gone.told.is_some() {

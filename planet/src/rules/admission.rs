@@ -34,8 +34,8 @@ pub(crate) struct Admitted {
 pub(crate) struct Court<'a> {
     pub(crate) books: &'a Books,
     pub(crate) key: &'a SigningKey,
-    /// The number that the next receipt gets.
-    pub(crate) next: u64,
+    /// The number that the next receipt gets; absent when the last one is given.
+    pub(crate) next: Option<u64>,
     pub(crate) now: UnixSeconds,
 }
 
@@ -97,6 +97,16 @@ impl Court<'_> {
         same.then(|| Admitted {
             changes: Vec::new(),
             receipt: entry.admission.receipt.clone(),
+        })
+    }
+
+    /// # Errors
+    /// There is no higher number.
+    pub(super) fn next_number(&self) -> Result<u64, Refusal> {
+        self.next.ok_or_else(|| {
+            let reason = "no receipt number is left above the highest that the books count as known; \
+                `planet trust-empty` goes back to the highest that a membership bears";
+            refuse(RefusalCode::Exhausted, reason)
         })
     }
 
@@ -244,7 +254,7 @@ impl Court<'_> {
             name: certificate.name.clone(),
             certificate: application.certificate.hash(),
             leases,
-            sequence: self.next,
+            sequence: self.next_number()?,
             time: self.time_of_admission(&node),
         };
         let receipt = Signed::seal(&receipt, self.key)

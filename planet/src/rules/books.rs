@@ -275,8 +275,20 @@ impl Books {
     /// Receipt numbers of which the books know what became.
     #[must_use]
     pub fn accounted(&self) -> Numbers {
-        let mut numbers = Numbers::default();
+        let mut numbers = self.borne();
         numbers.add(1, self.trusted);
+        numbers
+    }
+
+    /// The highest receipt number that a planet is known to have given: a document bears or settles it,
+    /// or did before its node went.
+    #[must_use]
+    pub fn shown(&self) -> u64 {
+        self.borne().highest()
+    }
+
+    fn borne(&self) -> Numbers {
+        let mut numbers = Numbers::default();
         numbers.add_all(self.loose.iter().copied());
         for entry in self.entries.values() {
             numbers.add_all(entry.numbers());

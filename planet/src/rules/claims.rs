@@ -111,7 +111,7 @@ impl Court<'_> {
             planet: self.key.planet_id(),
             node: *node,
             claim: signed.hash(),
-            sequence: self.next,
+            sequence: self.next_number()?,
             settles,
             time: self.now,
         };

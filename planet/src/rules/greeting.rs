@@ -49,6 +49,7 @@ impl Planet {
         known.node = Some(hello.node);
         known.cursor = hello.cursor;
         known.incarnation = hello.incarnation;
+        known.sequence = hello.sequence;
         let printable = hello
             .software
             .chars()

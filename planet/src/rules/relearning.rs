@@ -24,6 +24,9 @@ use crate::rules::{Action, ConnectionId, Event, Planet, Then};
 pub(super) const LISTENING: Duration = Duration::from_secs(35);
 /// A node that says it has seen a higher number has this long to show it.
 const RUMOUR: Duration = Duration::from_secs(30);
+/// Between two numbers of one node that are believed without being shown, so that nobody can stop the
+/// grants by coming back.
+const RUMOUR_PERIOD: Duration = Duration::from_secs(3_600);
 
 /// What is known of what may have been forgotten.
 #[derive(Debug)]
@@ -31,10 +34,21 @@ pub(super) struct Relearning {
     started: Moment,
     /// When the first member had nothing to tell, or had told all.
     first_report: Option<Moment>,
-    /// Receipt numbers that nodes have seen and not shown yet, and until when that is believed.
-    rumours: BTreeMap<NodeId, (u64, Moment)>,
+    /// What nodes said that they have seen.
+    rumours: BTreeMap<NodeId, Rumour>,
     /// The reason of the last refusal, so that the log has it once.
     said: Option<String>,
+}
+
+/// What a node said about numbers that it hasn't shown.
+#[derive(Debug)]
+enum Rumour {
+    /// A number that may have been forgotten, and until when that is believed.
+    Believed(u64, Moment),
+    /// Its last one was shown by somebody, or said at this moment at the latest; the next one waits.
+    Heard(Moment),
+    /// Nobody showed its last one: its numbers count no more until the planet starts anew.
+    Empty,
 }
 
 impl Relearning {
@@ -48,29 +62,60 @@ impl Relearning {
         }
     }
 
-    /// A member says which number it has seen.
+    /// A member says which number it has seen. Without a membership that bears the number this is only
+    /// its word, so it counts for a while, and once in a while.
     pub(super) fn rumour(&mut self, node: NodeId, sequence: u64, books: &Books, now: Moment) {
-        if sequence > books.accounted().highest() {
-            self.rumours.insert(node, (sequence, now + RUMOUR));
+        if sequence <= books.accounted().highest() {
+            return;
+        }
+        let waits = match self.rumours.get(&node) {
+            None => false,
+            Some(Rumour::Heard(at)) => now.since(*at) < RUMOUR_PERIOD,
+            Some(Rumour::Believed(..) | Rumour::Empty) => true,
+        };
+        if !waits {
+            let believed = Rumour::Believed(sequence, now + RUMOUR);
+            self.rumours.insert(node, believed);
         }
     }
 
-    /// A node went before it showed what it has seen; what it said is believed for a while.
-    pub(super) fn unheard(&mut self, node: &NodeId, now: Moment) {
-        if let Some((_, until)) = self.rumours.get_mut(node) {
-            *until = now + RUMOUR;
+    /// Ends rumours: those that the books bear out by now, and those for which `over` says so.
+    fn weigh(&mut self, books: &Books, now: Moment, over: impl Fn(&NodeId, Moment) -> bool) {
+        let highest = books.accounted().highest();
+        for (node, rumour) in &mut self.rumours {
+            let Rumour::Believed(sequence, until) = *rumour else {
+                continue;
+            };
+            if sequence <= highest {
+                *rumour = Rumour::Heard(now);
+            } else if over(node, until) {
+                *rumour = Rumour::Empty;
+            }
         }
     }
 
-    /// The highest number that anybody has seen.
+    /// The highest number that anybody is believed to have seen.
     pub(super) fn highest(&self, books: &Books) -> u64 {
-        let rumoured = self.rumours.values().map(|(sequence, _)| *sequence).max();
-        books.accounted().highest().max(rumoured.unwrap_or(0))
+        let rumoured = self.rumours.values().map(|rumour| match rumour {
+            Rumour::Believed(sequence, _) => *sequence,
+            Rumour::Heard(_) | Rumour::Empty => 0,
+        });
+        let shown = books.accounted().highest();
+        rumoured.fold(shown, u64::max)
     }
 
     /// Why nothing may be granted now.
     pub(super) fn why_not(&self, books: &Books, now: Moment) -> Option<String> {
-        if let Some((first, last)) = books.accounted().first_gap(self.highest(books)) {
+        self.why_not_up_to(self.highest(books), books, now)
+    }
+
+    /// Why nothing may be granted now by what was shown, whatever anybody merely says.
+    fn why_not_shown(&self, books: &Books, now: Moment) -> Option<String> {
+        self.why_not_up_to(books.accounted().highest(), books, now)
+    }
+
+    fn why_not_up_to(&self, highest: u64, books: &Books, now: Moment) -> Option<String> {
+        if let Some((first, last)) = books.accounted().first_gap(highest) {
             return Some(format!(
                 "the planet has forgotten receipts {first} to {last} and waits for the nodes that hold them"
             ));
@@ -106,20 +151,15 @@ impl Relearning {
 
 impl Planet {
     pub(super) fn may_grant(&self, now: Now) -> Result<(), Refusal> {
-        match self.relearning.why_not(&self.books, now.moment) {
-            None => Ok(()),
-            Some(reason) => {
-                let wait = Duration::from_secs(2);
-                Err(not_now(RefusalCode::Relearning, reason, wait))
-            }
-        }
+        wait_for(self.relearning.why_not(&self.books, now.moment))
     }
 
     /// Why no membership may go on at the moment. Any planet of the network may let one go on; it only
-    /// has to have heard those first that know of revocations and newer states.
+    /// has to have heard those first that know of revocations and newer states. A renewal takes no
+    /// number and no lease, so a number that somebody merely says it has seen is no reason.
     pub(super) fn may_renew(&self, now: Now) -> Result<(), Refusal> {
         if self.is_arbiter() {
-            return self.may_grant(now);
+            return wait_for(self.relearning.why_not_shown(&self.books, now.moment));
         }
         if now.moment.since(self.relearning.started) >= LISTENING {
             return Ok(());
@@ -135,10 +175,14 @@ impl Planet {
             .books
             .accounted()
             .first_gap(self.relearning.highest(&self.books));
-        let wanted = gap.is_some() || self.relearning.conclude(&self.books).is_some();
+        let highest = self.books.accounted().highest();
         let Some(known) = self.connections.get_mut(&connection) else {
             return;
         };
+        // Who says to have seen more is asked, whether that is believed or not.
+        let wanted = gap.is_some()
+            || known.sequence > highest
+            || self.relearning.conclude(&self.books).is_some();
         if !wanted {
             known.reported = true;
             self.relearning.first_report.get_or_insert(now.moment);
@@ -163,7 +207,8 @@ impl Planet {
         }
         if memberships.is_empty() {
             known.reported = true;
-            self.relearning.rumours.remove(&node);
+            self.relearning
+                .weigh(&self.books, now.moment, |teller, _| *teller == node);
             self.relearning.first_report.get_or_insert(now.moment);
             return;
         }
@@ -303,8 +348,7 @@ impl Planet {
     /// Forgets rumours that nobody has shown, asks members again, and says when grants stop or start.
     pub(super) fn watch_relearning(&mut self, now: Now) {
         self.relearning
-            .rumours
-            .retain(|_, (_, until)| now.moment < *until);
+            .weigh(&self.books, now.moment, |_, until| now.moment >= until);
         let reason = self.relearning.why_not(&self.books, now.moment);
         if reason.is_some() {
             let members: Vec<ConnectionId> = self
@@ -324,7 +368,9 @@ impl Planet {
 
     /// The operator takes the decision.
     pub(super) fn trust_empty(&mut self, request: u64, now: Now) {
-        let highest = self.relearning.highest(&self.books);
+        // Nobody's mere word goes to disk: a number that nobody bears could never be gone beyond.
+        let highest = self.books.shown();
+        self.relearning.weigh(&self.books, now.moment, |_, _| true);
         let changes = vec![
             Change::Put(Record::Trusted(highest)),
             Change::Put(Record::Origin(Origin::Relearned)),
@@ -337,6 +383,13 @@ impl Planet {
         let answer = |result| Then::Do(Action::Answer { request, result });
         self.transact(changes, vec![answer(result)], vec![answer(failed)]);
     }
+}
+
+fn wait_for(reason: Option<String>) -> Result<(), Refusal> {
+    let wait = Duration::from_secs(2);
+    reason.map_or(Ok(()), |reason| {
+        Err(not_now(RefusalCode::Relearning, reason, wait))
+    })
 }
 
 /// A membership as the books keep it, with the token's use that it proves.

@@ -140,7 +140,7 @@ impl Planet {
         Court {
             books: &self.books,
             key: &self.key,
-            next: self.relearning.highest(&self.books).saturating_add(1),
+            next: self.books.accounted().highest().checked_add(1),
             now: now.unix,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use podmesh_planet::rules::books::Books;
-use podmesh_planet::rules::records::Origin;
+use podmesh_planet::rules::records::{Origin, Record, RecordKey};
 use podmesh_proto::planet_api::{NodeMessage, RefusalCode};
 
 use crate::story::{Node, Operator, Stage};
@@ -252,4 +252,94 @@ fn after_a_start_grants_wait_for_a_member_or_a_while() {
     stage.pass(Duration::from_secs(36));
     stage.connect(&mut c);
     assert!(stage.try_join(&mut c, &token, "c"));
+}
+
+#[test]
+fn a_member_that_says_it_has_seen_everything_stops_nobody_for_long() {
+    let mut operator = Operator::new(31);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(50);
+    let mut rogue = Node::new(1);
+    stage.connect(&mut rogue);
+    stage.join(&mut rogue, &token, "rogue");
+    let highest = stage.status().sequence;
+    rogue.sequence = u64::MAX;
+    stage.connect(&mut rogue);
+    assert!(rogue.asked_to_report, "it may be true");
+    assert!(stage.status().not_granting.is_some(), "it may be true");
+
+    // It comes back all the time, and never shows anything.
+    let mut stopped = Duration::ZERO;
+    for turn in 0..720 {
+        stage.pass(Duration::from_secs(10));
+        let step = Duration::from_secs(10);
+        stopped += stage.status().not_granting.map_or(Duration::ZERO, |_| step);
+        rogue.sequence = u64::MAX - turn;
+        stage.connect(&mut rogue);
+        assert!(rogue.asked_to_report, "who says to know more is asked");
+    }
+    assert!(
+        stopped <= Duration::from_secs(60),
+        "{stopped:?} of two hours"
+    );
+    let mut newcomer = Node::new(3);
+    stage.connect(&mut newcomer);
+    stage.join(&mut newcomer, &token, "newcomer");
+    assert!(stage.status().sequence <= highest + 2);
+}
+
+#[test]
+fn a_number_that_nobody_bears_never_counts_as_known() {
+    let mut operator = Operator::new(32);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(9);
+    let (mut rogue, mut late) = (Node::new(1), Node::new(2));
+    stage.connect(&mut rogue);
+    stage.join(&mut rogue, &token, "rogue");
+    let shown = stage.status().sequence;
+    rogue.sequence = u64::MAX;
+    stage.connect(&mut rogue);
+    assert!(stage.status().not_granting.is_some());
+    stage.trust_empty();
+    assert!(
+        stage.status().not_granting.is_none(),
+        "the operator decides"
+    );
+    assert_eq!(stage.status().sequence, shown);
+    let backup = stage.backup();
+    stage.connect(&mut late);
+    stage.join(&mut late, &token, "late");
+
+    // So forgetting shows as before.
+    stage.restore(backup);
+    late.sequence = late.highest() + 2;
+    stage.connect(&mut late);
+    assert!(late.asked_to_report);
+    stage.report(&late, &[]);
+    stage.pass(Duration::from_secs(36));
+    let books = stage.planet.books();
+    assert!(books.entry(&late.id()).is_some());
+    assert_eq!(books.shown(), late.highest());
+}
+
+#[test]
+fn the_end_of_all_numbers_is_refused_and_undone_by_the_operator() {
+    let mut operator = Operator::new(33);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(9);
+    let (mut a, mut b) = (Node::new(1), Node::new(2));
+    stage.connect(&mut a);
+    stage.join(&mut a, &token, "a");
+    let mut disk = stage.backup();
+    disk.insert(RecordKey::Trusted, Record::Trusted(u64::MAX));
+    stage.restore(disk);
+    stage.connect(&mut a);
+    stage.report(&a, &[]);
+    stage.pass(Duration::from_secs(36));
+    stage.connect(&mut b);
+    let join = NodeMessage::Join(Box::new(b.application(&token, "b", stage.now.unix)));
+    assert_eq!(code(&stage.ask(&b, join)), Some(RefusalCode::Exhausted));
+    stage.trust_empty();
+    stage.join(&mut b, &token, "b");
+    assert!(b.highest() < 10, "{}", b.highest());
 }

@@ -380,3 +380,13 @@ fn a_planet_that_forgot_learns_the_newest_state_from_the_members() {
     );
     assert!(own);
 }
+
+#[test]
+fn a_number_that_a_member_only_says_it_has_seen_stops_no_renewal() {
+    let (_, mut stage, mut a, mut b) = scene(60);
+    b.sequence = u64::MAX;
+    stage.connect(&mut b);
+    assert!(stage.status().not_granting.is_some(), "leases wait");
+    let (request, _) = request(&stage, &a, |_| {});
+    assert_eq!(renew(&mut stage, &mut a, request), Ok(()));
+}
