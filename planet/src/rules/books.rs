@@ -115,7 +115,7 @@ pub struct Books {
     departures: BTreeMap<NodeId, Signed<Departure>>,
     replaced: BTreeMap<NodeId, NodeId>,
     revoked_nodes: BTreeSet<NodeId>,
-    revoked_tokens: BTreeSet<TokenId>,
+    revoked_tokens: BTreeMap<TokenId, UnixSeconds>,
     resolved: BTreeSet<NodeId>,
     externals: BTreeMap<PublicKey, ExternalPeer>,
     loose: Vec<(u64, u64)>,
@@ -138,7 +138,7 @@ impl Books {
             departures: BTreeMap::new(),
             replaced: BTreeMap::new(),
             revoked_nodes: BTreeSet::new(),
-            revoked_tokens: BTreeSet::new(),
+            revoked_tokens: BTreeMap::new(),
             resolved: BTreeSet::new(),
             externals: BTreeMap::new(),
             loose: Vec::new(),
@@ -228,7 +228,13 @@ impl Books {
     /// Whether the root revoked `token`.
     #[must_use]
     pub fn is_revoked(&self, token: &TokenId) -> bool {
-        self.revoked_tokens.contains(token)
+        self.revoked_tokens.contains_key(token)
+    }
+
+    /// When the root revoked `token`; said more than once, the earliest counts.
+    #[must_use]
+    pub fn revoked_at(&self, token: &TokenId) -> Option<UnixSeconds> {
+        self.revoked_tokens.get(token).copied()
     }
 
     /// Whether the root called `node` the rightful holder of what it claims.
@@ -491,8 +497,9 @@ impl Books {
             RootStatement::RevokeNode { node, .. } => {
                 self.revoked_nodes.insert(*node);
             }
-            RootStatement::RevokeToken { token, .. } => {
-                self.revoked_tokens.insert(*token);
+            RootStatement::RevokeToken { token, issued, .. } => {
+                let earliest = self.revoked_tokens.entry(*token).or_insert(*issued);
+                *earliest = (*earliest).min(*issued);
             }
             RootStatement::Resolve { node, .. } => {
                 self.resolved.insert(*node);

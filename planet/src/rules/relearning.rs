@@ -249,6 +249,7 @@ impl Planet {
         if !self.is_news(membership, &member)? {
             return Ok(Vec::new());
         }
+        self.outlives_its_token(&member, now)?;
         let known = self.books.entry(&member.node);
         let mut leaving = self.make_room(&member)?;
         let former = member.replaces.filter(|former| *former != member.node);
@@ -269,6 +270,39 @@ impl Planet {
         changes.extend(records(membership, &member));
         self.apply(&changes, now);
         Ok(changes)
+    }
+
+    /// Whether the revocation of its token leaves room for what a member shows. Times in receipts are a
+    /// planet's word, so a planet that has no reason to think that it forgot anybody learns nobody of a
+    /// revoked token: it would have given the receipt itself.
+    fn outlives_its_token(&self, member: &Member, now: Now) -> Result<(), String> {
+        let Some(revoked) = self.books.revoked_at(&member.admitted_by.0) else {
+            return Ok(());
+        };
+        let known = self.books.entry(&member.node);
+        let known = known.and_then(|entry| entry.member.as_ref());
+        let admitted = known.is_some_and(|known| known.admitted_by == member.admitted_by);
+        if !admitted && (member.admitted > revoked || !self.may_have_forgotten(now)) {
+            let name = &member.name;
+            return Err(format!("the root revoked the join token of {name}"));
+        }
+        let life = |member: &Member| (member.issued, member.expires);
+        let prolonged = member.renewal > 0 && member.expires.is_some() && member.issued > revoked;
+        if prolonged && known.map(life) != Some(life(member)) {
+            let name = &member.name;
+            return Err(format!(
+                "{name} was renewed after the revocation of its join token"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether somebody may hold a receipt that the books don't know: another planet's, or a forgotten
+    /// one.
+    fn may_have_forgotten(&self, now: Now) -> bool {
+        let listening = now.moment.since(self.relearning.started) < LISTENING;
+        let incomplete = self.relearning.why_not(&self.books, now.moment).is_some();
+        !self.is_arbiter() || listening || incomplete
     }
 
     /// Whether the books know less of a member than `membership` says.

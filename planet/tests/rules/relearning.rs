@@ -6,8 +6,9 @@ use std::time::Duration;
 use podmesh_planet::rules::books::Books;
 use podmesh_planet::rules::records::{Origin, Record, RecordKey};
 use podmesh_proto::planet_api::{NodeMessage, RefusalCode};
+use podmesh_proto::token::JoinToken;
 
-use crate::story::{Node, Operator, Stage};
+use crate::story::{BEGINNING, Node, Operator, Stage};
 use crate::{assert_single_owners, code};
 
 /// Members who have claimed, re-claimed and left: what a planet has to remember.
@@ -342,4 +343,81 @@ fn the_end_of_all_numbers_is_refused_and_undone_by_the_operator() {
     stage.trust_empty();
     stage.join(&mut b, &token, "b");
     assert!(b.highest() < 10, "{}", b.highest());
+}
+
+/// A member by a planet with the same key and other books, which gives leases that nobody has.
+fn admitted_elsewhere(operator: &mut Operator, token: &JoinToken, after: u64) -> Node {
+    let mut elsewhere = Stage::fresh(operator);
+    elsewhere.now.unix = elsewhere.now.unix.plus(after);
+    let others = operator.token(5);
+    for number in 0..5 {
+        let mut node = Node::new(700 + number);
+        elsewhere.connect(&mut node);
+        elsewhere.join(&mut node, &others, &format!("o{number}"));
+    }
+    let mut node = Node::new(710);
+    elsewhere.connect(&mut node);
+    elsewhere.join(&mut node, token, "elsewhere");
+    node
+}
+
+#[test]
+fn a_planet_that_forgot_nobody_learns_nobody_of_a_revoked_token() {
+    for revoked in [false, true] {
+        let mut operator = Operator::new(34);
+        let mut stage = Stage::fresh(&operator);
+        let token = operator.token(3);
+        let mut member = Node::new(1);
+        stage.connect(&mut member);
+        stage.join(&mut member, &token, "member");
+        // The receipt says that it is older than the revocation.
+        let mut forged = admitted_elsewhere(&mut operator, &token, 0);
+        stage.pass(Duration::from_secs(36));
+        if revoked {
+            stage.operator(&operator.revoke_token(&token)).unwrap();
+        }
+        stage.connect(&mut forged);
+        let welcome = forged.welcome().unwrap();
+        assert_eq!(welcome.relay.is_none(), revoked);
+        assert_eq!(stage.relay_sessions_of(&forged).is_empty(), revoked);
+        assert_eq!(forged.heard_records().is_empty(), revoked);
+        let entry = stage.planet.books().entry(&forged.id());
+        assert_eq!(entry.is_none(), revoked);
+        stage.connect(&mut member);
+        assert!(member.welcome().unwrap().relay.is_some(), "members stay");
+    }
+}
+
+#[test]
+fn a_forgetful_planet_learns_who_was_admitted_before_the_revocation() {
+    for (after, learned) in [(0, true), (60, false)] {
+        let mut operator = Operator::new(35);
+        let token = operator.token(3);
+        let mut member = admitted_elsewhere(&mut operator, &token, after);
+        let mut stage = Stage::fresh(&operator);
+        stage.lose(Origin::Lost);
+        let revocation = operator.revoke_token(&token);
+        stage.operator(&revocation).unwrap();
+        stage.connect(&mut member);
+        let entry = stage.planet.books().entry(&member.id());
+        assert_eq!(entry.is_some(), learned);
+        assert_eq!(stage.relay_sessions_of(&member).is_empty(), !learned);
+    }
+}
+
+#[test]
+fn of_several_revocations_of_a_token_the_earliest_counts() {
+    for order in [[5, 40], [40, 5]] {
+        let mut operator = Operator::new(36);
+        let token = operator.token(3);
+        let mut stage = Stage::fresh(&operator);
+        for after in order {
+            let revocation = operator.revoke_token_at(&token, BEGINNING.plus(after));
+            stage.operator(&revocation).unwrap();
+        }
+        stage.restart();
+        let id = token.grant.unverified().unwrap().token;
+        let revoked = stage.planet.books().revoked_at(&id);
+        assert_eq!(revoked, Some(BEGINNING.plus(5)), "{order:?}");
+    }
 }

@@ -159,10 +159,18 @@ impl Operator {
     }
 
     pub(crate) fn revoke_token(&self, token: &JoinToken) -> Signed<RootStatement> {
+        self.revoke_token_at(token, BEGINNING)
+    }
+
+    pub(crate) fn revoke_token_at(
+        &self,
+        token: &JoinToken,
+        issued: UnixSeconds,
+    ) -> Signed<RootStatement> {
         self.sign(&RootStatement::RevokeToken {
             network: self.network.id,
             token: token.grant.unverified().unwrap().token,
-            issued: BEGINNING,
+            issued,
         })
     }
 
