@@ -1,7 +1,7 @@
 //! What the root says, applied.
 
 use podmesh_proto::error::CertificateError;
-use podmesh_proto::id::NodeId;
+use podmesh_proto::id::{NodeId, TokenId};
 use podmesh_proto::key::PublicKey;
 use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
 use podmesh_proto::signed::Signed;
@@ -35,9 +35,7 @@ impl Members {
             }
             RootStatement::RevokeNode { .. } if mutation::is(Mutant::RevokedStays) => true,
             RootStatement::RevokeNode { node, issued, .. } => self.revoke(node, issued),
-            RootStatement::RevokeToken { token, issued, .. } => {
-                self.revoked_tokens.insert(token, issued).is_none()
-            }
+            RootStatement::RevokeToken { token, issued, .. } => self.revoke_token(token, issued),
             RootStatement::External(peer) => self.take_external(peer, source, now),
             RootStatement::RevokeExternal {
                 wireguard, issued, ..
@@ -97,6 +95,16 @@ impl Members {
         news
     }
 
+    /// Said more than once, the earliest counts, in whatever order the statements come.
+    fn revoke_token(&mut self, token: TokenId, issued: UnixSeconds) -> bool {
+        let known = self.revoked_tokens.get(&token).copied();
+        let news = known.is_none_or(|known| issued < known);
+        if news {
+            self.revoked_tokens.insert(token, issued);
+        }
+        news
+    }
+
     fn take_external(&mut self, peer: ExternalPeer, source: Source, now: UnixSeconds) -> bool {
         let key = peer.wireguard;
         let revoked = self.revoked_externals.get(&key);
@@ -137,7 +145,10 @@ impl Members {
         if later {
             return false;
         }
-        let news = self.revoked_externals.insert(key, issued).is_none();
+        let revoked = self.revoked_externals.get(&key).copied();
+        let news = revoked.is_none();
+        let latest = revoked.map_or(issued, |revoked| revoked.max(issued));
+        self.revoked_externals.insert(key, latest);
         if let Some(before) = self.externals.remove(&key) {
             let id = MemberId::External(key);
             self.holdings.remove(id, &of_external(&before));

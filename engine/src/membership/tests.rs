@@ -394,6 +394,25 @@ fn revocations_of_nodes_and_tokens_reach_as_far_as_they_say() {
 }
 
 #[test]
+fn of_several_revocations_of_a_token_the_earliest_counts_in_any_order() {
+    for order in [[10, 40], [40, 10]] {
+        let mut table = Table::new();
+        let network = table.authority.network.id;
+        for after in order {
+            table.say(&RootStatement::RevokeToken {
+                network,
+                token: TokenId([1; 16]),
+                issued: START.plus(after),
+            });
+        }
+        let (mut before, mut between) = (table.draft(2), table.draft(3));
+        (before.admitted, between.admitted) = (START.plus(5), START.plus(20));
+        assert_eq!(table.learn(&before), Learned::New, "{order:?}");
+        assert_eq!(table.learn(&between), Learned::Refused, "{order:?}");
+    }
+}
+
+#[test]
 fn a_grant_for_a_name_puts_its_former_holder_out() {
     let mut table = Table::new();
     let mut heir = table.draft(2);
@@ -436,6 +455,12 @@ fn external_peers_come_and_go_by_the_root_and_collide_like_everybody() {
     });
     assert!(table.members.external(&key).is_none());
     assert!(table.knows(2), "who waited for its address");
+    // An older word of the same kind takes nothing back.
+    table.say(&RootStatement::RevokeExternal {
+        network: table.authority.network.id,
+        wireguard: key,
+        issued: START.plus(1),
+    });
     table.say(&peer(&["10.77.0.201/32"], 2));
     assert!(
         table.members.external(&key).is_none(),
