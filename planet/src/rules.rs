@@ -70,6 +70,10 @@ const UNSAVED_RETRY: Duration = Duration::from_secs(10);
 const STRANGER: Duration = Duration::from_secs(120);
 /// Connections of others than members.
 const MAX_STRANGERS: usize = 256;
+/// Seconds that a stranger's petition stands for: each costs the planet several signatures to verify.
+const PETITION: u64 = 2;
+/// Of such seconds, what a stranger may use at once: to join, claim and correct a mistake.
+const PETITIONS: u64 = 5 * PETITION;
 /// How often a planet with nothing to do looks around.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -122,6 +126,8 @@ struct Connection {
     heard: Moment,
     heartbeat_at: Moment,
     messages: Bucket,
+    /// What it may ask for as long as it isn't a member.
+    petitions: Bucket,
     introductions: Bucket,
     /// Proven by the hello.
     node: Option<NodeId>,
@@ -309,6 +315,7 @@ impl Planet {
             heard: now.moment,
             heartbeat_at: now.moment + HEARTBEAT,
             messages: Bucket::new(200, 2_000, now.moment),
+            petitions: Bucket::new(1, PETITIONS, now.moment),
             introductions: Bucket::new(50, 100, now.moment),
             node: None,
             cursor: None,

@@ -17,7 +17,7 @@ use crate::rules::directory::Topic;
 use crate::rules::introductions;
 use crate::rules::records::{Change, Record};
 use crate::rules::refusal::{not_now, refuse};
-use crate::rules::{Action, ConnectionId, Event, Planet, Then};
+use crate::rules::{Action, ConnectionId, Event, PETITION, Planet, Then};
 
 /// Bytes of the largest endpoint record: sixteen candidates and eight planets fit.
 const MAX_ENDPOINTS: usize = 2 * 1024;
@@ -43,6 +43,13 @@ impl Planet {
             }
             (_, Some(node)) => node,
         };
+        if !self.may_petition(connection, &message, now) {
+            let wait = Duration::from_secs(PETITION);
+            let reason = "the planet hears a stranger once in two seconds";
+            let refusal = not_now(RefusalCode::Busy, reason, wait);
+            self.send(connection, PlanetMessage::Refused(refusal));
+            return;
+        }
         match message {
             NodeMessage::Hello(_) | NodeMessage::Heartbeat => {}
             NodeMessage::Join(application) => self.join(connection, node, &application, now),
@@ -282,6 +289,15 @@ impl Planet {
         self.endpoints.remove(&node);
         self.flush_at.get_or_insert(now.moment);
         self.transact(changes, then, vec![refused]);
+    }
+
+    /// Whether the planet looks at a message: a member's always, a stranger's once in a while.
+    fn may_petition(&mut self, connection: ConnectionId, message: &NodeMessage, now: Now) -> bool {
+        if matches!(message, NodeMessage::Heartbeat) || self.may_ask(connection) {
+            return true;
+        }
+        let known = self.connections.get_mut(&connection);
+        known.is_some_and(|known| known.petitions.take(PETITION, now.moment))
     }
 
     /// Whether a connection has what only members have.

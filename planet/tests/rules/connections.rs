@@ -158,3 +158,42 @@ fn strangers_make_room_for_each_other_and_members_stay() {
     assert!(!cut[44..].iter().any(|cut| *cut));
     assert!(!closed(&stage.told(&member)));
 }
+
+#[test]
+fn a_stranger_is_heard_once_in_a_while_and_members_always() {
+    let mut operator = Operator::new(23);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(1);
+    let (mut member, mut stranger) = (Node::new(1), Node::new(2));
+    stage.connect(&mut member);
+    stage.join(&mut member, &token, "member");
+    stage.connect(&mut stranger);
+    let join = |stage: &Stage| {
+        let application = stranger.application(&token, "stranger", stage.now.unix);
+        NodeMessage::Join(Box::new(application))
+    };
+    let (mut heard, mut busy) = (0, 0);
+    for _ in 0..100 {
+        let asking = join(&stage);
+        match code(&stage.ask(&stranger, asking)) {
+            Some(RefusalCode::TokenUsedUp) => heard += 1,
+            Some(RefusalCode::Busy) => busy += 1,
+            other => panic!("{other:?}"),
+        }
+        stage.pass(Duration::from_millis(100));
+    }
+    assert_eq!(heard + busy, 100);
+    // Five at once, and one every two seconds of ten.
+    assert!((5..=10).contains(&heard), "{heard}");
+    for _ in 0..100 {
+        let asking = NodeMessage::Introduce {
+            peer: stranger.id(),
+            attempt: 1,
+        };
+        assert_eq!(code(&stage.ask(&member, asking)), None);
+    }
+    stage.pass(Duration::from_secs(2));
+    let asking = join(&stage);
+    let answers = stage.ask(&stranger, asking);
+    assert_eq!(code(&answers), Some(RefusalCode::TokenUsedUp));
+}
