@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod connection;
+pub mod doorway;
 pub mod mind;
 pub mod socket;
 pub mod tls;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use crate::rules::relaying::{RelayQuota, Relaying};
 use crate::rules::{ConnectionId, Planet};
 use crate::server::clock::Clock;
+use crate::server::doorway::Doorway;
 use crate::server::mind::{BackupStore, Message, Mind};
 use crate::server::socket::SharedSocket;
 
@@ -31,7 +33,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// Numbers that the operator can change.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at a time, proven or not.
+    /// Connections at a time that have spoken, members' or not.
     pub connections: usize,
     /// What each node may have relayed.
     pub relay: RelayQuota,
@@ -148,17 +150,20 @@ fn bind_both(every: SocketAddrV6) -> io::Result<UdpSocket> {
 
 async fn accept(endpoint: Endpoint, mind: mpsc::Sender<Message>, connections: usize) {
     let places = Arc::new(Semaphore::new(connections));
+    let doorway = Doorway::default();
     let mut next = 0;
     while let Some(incoming) = endpoint.accept().await {
         let Some(incoming) = proven(incoming) else {
             continue;
         };
-        let Ok(permit) = Arc::clone(&places).try_acquire_owned() else {
+        let passage = doorway.enter(incoming.remote_address().ip());
+        let Some(passage) = passage.filter(|_| places.available_permits() > 0) else {
             incoming.refuse();
             continue;
         };
         next += 1;
-        let serve = connection::serve(incoming, ConnectionId(next), mind.clone(), permit);
+        let entry = (passage, Arc::clone(&places));
+        let serve = connection::serve(incoming, ConnectionId(next), mind.clone(), entry);
         tokio::spawn(serve);
     }
 }

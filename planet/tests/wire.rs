@@ -335,3 +335,23 @@ async fn a_node_that_does_not_read_is_cut_and_holds_nobody_up() {
         started.elapsed()
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_at_the_door_keeps_nobody_else_out() {
+    let mut scene = Scene::start(8);
+    let token = scene.token(2);
+    let door = (scene.address, scene.operator.planet_key().planet_id());
+    let mut dialling = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        dialling.spawn(Client::dial_from("127.0.0.1", door, None));
+    }
+    let dialled = dialling.join_all().await;
+    let waiting = dialled.iter().filter(|dialled| dialled.is_ok()).count();
+    assert!((1..100).contains(&waiting), "{waiting} of one address");
+    let mut node = Node::new(1);
+    let mut client = Client::dial_from("127.0.0.2", door, None).await.unwrap();
+    let parties = (&scene.operator, &token);
+    client.join(&mut node, parties, "member").await.unwrap();
+    drop(dialled);
+    scene.member(2, &token, "second").await;
+}

@@ -10,10 +10,11 @@ use std::time::Duration;
 use podmesh_proto::frame::{self, FrameDecoder};
 use podmesh_proto::planet_api::{EXPORTER_LABEL, NodeMessage, PlanetMessage};
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::rules::{ConnectionId, HELLO_DEADLINE, Input};
+use crate::server::doorway::Passage;
 use crate::server::mind::{Arrival, Message};
 
 /// For the handshake, and again for the node to open its stream.
@@ -70,12 +71,13 @@ impl Outbox {
     }
 }
 
-/// Sees one connection attempt through: proof of address, handshake, messages, end.
+/// Sees one connection attempt through: proof of address, handshake, messages, end. It stays in the
+/// doorway until it speaks, and takes one of the places then.
 pub async fn serve(
     incoming: Incoming,
     id: ConnectionId,
     mind: mpsc::Sender<Message>,
-    permit: OwnedSemaphorePermit,
+    (passage, places): (Passage, Arc<Semaphore>),
 ) {
     let Ok(accepting) = incoming.accept() else {
         return;
@@ -90,6 +92,11 @@ pub async fn serve(
         connection.close(VarInt::from_u32(1), b"no control stream");
         return;
     };
+    let Ok(place) = places.try_acquire_owned() else {
+        connection.close(VarInt::from_u32(1), b"no place left");
+        return;
+    };
+    drop(passage);
     let (sender, queue) = mpsc::channel(QUEUE);
     let waiting_bytes = Arc::new(AtomicUsize::new(0));
     let outbox = Outbox {
@@ -119,7 +126,7 @@ pub async fn serve(
     connection.close(VarInt::from_u32(0), b"");
     let gone = Input::Disconnected { connection: id };
     let _ = mind.send(Message::Input(gone)).await;
-    drop(permit);
+    drop(place);
 }
 
 async fn write(

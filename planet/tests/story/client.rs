@@ -115,7 +115,15 @@ impl Client {
         planet: PlanetId,
         window: Option<u32>,
     ) -> Result<Self, String> {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        Self::dial_from("127.0.0.1", (address, planet), window).await
+    }
+
+    pub(crate) async fn dial_from(
+        from: &str,
+        (address, planet): (SocketAddr, PlanetId),
+        window: Option<u32>,
+    ) -> Result<Self, String> {
+        let socket = UdpSocket::bind(format!("{from}:0")).unwrap();
         let mut config = EndpointConfig::default();
         config.grease_quic_bit(false);
         let runtime = Arc::new(quinn::TokioRuntime);
