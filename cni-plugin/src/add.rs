@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     attachment::{Attachment, HOST_PREFIX},
     del, guard,
-    ledger::{Ledger, Moment, Record, Supply},
+    ledger::{self, Ledger, Moment, Record, Supply},
     node,
     reply::{Attached, Code, Failure},
     request::Request,
@@ -34,7 +34,8 @@ pub(crate) fn run(request: &Request) -> Result<Value, Failure> {
         .map_err(|error| Failure::new(Code::InvalidEnvironment, format!("CNI_NETNS: {error}")))?;
     guard::ensure(&node)?;
     let record = reserve(request, attachment, &cidrs)?;
-    let link = describe(&record, request.config.mtu.unwrap_or(node.mtu));
+    let owner = ledger::owner(&request.config);
+    let link = describe(&record, owner, request.config.mtu.unwrap_or(node.mtu));
     if veth::check(&link, &pod).is_err() {
         let made = veth::create(&link, &pod)
             .map_err(|error| Failure::new(Code::Kernel, error.to_string()))
@@ -67,9 +68,10 @@ fn still_member(request: &Request, before: &NodeFile) -> Result<(), Failure> {
 }
 
 /// The interface pair that belongs to a record.
-pub(crate) fn describe(record: &Record, mtu: u32) -> PodLink {
+pub(crate) fn describe(record: &Record, owner: String, mtu: u32) -> PodLink {
     PodLink {
         host_name: record.attachment.host_name(),
+        owner,
         pod_name: record.attachment.ifname.clone(),
         host_mac: record.attachment.host_mac(),
         pod_mac: record.attachment.pod_mac(),

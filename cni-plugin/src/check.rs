@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     add,
     attachment::HOST_PREFIX,
-    ledger::{Ledger, Moment},
+    ledger::{self, Ledger, Moment},
     reply::{Code, Failure},
     request::Request,
 };
@@ -35,7 +35,8 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
         }
     }
     // The MTU is not compared: meshd may have learned a better one since.
-    veth::check(&add::describe(&record, 0), &pod).map_err(|error| damaged(&error.to_string()))
+    let link = add::describe(&record, ledger::owner(&request.config), 0);
+    veth::check(&link, &pod).map_err(|error| damaged(&error.to_string()))
 }
 
 fn answered_addresses(previous: &Value) -> Vec<IpAddr> {

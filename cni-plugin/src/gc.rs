@@ -1,20 +1,21 @@
 //! GC: frees what belongs to no pod any more, and what crashes and reboots have left behind.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use podmesh_kernel::veth;
+use podmesh_kernel::veth::{self, HostEnd};
 
 use crate::{
     attachment::HOST_PREFIX,
     del,
-    ledger::{Ledger, Moment},
+    ledger::{self, Ledger, Moment},
     reply::{Code, Failure},
-    request::Request,
+    request::{Config, Request},
     warn,
 };
 
 /// Removes every attachment of this network that the runtime does not list, and every interface
-/// of the plugin's that no record knows.
+/// of this network in this ledger that no record knows. What other networks and ledgers have made
+/// stays, whatever this call lists.
 pub(crate) fn run(request: &Request) -> Result<(), Failure> {
     let config = &request.config;
     let valid = config.valid_attachments.as_ref().ok_or_else(|| {
@@ -28,22 +29,38 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
         .map(|attachment| attachment.host_name())
         .collect();
     // In this order: an ADD that runs meanwhile has its record before it has its interface.
-    let interfaces =
-        veth::list(HOST_PREFIX).map_err(|error| Failure::new(Code::Kernel, error.to_string()))?;
-    let ledger = Ledger::open(&config.data_dir, Moment::read()?, &interfaces)?;
+    let ends = veth::host_ends(HOST_PREFIX)
+        .map_err(|error| Failure::new(Code::Kernel, error.to_string()))?;
+    let names: Vec<_> = ends.iter().map(|end| end.name.clone()).collect();
+    let ledger = Ledger::open(&config.data_dir, Moment::read()?, &names)?;
+    let owner = ledger::owner(config);
+    let owners: HashMap<_, _> = ends
+        .iter()
+        .map(|end| (end.name.as_str(), end.owner.as_deref()))
+        .collect();
     let mut known = HashSet::new();
     let mut stale = Vec::new();
     for (name, record) in ledger.records() {
         known.insert(name.to_owned());
-        let ours = record.is_none_or(|record| record.network == config.name);
+        let ours = match record {
+            Some(record) => record.network == config.name,
+            // The disk has spoiled the record; the interface tells whose it is.
+            None => owners
+                .get(name)
+                .copied()
+                .flatten()
+                .is_none_or(|made_by| made_by == owner),
+        };
         if ours && !valid.contains(name) {
             stale.push(name.to_owned());
         }
     }
     drop(ledger);
-    let orphans = interfaces
-        .into_iter()
-        .filter(|name| is_own_name(name) && !known.contains(name) && !valid.contains(name));
+    let orphans = ends
+        .iter()
+        .filter(|end| is_own_name(&end.name) && is_of(end, &owner, config))
+        .map(|end| end.name.clone())
+        .filter(|name| !known.contains(name) && !valid.contains(name));
     let mut result = Ok(());
     for name in stale.into_iter().chain(orphans) {
         // One that resists must not keep the others.
@@ -55,9 +72,69 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
     result
 }
 
+/// Whether an interface that no record knows is this call's to remove. One that is up without
+/// naming anybody was made before interfaces named their ledger, so it counts as the default
+/// ledger's. One that is not up is being made, or was left in the making: the record of its own
+/// ledger, which is older than the interface, finds it.
+fn is_of(end: &HostEnd, owner: &str, config: &Config) -> bool {
+    match &end.owner {
+        Some(made_by) => made_by == owner,
+        None => end.is_up && config.data_dir == Config::default_data_dir(),
+    }
+}
+
 /// Names that the plugin itself could have given.
 fn is_own_name(name: &str) -> bool {
     name.strip_prefix(HOST_PREFIX).is_some_and(|digits| {
         digits.len() == 11 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_names_nobody_is_the_default_ledgers_once_it_is_up() {
+        let config = |text: &str| serde_json::from_str::<Config>(text).unwrap();
+        let default = config(r#"{"name":"n"}"#);
+        let other = config(r#"{"name":"n","dataDir":"/somewhere/else"}"#);
+        let owner = ledger::owner(&default);
+        let end = |made_by: Option<&str>, is_up| HostEnd {
+            name: "pm0123456789a".to_owned(),
+            owner: made_by.map(str::to_owned),
+            is_up,
+        };
+        for (made_by, is_up, config, expected) in [
+            (Some(owner.as_str()), true, &default, true),
+            (
+                Some("podmesh m /var/lib/cni/podmesh"),
+                true,
+                &default,
+                false,
+            ),
+            (Some("podmesh n /somewhere/else"), true, &default, false),
+            (Some("somebody's own words"), true, &default, false),
+            (None, true, &default, true),
+            (None, true, &other, false),
+            (None, false, &default, false),
+            (None, false, &other, false),
+        ] {
+            let end = end(made_by, is_up);
+            let owner = ledger::owner(config);
+            assert_eq!(is_of(&end, &owner, config), expected, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn an_owner_fits_an_interface_and_stays_distinct() {
+        let owner = |length: usize| {
+            let folder = "x".repeat(length);
+            let text = format!(r#"{{"name":"n","dataDir":"/{folder}"}}"#);
+            ledger::owner(&serde_json::from_str(&text).unwrap())
+        };
+        assert!(owner(20).ends_with('x'));
+        assert!(owner(4000).len() <= veth::MAX_OWNER_BYTES);
+        assert_ne!(owner(4000), owner(4001));
+    }
 }

@@ -18,19 +18,22 @@ mod disk;
 
 use std::{
     collections::{BTreeMap, HashSet},
+    fmt::Write as _,
     fs, io,
     net::IpAddr,
     path::Path,
 };
 
 use ipnet::IpNet;
-use podmesh_kernel::process;
+use podmesh_kernel::{process, veth::MAX_OWNER_BYTES};
+use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     addresses::{self, Released},
     attachment::{Attachment, HOST_PREFIX},
     reply::{Code, Failure},
+    request::Config,
     warn,
 };
 
@@ -50,6 +53,22 @@ pub(crate) struct Ledger {
     moment: Moment,
     records: BTreeMap<String, Option<Record>>,
     released: Vec<Released>,
+}
+
+/// What the node's end of a pair says about whose it is: the network and the folder of its ledger,
+/// by the folder's real path, so that every way to write it says the same.
+pub(crate) fn owner(config: &Config) -> String {
+    let folder = fs::canonicalize(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
+    let words = format!("podmesh {} {}", config.name, folder.display());
+    if words.len() <= MAX_OWNER_BYTES {
+        return words;
+    }
+    let mut short = String::from("podmesh sha256:");
+    for byte in digest(&SHA256, words.as_bytes()).as_ref() {
+        // Writing to a string does not fail.
+        let _ = write!(short, "{byte:02x}");
+    }
+    short
 }
 
 /// What is remembered of one attachment.

@@ -173,6 +173,7 @@ mod tests {
         PodLink {
             host_name: "pm0123456789a".to_owned(),
             pod_name: "eth0".to_owned(),
+            owner: String::new(),
             host_mac: [2, 0, 0, 0, 0, 1],
             pod_mac: [2, 0, 0, 0, 0, 0xff],
             mtu: 1380,

@@ -215,7 +215,8 @@ impl Config {
         PathBuf::from("/var/lib/podmesh")
     }
 
-    fn default_data_dir() -> PathBuf {
+    /// The ledger of a configuration that names none.
+    pub(crate) fn default_data_dir() -> PathBuf {
         PathBuf::from("/var/lib/cni/podmesh")
     }
 }

@@ -41,6 +41,9 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const CARRIER_LOOKS: u32 = 2000;
 const CARRIER_POLL: Duration = Duration::from_millis(5);
 
+/// Longest alias of an interface that the kernel takes, in bytes.
+pub const MAX_OWNER_BYTES: usize = 255;
+
 /// Where the routes to pods stand.
 const POD_PLACE: request::Place = request::Place {
     table: TABLE,
@@ -54,6 +57,8 @@ pub struct PodLink {
     pub host_name: String,
     /// Name of the pod's end.
     pub pod_name: String,
+    /// Whose the pair is, in at most [`MAX_OWNER_BYTES`]: the alias of the node's end.
+    pub owner: String,
     /// Hardware address of the node's end.
     pub host_mac: [u8; 6],
     /// Hardware address of the pod's end.
@@ -62,6 +67,17 @@ pub struct PodLink {
     pub mtu: u32,
     /// The pod's addresses: at most one per family.
     pub addresses: Vec<IpAddr>,
+}
+
+/// The node's end of a pod's pair that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostEnd {
+    /// Its name.
+    pub name: String,
+    /// Its alias: whose the pair is. A pair that is being made has none before it is up.
+    pub owner: Option<String>,
+    /// Whether it has been brought up.
+    pub is_up: bool,
 }
 
 /// Why an interface pair is not as wanted.
@@ -138,19 +154,33 @@ pub fn remove(host_name: &str) -> Result<bool, VethError> {
     }
 }
 
+/// The veth interfaces in this namespace whose names begin with `prefix`.
+///
+/// # Errors
+///
+/// When the kernel does not list its interfaces.
+pub fn host_ends(prefix: &str) -> Result<Vec<HostEnd>, VethError> {
+    let links =
+        request::links(&mut open()?).map_err(refused(|| "listing interfaces".to_owned()))?;
+    let pods = links.into_iter().filter(|link| link.is_veth);
+    Ok(pods
+        .filter(|link| link.name.starts_with(prefix))
+        .map(|link| HostEnd {
+            name: link.name,
+            owner: link.alias,
+            is_up: link.is_up,
+        })
+        .collect())
+}
+
 /// Names of the veth interfaces in this namespace that begin with `prefix`.
 ///
 /// # Errors
 ///
 /// When the kernel does not list its interfaces.
 pub fn list(prefix: &str) -> Result<Vec<String>, VethError> {
-    let links =
-        request::links(&mut open()?).map_err(refused(|| "listing interfaces".to_owned()))?;
-    let pods = links.into_iter().filter(|link| link.is_veth);
-    Ok(pods
-        .map(|link| link.name)
-        .filter(|name| name.starts_with(prefix))
-        .collect())
+    let ends = host_ends(prefix)?;
+    Ok(ends.into_iter().map(|end| end.name).collect())
 }
 
 /// Addresses of the pods that this node knows, whatever any ledger says: it routes to them, or
@@ -356,7 +386,10 @@ fn raise_host_end(link: &PodLink) -> Result<u32, VethError> {
         set(IpFamily::V6, "disable_ipv6", "0")?;
     }
     let index = index_of(name)?;
-    let mut steps = vec![(format!("bringing up {name}"), request::set_up(index))];
+    let mut steps = vec![(
+        format!("bringing up {name}"),
+        request::set_up_as(index, &link.owner),
+    )];
     if v6 {
         steps.push((
             format!("giving {GATEWAY_V6} to {name}"),

@@ -197,6 +197,63 @@ fn garbage_collection_leaves_other_networks_alone() {
 }
 
 #[test]
+fn garbage_collection_leaves_what_other_ledgers_made() {
+    let node = Node::new("ledgers");
+    let pods = [pod(), pod()];
+    for (id, pod) in ["whole", "torn"].iter().zip(&pods) {
+        node.add(id, pod).expect_success();
+    }
+    let elsewhere = node.folder.join("elsewhere");
+    let changes = [
+        json!({ "dataDir": elsewhere }),
+        json!({ "name": "another" }),
+        json!({ "name": "another", "dataDir": elsewhere }),
+    ];
+    // Without its record nothing but the interface tells whose a pod is.
+    for damage in [spoil, remove] {
+        damage(&record_of(&node, "torn"));
+        for change in &changes {
+            let mut change = change.clone();
+            change["cniVersion"] = json!("1.1.0");
+            change["cni.dev/valid-attachments"] = json!([]);
+            let mut call = node.call("GC", "", None);
+            call.config = node.config_with(change);
+            node.run(&call).expect_success();
+            assert_eq!(node.interfaces().len(), 2, "{}", call.config);
+            for pod in &pods {
+                pod.command("ping -c1 -W2 10.77.0.3");
+            }
+        }
+        // Again whole, for the next damage.
+        node.add("torn", &pods[1]).expect_success();
+    }
+    node.gc(&[]).expect_success();
+    assert_eq!((node.interfaces().len(), node.records()), (0, 0));
+}
+
+#[test]
+fn an_interface_left_in_the_making_is_found_by_its_own_ledger_alone() {
+    let node = Node::new("making");
+    let pod = pod();
+    node.add("one", &pod).expect_success();
+    // As a plugin leaves it that was killed between making the pair and naming its owner.
+    let name = node.interfaces().remove(0);
+    node.namespace.command(&format!(
+        "ip link set {name} down; ip link set {name} alias \"\""
+    ));
+    let mut call = node.call("GC", "", None);
+    call.config = node.config_with(json!({
+        "cniVersion": "1.1.0",
+        "cni.dev/valid-attachments": [],
+        "dataDir": node.folder.join("elsewhere"),
+    }));
+    node.run(&call).expect_success();
+    assert_eq!(node.interfaces(), [name]);
+    node.gc(&[]).expect_success();
+    assert_eq!((node.interfaces().len(), node.records()), (0, 0));
+}
+
+#[test]
 fn a_power_cut_leaves_nothing_that_a_del_or_gc_does_not_find() {
     let node = Node::new("power");
     for id in ["a", "b"] {
@@ -222,6 +279,14 @@ fn set(call: &mut Call, name: &'static str, value: &str) {
 
 fn spoil_records(node: &Node, bytes: &[u8]) {
     fs::write(record_of(node, "one"), bytes).unwrap();
+}
+
+fn spoil(record: &Path) {
+    fs::write(record, "{").unwrap();
+}
+
+fn remove(record: &Path) {
+    fs::remove_file(record).unwrap();
 }
 
 fn record_of(node: &Node, id: &str) -> std::path::PathBuf {

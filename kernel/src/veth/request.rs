@@ -32,6 +32,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_OPERSTATE: u16 = 16;
 const IF_OPER_UP: u8 = 6;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -68,6 +69,7 @@ pub(super) struct Found {
     pub(super) is_operational: bool,
     pub(super) is_veth: bool,
     pub(super) mac: Option<Vec<u8>>,
+    pub(super) alias: Option<String>,
 }
 
 /// What matters of a route.
@@ -132,6 +134,15 @@ pub(super) fn delete_link(index: u32) -> Message {
 
 pub(super) fn set_up(index: u32) -> Message {
     Message::new(RTM_NEWLINK, 0, &link_header(index, IFF_UP))
+}
+
+/// The kernel takes the alias before it switches the interface on, and both under one lock, so that
+/// an interface that is up has its alias.
+pub(super) fn set_up_as(index: u32, alias: &str) -> Message {
+    let mut message = set_up(index);
+    // Without a NUL, which would count towards the longest alias.
+    message.bytes(IFLA_IFALIAS, alias.as_bytes());
+    message
 }
 
 pub(super) fn add_address(index: u32, address: IpAddr, prefix_length: u8) -> Message {
@@ -247,6 +258,7 @@ fn found_link(reply: &Reply) -> Option<Found> {
         is_operational: attributes.find(IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
         is_veth: kind.as_deref() == Some("veth"),
         mac: attributes.find(IFLA_ADDRESS).map(<[u8]>::to_vec),
+        alias: attributes.text(IFLA_IFALIAS),
     })
 }
 
