@@ -1,8 +1,8 @@
 //! The socket in the runtime folder by which meshctl and the CNI plugin talk to meshd.
 //!
 //! Requests are judged here by who asks ([`caller`]) and answered by the slow half, one at a time.
-//! Nobody who connects and stays silent keeps others out: when all places are taken, the one who has
-//! been silent for longest loses its own.
+//! Nobody who stays silent, before a request or after an answer, keeps others out: when all places are
+//! taken, the one who has been silent for longest loses its own. Some places are root's alone.
 
 mod caller;
 mod places;
@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use self::caller::{Callers, Right};
-use self::places::{Place, Places};
+use self::places::{Holder, Limits, Place, Places};
 
 const SOCKET: &str = "meshd.sock";
 /// Until the first whole request is there.
@@ -34,7 +34,12 @@ const NEXT_REQUEST: Duration = Duration::from_secs(60);
 const ANSWER_TAKEN: Duration = Duration::from_secs(5);
 /// Until the slow half has an answer; a join may wait for a planet.
 const ANSWER: Duration = Duration::from_secs(90);
-const CONNECTIONS: usize = 64;
+/// Eight are left for root whatever readers do.
+const LIMITS: Limits = Limits {
+    all: 64,
+    readers: 56,
+    per_reader: 32,
+};
 
 /// A request with the way back to whoever asked. Dropping it answers that meshd is stopping.
 pub(crate) struct Asked {
@@ -99,7 +104,7 @@ impl LocalSocket {
 
     /// Accepts connections for ever and hands permitted requests to `asked`.
     pub(crate) async fn serve(self, asked: mpsc::Sender<Asked>) {
-        let places = Places::new(CONNECTIONS);
+        let places = Places::new(LIMITS);
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -109,12 +114,19 @@ impl LocalSocket {
                     continue;
                 }
             };
-            let right = stream
-                .peer_cred()
-                .map_or(Right::None, |who| self.callers.right_of(&who));
-            if right == Right::None {
-                tokio::spawn(refuse(stream));
-            } else if let Some(place) = places.take() {
+            let who = stream.peer_cred();
+            let (right, uid) = who.map_or((Right::None, 0), |who| {
+                (self.callers.right_of(&who), who.uid())
+            });
+            let holder = match right {
+                Right::None => {
+                    tokio::spawn(refuse(stream));
+                    continue;
+                }
+                Right::Read => Holder::Reader(uid),
+                Right::Change => Holder::Owner,
+            };
+            if let Some(place) = places.take(holder) {
                 let connection = Connection {
                     stream,
                     right,
@@ -155,11 +167,14 @@ impl Connection {
                 () = place.lost() => return,
             };
             let Ok(Ok(Some(line))) = line else { return };
-            place.keep();
+            if !place.keep() {
+                return;
+            }
             let response = self.answer(&line, &asked).await;
             if !send(&mut self.stream, &response).await {
                 return;
             }
+            place.rest();
             patience = NEXT_REQUEST;
         }
     }

@@ -5,6 +5,7 @@
 //! translates for meshctl, which speaks to every daemon in the words of the nodes' local socket.
 
 mod meshctl;
+mod places;
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -19,6 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use self::places::{Place, Places};
 use crate::rules::view::PlanetStatus;
 
 /// The socket's name in the runtime directory.
@@ -27,8 +29,10 @@ pub const SOCKET: &str = "planet.sock";
 const MAX_REQUEST: u64 = 256 * 1024;
 /// Bytes of an answer: a backup of a large network.
 const MAX_ANSWER: u64 = 512 * 1024 * 1024;
-/// Questions under way at a time.
-const CONVERSATIONS: usize = 8;
+/// Conversations at a time of those who may only read; who stays silent gives way to the next.
+const READERS: usize = 24;
+/// The same of those who may change something, apart from the readers' so that none keeps them out.
+const OWNERS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the operator asks.
@@ -131,21 +135,26 @@ impl AdminSocket {
 
     /// Hands every permitted question to `questions`, until the task is dropped.
     pub async fn serve(self, questions: mpsc::Sender<Asked>) {
-        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(CONVERSATIONS));
+        let (mut owners, mut readers) = (Places::new(OWNERS), Places::new(READERS));
         loop {
             let Ok((stream, _)) = self.listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
             let uid = stream.peer_cred().map(|peer| peer.uid());
             let may_change = uid.is_ok_and(|uid| uid == 0 || uid == self.own_uid);
+            let places = if may_change {
+                &mut owners
+            } else {
+                &mut readers
+            };
+            let Some(mut place) = places.take() else {
+                continue;
+            };
             let questions = questions.clone();
             tokio::spawn(async move {
-                let _ = timeout(PATIENCE, converse(stream, may_change, &questions)).await;
-                drop(place);
+                let talk = converse(stream, may_change, &questions, &mut place);
+                let _ = timeout(PATIENCE, talk).await;
             });
         }
     }
@@ -161,11 +170,15 @@ async fn converse(
     stream: UnixStream,
     may_change: bool,
     questions: &mpsc::Sender<Asked>,
+    place: &mut Place,
 ) -> io::Result<()> {
     let (reading, mut writing) = stream.into_split();
     let mut line = String::new();
     let mut reader = tokio::io::BufReader::new(reading.take(MAX_REQUEST));
-    reader.read_line(&mut line).await?;
+    match place.until(reader.read_line(&mut line)).await {
+        Some(read) => read?,
+        None => return Ok(()),
+    };
     let bytes = match serde_json::from_str::<Request>(&line) {
         Ok(request) => serde_json::to_vec(&answer(request, may_change, questions).await),
         Err(error) => match meshctl::request(&line) {
@@ -216,4 +229,57 @@ pub fn ask(runtime_dir: &Path, request: &Request) -> io::Result<Response> {
     let mut line = String::new();
     BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut line)?;
     serde_json::from_str(&line).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn answered(path: &Path) -> String {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        stream
+            .write_all(b"{\"request\":\"status\"}\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        let mut reader = tokio::io::BufReader::new(stream);
+        reader.read_line(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn silent_callers_keep_nobody_out() {
+        let folder = std::env::temp_dir().join(format!("planet-admin-{}", std::process::id()));
+        let socket = AdminSocket::open(&folder).unwrap();
+        let path = socket.path.clone();
+        let (sender, mut receiver) = mpsc::channel::<Asked>(8);
+        tokio::spawn(socket.serve(sender));
+        tokio::spawn(async move {
+            while let Some((_, answer)) = receiver.recv().await {
+                let _ = answer.send(Response::failed("served"));
+            }
+        });
+        let mut silent = Vec::new();
+        for _ in 0..100 {
+            silent.push(UnixStream::connect(&path).await.unwrap());
+        }
+        let start = std::time::Instant::now();
+        assert!(answered(&path).await.contains("served"));
+        assert!(start.elapsed() < Duration::from_secs(1));
+        let _ = fs::remove_dir_all(&folder);
+    }
+
+    #[tokio::test]
+    async fn a_question_keeps_its_place_and_silence_does_not() {
+        let mut places = Places::new(2);
+        let mut asking = places.take().unwrap();
+        assert_eq!(asking.until(async { 7 }).await, Some(7));
+        let mut silent = places.take().unwrap();
+        let mut next = places.take().unwrap();
+        assert_eq!(silent.until(std::future::pending::<()>()).await, None);
+        assert_eq!(next.until(async { 8 }).await, Some(8));
+        assert!(places.take().is_none());
+        drop(asking);
+        assert!(places.take().is_some());
+    }
 }

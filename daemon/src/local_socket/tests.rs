@@ -85,6 +85,34 @@ async fn silent_clients_keep_nobody_out() {
 }
 
 #[tokio::test]
+async fn clients_that_have_their_answer_keep_nobody_out() {
+    let scratch = Scratch::new();
+    for (name, callers) in [("owner", None), ("reader", Some(Callers::readers()))] {
+        let path = serve(&scratch.path(name), callers);
+        let mut idle = Vec::new();
+        for _ in 0..100 {
+            let mut stream = BufReader::new(UnixStream::connect(&path).await.unwrap());
+            let line = b"{\"request\":\"Status\"}\n";
+            stream.get_mut().write_all(line).await.unwrap();
+            let mut answer = String::new();
+            stream.read_line(&mut answer).await.unwrap();
+            assert!(answer.contains("served"), "{name}: {answer:?}");
+            idle.push(stream);
+        }
+        let response = ask(&path, b"{\"request\":\"Peers\"}\n").await;
+        assert_eq!(code(&response), None, "{name}");
+        // The first have lost their places, the last can go on.
+        let mut nothing = String::new();
+        assert_eq!(idle[0].read_line(&mut nothing).await.unwrap(), 0, "{name}");
+        let last = idle.last_mut().unwrap();
+        let line = b"{\"request\":\"Ready\"}\n";
+        last.get_mut().write_all(line).await.unwrap();
+        last.read_line(&mut nothing).await.unwrap();
+        assert!(nothing.contains("served"), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn strangers_get_one_refusal_whatever_the_sockets_mode() {
     let scratch = Scratch::new();
     let stranger = Callers::nobody_but(65_533);
