@@ -60,6 +60,13 @@ impl Attachment {
     }
 }
 
+/// Whether the plugin itself could have given this name to a node's end.
+pub(crate) fn is_host_name(name: &str) -> bool {
+    name.strip_prefix(HOST_PREFIX).is_some_and(|digits| {
+        digits.len() == NAME_DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    })
+}
+
 impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {}", self.ifname, self.container_id)

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use podmesh_kernel::veth::{self, HostEnd};
 
 use crate::{
-    attachment::HOST_PREFIX,
+    attachment::{HOST_PREFIX, is_host_name},
     del,
     ledger::{self, Ledger, Moment},
     reply::{Code, Failure},
@@ -58,7 +58,7 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
     drop(ledger);
     let orphans = ends
         .iter()
-        .filter(|end| is_own_name(&end.name) && is_of(end, &owner, config))
+        .filter(|end| is_host_name(&end.name) && is_of(end, &owner, config))
         .map(|end| end.name.clone())
         .filter(|name| !known.contains(name) && !valid.contains(name));
     let mut result = Ok(());
@@ -81,13 +81,6 @@ fn is_of(end: &HostEnd, owner: &str, config: &Config) -> bool {
         Some(made_by) => made_by == owner,
         None => end.is_up && config.data_dir == Config::default_data_dir(),
     }
-}
-
-/// Names that the plugin itself could have given.
-fn is_own_name(name: &str) -> bool {
-    name.strip_prefix(HOST_PREFIX).is_some_and(|digits| {
-        digits.len() == 11 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
-    })
 }
 
 #[cfg(test)]

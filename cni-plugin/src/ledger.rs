@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     addresses::{self, Released},
-    attachment::{Attachment, HOST_PREFIX},
+    attachment::{self, Attachment, HOST_PREFIX},
     reply::{Code, Failure},
     request::Config,
     warn,
@@ -129,7 +129,8 @@ impl Ledger {
         moment: Moment,
         interfaces: &[String],
     ) -> Result<Self, Failure> {
-        let folder = Folder::open(path).map_err(|cause| failed(path, "opened", &cause))?;
+        let folder =
+            Folder::open(path, is_content).map_err(|cause| failed(path, "opened", &cause))?;
         let mut ledger = Self {
             records: BTreeMap::new(),
             released: Vec::new(),
@@ -334,6 +335,12 @@ impl Ledger {
         };
         self.folder.write(RELEASED, &serde_json::to_vec(&file)?)
     }
+}
+
+/// Whether a file of this name makes a folder a ledger.
+fn is_content(name: &str) -> bool {
+    let record = name.strip_suffix(RECORD_SUFFIX);
+    name == RELEASED || record.is_some_and(attachment::is_host_name)
 }
 
 /// Whether addresses that were given earlier are one of each pod CIDR still.

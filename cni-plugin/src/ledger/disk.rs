@@ -1,9 +1,9 @@
 //! Files that are there as a whole or not at all.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -12,6 +12,8 @@ use std::{
 use podmesh_kernel::process;
 
 const LOCK: &str = "lock";
+/// In the root of a file system of its own.
+const LOST_AND_FOUND: &str = "lost+found";
 const UNFINISHED: &str = ".unfinished";
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 const LOCK_POLL: Duration = Duration::from_millis(2);
@@ -23,12 +25,17 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder if it is absent, and waits for its lock.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        if fs::metadata(path)?.permissions().mode() & 0o777 != 0o700 {
-            fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    /// Makes the folder if it is absent, and waits for its lock. One that is there keeps its mode:
+    /// it is used if it can be a ledger, else refused with words that say what to do.
+    /// `is_content` tells the names of a ledger's files.
+    pub(super) fn open(path: &Path, is_content: impl Fn(&str) -> bool) -> io::Result<Self> {
+        if let Err(cause) = fs::symlink_metadata(path) {
+            if cause.kind() != io::ErrorKind::NotFound {
+                return Err(cause);
+            }
+            DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         }
+        judge(path, is_content)?;
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -98,6 +105,52 @@ impl Folder {
 
     fn flush(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
+    }
+}
+
+/// The plugin writes as root into what `dataDir` names, so a slip there must not touch anything else.
+fn judge(path: &Path, is_content: impl Fn(&str) -> bool) -> io::Result<()> {
+    let refused = |sentence: String| Err(io::Error::other(sentence));
+    let found = fs::symlink_metadata(path)?;
+    if found.is_symlink() {
+        return refused("it is a symbolic link; let dataDir name the folder itself".to_owned());
+    }
+    if !found.is_dir() {
+        return refused("it is no folder; let dataDir name another place".to_owned());
+    }
+    let own = process::effective_uid();
+    if found.uid() != own {
+        let owner = found.uid();
+        return refused(format!(
+            "it belongs to user {owner}; let dataDir name a folder of user {own}'s, or one that \
+             does not exist yet"
+        ));
+    }
+    let mode = found.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return refused(format!(
+            "others than its owner may write there (mode {mode:o}); `chmod go-w` it if it is the \
+             ledger, else let dataDir name another folder"
+        ));
+    }
+    let mut foreign = None;
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        if is_content(&text) {
+            return Ok(());
+        }
+        let is_harmless = text == LOCK || text == LOST_AND_FOUND || text.ends_with(UNFINISHED);
+        if !is_harmless {
+            foreign = Some(text.into_owned());
+        }
+    }
+    match foreign {
+        None => Ok(()),
+        Some(name) => refused(format!(
+            "it holds {name:?} and no ledger; let dataDir name a folder of the plugin's own, empty \
+             or not there yet"
+        )),
     }
 }
 

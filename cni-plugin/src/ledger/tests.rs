@@ -176,3 +176,65 @@ fn the_folder_and_its_files_are_for_root_alone() {
         assert_eq!(mode(&entry.unwrap().path()), 0o600);
     }
 }
+
+#[test]
+fn a_folder_that_is_no_ledger_is_refused_and_left_as_it_is() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    let set =
+        |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let parent = Scratch::new("refused");
+    fs::create_dir_all(&parent.0).unwrap();
+    let attempt = |name: &str| {
+        let moment = Moment {
+            boot: "b".to_owned(),
+            now: 1,
+        };
+        Ledger::open(&parent.0.join(name), moment, &[]).map(|_| ())
+    };
+    let refused = |name: &str, words: &str| {
+        let before = mode(&parent.0.join(name));
+        let failure = attempt(name).unwrap_err();
+        assert_eq!(failure.code(), Code::Ledger);
+        let text = failure.to_string();
+        assert!(text.contains(words), "{text}");
+        assert!(text.contains("dataDir"), "{text}");
+        assert_eq!(mode(&parent.0.join(name)), before, "{name}");
+        assert!(!parent.0.join(name).join("lock").exists(), "{name}");
+    };
+    let make = |name: &str, bits| {
+        let path = parent.0.join(name);
+        fs::create_dir(&path).unwrap();
+        set(&path, bits);
+        path
+    };
+    make("target", 0o755);
+    symlink("target", parent.0.join("link")).unwrap();
+    refused("link", "symbolic link");
+    fs::write(parent.0.join("file"), "x").unwrap();
+    refused("file", "no folder");
+    make("open", 0o777);
+    refused("open", "chmod go-w");
+    make("group", 0o770);
+    refused("group", "chmod go-w");
+    fs::write(make("foreign", 0o755).join("passwd"), "x").unwrap();
+    refused("foreign", "\"passwd\"");
+    // As in many folders of a package manager's.
+    let locked = make("locked", 0o755);
+    fs::write(locked.join("pm-utils.json"), "x").unwrap();
+    refused("locked", "pm-utils.json");
+    if podmesh_kernel::process::effective_uid() == 0 {
+        chown(make("stranger", 0o700), Some(65_533), None).unwrap();
+        refused("stranger", "belongs to user 65533");
+    }
+    make("empty", 0o755);
+    attempt("empty").unwrap();
+    assert_eq!(mode(&parent.0.join("empty")), 0o755);
+    attempt("new").unwrap();
+    assert_eq!(mode(&parent.0.join("new")), 0o700);
+    // What somebody left beside the files of a ledger does not stop the pods.
+    let used = make("used", 0o700);
+    fs::write(used.join("notes"), "x").unwrap();
+    fs::write(used.join(RELEASED), "{}").unwrap();
+    attempt("used").unwrap();
+}
