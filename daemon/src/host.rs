@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podmesh_engine::host_plan::HostPlan;
-use podmesh_kernel::host::{HostState, Outcome, PeerRoute, Problem, Reconciler};
+use podmesh_kernel::host::{HostState, Inside, Outcome, PeerRoute, Problem, Reconciler};
 use podmesh_kernel::netlink::Netlink;
 use podmesh_kernel::nft::{self, GuardRules};
 use podmesh_kernel::sysctl::{self, IpFamily};
@@ -271,6 +271,19 @@ impl Keeper {
     async fn apply(&mut self, state: &HostState, report: &mut HostReport) {
         match self.reconciler.apply(state).await {
             Ok(outcome) => note(&outcome, report),
+            Err(error) => report.problems.push(error.to_string()),
+        }
+        let inside = Inside {
+            device: &state.device,
+            veth_prefix: VETH_PREFIX,
+            local_devices: &self.config.local_devices,
+        };
+        match self
+            .reconciler
+            .foreign_rules(&state.protected, &inside)
+            .await
+        {
+            Ok(rules) => report.remarks.extend(rules.iter().map(ToString::to_string)),
             Err(error) => report.problems.push(error.to_string()),
         }
         match veth::restore_routes(VETH_PREFIX) {

@@ -5,6 +5,7 @@
 //! the highest metric catches what no other route takes. Both need neither `meshd` nor its
 //! interface to work.
 
+mod foreign;
 mod wanted;
 
 use std::collections::{HashMap, HashSet};
@@ -20,6 +21,8 @@ use crate::netlink::{Netlink, NetlinkError};
 use crate::route::{POD_PROTOCOL, PROTOCOL, Route, TABLE};
 use crate::rule::{MARK_GUARD_PRIORITY, MARK_PRIORITY, PresentRule, RANGE_PRIORITY, Rule};
 use crate::udp::UNDERLAY_MARK;
+
+pub use self::foreign::{ForeignRule, Inside};
 
 /// What a node should look like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +166,21 @@ impl Reconciler {
         self.apply_routes(&wanted::routes(state, device), true, &mut outcome)
             .await?;
         Ok(outcome)
+    }
+
+    /// Rules of somebody else that are asked before ours and could take packets to these ranges off
+    /// the mesh. They stay: whoever made them knows what for.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say what there is.
+    pub async fn foreign_rules(
+        &self,
+        protected: &[IpNet],
+        inside: &Inside<'_>,
+    ) -> Result<Vec<ForeignRule>, NetlinkError> {
+        let present = self.netlink.rules().await?;
+        Ok(foreign::before_ours(&present, protected, inside))
     }
 
     async fn apply_rules(

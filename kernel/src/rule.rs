@@ -52,6 +52,44 @@ pub struct PresentRule {
     pub ours: bool,
     /// Whether it has conditions beyond those of [`Rule`].
     pub narrower: bool,
+    /// These conditions.
+    pub conditions: Conditions,
+}
+
+/// What a rule asks beyond the conditions of [`Rule`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// Only packets from this prefix.
+    pub from: Option<IpNet>,
+    /// Only packets that came in by this interface; `lo` stands for the node's own.
+    pub incoming: Option<String>,
+    /// Only packets of sockets that are bound to some interface.
+    pub outgoing: bool,
+    /// Only packets of virtual routers.
+    pub vrf: bool,
+    /// The rule holds for all packets that it would not hold for otherwise.
+    pub inverted: bool,
+    /// Anything else.
+    pub others: bool,
+}
+
+impl fmt::Display for PresentRule {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Conditions {
+            from,
+            incoming,
+            inverted,
+            ..
+        } = &self.conditions;
+        self.rule.fmt(out)?;
+        if let Some(from) = from {
+            write!(out, " from {from}")?;
+        }
+        if let Some(incoming) = incoming {
+            write!(out, " iif {incoming}")?;
+        }
+        out.write_str(if *inverted { " inverted" } else { "" })
+    }
 }
 
 impl fmt::Display for Rule {
@@ -156,23 +194,31 @@ fn read(message: &RuleMessage, is_ipv4: bool) -> Option<PresentRule> {
     let (mut priority, mut mark, mut to, mut ours) = (0, None, None, false);
     let mut table = u32::from(message.header.table);
     // The lowest flag bits tell about the rule's state; "invert" is a condition.
-    let mut narrower = message.header.src_len != 0
-        || message.header.tos != 0
-        || message.header.flags.bits() & 2 != 0;
+    let mut more = Conditions {
+        inverted: message.header.flags.bits() & 2 != 0,
+        others: message.header.tos != 0,
+        ..Conditions::default()
+    };
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(value) => priority = *value,
             RuleAttribute::Table(value) => table = *value,
             RuleAttribute::FwMark(value) => mark = Some(*value),
-            RuleAttribute::FwMask(value) => narrower |= *value != u32::MAX,
+            RuleAttribute::FwMask(value) => more.others |= *value != u32::MAX,
             RuleAttribute::Destination(address) => {
                 to = Some(IpNet::new(*address, message.header.dst_len).ok()?);
             }
+            RuleAttribute::Source(address) => {
+                more.from = Some(IpNet::new(*address, message.header.src_len).ok()?);
+            }
+            RuleAttribute::Iifname(name) => more.incoming = Some(name.clone()),
+            RuleAttribute::Oifname(_) => more.outgoing = true,
+            RuleAttribute::L3MDev(is_set) => more.vrf = *is_set,
             RuleAttribute::Protocol(protocol) => ours = u8::from(*protocol) == PROTOCOL,
             // What the kernel adds to each rule, without effect.
             RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
             RuleAttribute::SuppressIfGroup(u32::MAX) => {}
-            _ => narrower = true,
+            _ => more.others = true,
         }
     }
     let verdict = match message.header.action {
@@ -189,7 +235,8 @@ fn read(message: &RuleMessage, is_ipv4: bool) -> Option<PresentRule> {
             verdict,
         },
         ours,
-        narrower,
+        narrower: more != Conditions::default(),
+        conditions: more,
     })
 }
 
@@ -217,6 +264,7 @@ mod tests {
                 rule: rule.clone(),
                 ours: true,
                 narrower: false,
+                conditions: Conditions::default(),
             };
             assert_eq!(read(&describe(&rule), is_ipv4), Some(present));
         }

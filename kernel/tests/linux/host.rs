@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podmesh_kernel::host::{
-    Change, HostState, Outcome, PeerRoute, Problem, Reconciler, ensure_fail_closed_routes,
+    Change, HostState, Inside, Outcome, PeerRoute, Problem, Reconciler, ensure_fail_closed_routes,
 };
 use podmesh_kernel::netlink::Netlink;
 use podmesh_kernel::tun::TunDevice;
@@ -406,5 +406,81 @@ fn a_thousand_peers_are_applied_and_compared_quickly() {
             "2000 routes: first {first:?}, second {:?}",
             start.elapsed() - first
         );
+    });
+}
+
+#[test]
+fn a_foreign_rule_before_ours_is_noticed_unless_it_cannot_match() {
+    isolated_async(|| async {
+        let node = Node::new();
+        node.settle(&state()).await;
+        let locals = ["br0".to_owned()];
+        let (none, with_bridge): (&[String], &[String]) = (&[], &locals);
+        for (rule, local_devices, is_noticed) in [
+            ("-4 pref 100 lookup main", none, true),
+            ("-6 pref 100 lookup main", none, true),
+            ("-4 pref 4999 to 10.42.2.0/24 lookup main", none, true),
+            ("-4 pref 100 to 10.0.0.0/8 blackhole", none, true),
+            ("-4 pref 100 from 10.42.1.0/24 lookup 100", none, true),
+            ("-4 pref 100 iif lo lookup main", none, true),
+            ("-4 pref 100 iif pm0123456789a lookup main", none, true),
+            ("-4 pref 100 iif br0 lookup main", with_bridge, true),
+            ("-4 pref 100 not fwmark 0x1/0x1 lookup 100", none, true),
+            ("-4 pref 100 fwmark 0x0/0x1 lookup 100", none, true),
+            ("-4 pref 100 not to 192.0.2.0/24 lookup 100", none, true),
+            ("-4 pref 100 tos 0x10 lookup 100", none, true),
+            (
+                "-4 pref 100 from 172.17.0.0/16 lookup 100",
+                with_bridge,
+                true,
+            ),
+            ("-4 pref 100 from 172.17.0.0/16 lookup 100", none, false),
+            ("-4 pref 100 fwmark 0x1/0x1 lookup 100", none, false),
+            ("-4 pref 100 iif up0 lookup 100", none, false),
+            ("-4 pref 100 iif br0 lookup 100", none, false),
+            ("-4 pref 100 oif up0 lookup 100", none, false),
+            ("-4 pref 100 to 192.0.2.0/24 lookup 100", none, false),
+            ("-4 pref 100 not to 10.0.0.0/8 lookup 100", none, false),
+            ("-4 pref 100 lookup local", none, false),
+            ("-4 pref 5001 lookup main", none, false),
+            ("-4 pref 5000 lookup main", none, false),
+        ] {
+            let (family, rest) = rule.split_at(3);
+            ip(&format!("{family}rule add {rest}"));
+            let inside = Inside {
+                device: "mesh0",
+                veth_prefix: "pm",
+                local_devices,
+            };
+            let protected = state().protected;
+            let found = node.reconciler.foreign_rules(&protected, &inside).await;
+            let found: Vec<_> = found.unwrap().iter().map(ToString::to_string).collect();
+            assert_eq!(found.len(), usize::from(is_noticed), "{rule}: {found:?}");
+            if is_noticed {
+                let pref = rest.split_whitespace().nth(1).unwrap();
+                let advice = format!("`ip {}rule del pref {pref}`", family);
+                assert!(found[0].contains(&advice), "{rule}: {found:?}");
+            }
+            ip(&format!("{family}rule del {rest}"));
+        }
+    });
+}
+
+#[test]
+fn a_foreign_rule_of_our_priority_is_noticed_if_it_is_older() {
+    isolated_async(|| async {
+        let node = Node::new();
+        ip("rule add pref 5000 lookup main");
+        node.settle(&state()).await;
+        let inside = Inside {
+            device: "mesh0",
+            veth_prefix: "pm",
+            local_devices: &[],
+        };
+        let found = node
+            .reconciler
+            .foreign_rules(&state().protected, &inside)
+            .await;
+        assert_eq!(found.unwrap().len(), 1);
     });
 }
