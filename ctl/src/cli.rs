@@ -37,8 +37,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Join a network with a token
     Join(commands::join::Join),
-    /// Leave the network; the node's keys stay
-    Leave,
+    /// Leave the network; coming back needs a new token
+    Leave(commands::leave::Leave),
     /// Show this node
     Status(commands::status::Status),
     /// List the peers and how each is reached

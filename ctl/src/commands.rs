@@ -38,7 +38,7 @@ pub(crate) fn run(cli: Cli, screen: Screen) -> Result<Exit, Problem> {
     let context = Context { meshd, screen };
     match cli.command {
         Command::Join(join) => join.run(&context),
-        Command::Leave => leave::run(&context),
+        Command::Leave(leave) => leave.run(&context),
         Command::Status(status) => status.run(&context),
         Command::Peers(peers) => peers.run(&context),
         Command::Peer(peer) => peer.run(&context),

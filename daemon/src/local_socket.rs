@@ -248,7 +248,7 @@ fn refusal() -> Response {
 fn changes_state(request: &Request) -> bool {
     match request {
         Request::Join { .. }
-        | Request::Leave
+        | Request::Leave { .. }
         | Request::Statement { .. }
         | Request::RotateKeys { .. } => true,
         Request::Status

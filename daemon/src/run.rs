@@ -20,7 +20,7 @@ use podmesh_engine::output::{Output, PlanetEvent, SlowItem, Transmit};
 use podmesh_kernel::process;
 use podmesh_kernel::tun::{TunDevice, TunQueue};
 use podmesh_proto::id::PlanetId;
-use podmesh_proto::local_api::NodeState;
+use podmesh_proto::local_api::{Failure, NodeState};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -67,8 +67,8 @@ struct Node {
     held: Held,
     waiting: Waiting,
     checked: mpsc::Sender<Checked>,
-    /// Why the last join failed.
-    join_trouble: Option<String>,
+    /// Why the last join failed, and what to do.
+    join_trouble: Option<Failure>,
     identity: Identity,
     /// Serves the local socket, and removes it when it is ended.
     local: JoinHandle<()>,
@@ -305,6 +305,7 @@ impl Node {
             Effect::Planets(planets) => self.links.keep(planets),
             Effect::JoinDone(outcome) => self.finish_join(outcome),
             Effect::KeysMoved => self.finish_rotation(),
+            Effect::ForgetKeys(answer) => self.forget_keys(answer),
         }
     }
 

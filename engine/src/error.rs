@@ -4,6 +4,8 @@ use podmesh_proto::error::{CertificateError, DecodeError};
 use podmesh_proto::id::Name;
 use podmesh_proto::planet_api::RefusalCode;
 
+use crate::engine::printable;
+
 /// Why an engine can't start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -61,7 +63,7 @@ pub enum JoinError {
         given: Name,
     },
     /// The planet said no, for good.
-    #[error("the planet refused: {}", explain(*code, reason))]
+    #[error("the planet refused: {}", printable(reason))]
     Refused {
         /// Kind.
         code: RefusalCode,
@@ -73,30 +75,44 @@ pub enum JoinError {
     Cancelled,
 }
 
-/// What is to be done after a refusal, in words.
-fn explain(code: RefusalCode, reason: &str) -> String {
-    let next = match code {
+/// What a node does that the root has revoked: it can only come back as another one.
+pub(crate) const COME_BACK: &str =
+    "`meshctl leave --forget-keys`, then `meshctl join` with a new token";
+
+impl JoinError {
+    /// What to do next.
+    #[must_use]
+    pub const fn next(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Refused { code, .. } => after(*code),
+            Self::Token(_) | Self::TokenExpired { .. } | Self::TokenName { .. } => {
+                "ask for a new token: `meshctl token create`"
+            }
+            Self::AlreadyMember { .. } | Self::InProgress { .. } => "`meshctl leave` ends it",
+            Self::Encode(_) | Self::Cancelled => return None,
+        })
+    }
+}
+
+const fn after(code: RefusalCode) -> &'static str {
+    match code {
         RefusalCode::Protocol => "update the older of the two programs",
         RefusalCode::OtherNetwork => "use a token of the network that this planet serves",
-        RefusalCode::Unproven => "the node's keys may be damaged; join with fresh keys",
+        RefusalCode::NodeRevoked | RefusalCode::Unproven => COME_BACK,
         RefusalCode::TokenExpired | RefusalCode::TokenUsedUp | RefusalCode::TokenRevoked => {
-            "ask for a new token"
+            "`meshctl join` with a new token, which `meshctl token create` makes"
         }
-        RefusalCode::NodeRevoked => "the root revoked this node; join with fresh keys",
-        RefusalCode::Conflict => "choose another name, or ask for a token made for this one",
+        RefusalCode::Conflict => {
+            "`meshctl join --name` with another name, or with a new token made for this one"
+        }
         RefusalCode::Exhausted => "the network's ranges are full; free leases or widen them",
-        RefusalCode::Relearning | RefusalCode::Busy => "trying again by itself",
+        RefusalCode::Relearning | RefusalCode::Busy => "nothing; the node asks again by itself",
         RefusalCode::NotArbiter => "the network's first planet has to be reachable",
-        RefusalCode::NotMember => "join first",
-        RefusalCode::Invalid => "this is a bug of one of the two programs",
-    };
-    // The sentence comes from outside: no control characters, no length of its choosing.
-    let reason: String = reason
-        .chars()
-        .filter(|letter| !letter.is_control())
-        .take(200)
-        .collect();
-    format!("{reason} ({next})")
+        RefusalCode::NotMember => "`meshctl join` with a new token",
+        RefusalCode::Invalid => {
+            "compare the clocks and versions of both machines; else it is a bug of one program"
+        }
+    }
 }
 
 /// Why something that the operator asked for is not done.
@@ -106,6 +122,9 @@ pub enum RequestError {
     /// Not a member.
     #[error("this node has not joined a network")]
     NotJoined,
+    /// Member, or about to be.
+    #[error("this node is in a network, or joins one; leave it first")]
+    Joined,
     /// A statement that doesn't hold.
     #[error("the statement is not valid: {0}")]
     Statement(#[from] CertificateError),

@@ -293,8 +293,14 @@ mod tests {
             Unproven,
         ] {
             let reason = refusal(code, None).reason;
-            let text = JoinError::Refused { code, reason }.to_string();
-            assert!(text.starts_with("the planet refused: because ("), "{text}");
+            let error = JoinError::Refused { code, reason };
+            assert_eq!(error.to_string(), "the planet refused: because");
+            assert!(error.next().is_some(), "{code:?}");
+            let by_new_keys = matches!(code, NodeRevoked | Unproven);
+            let said = error
+                .next()
+                .is_some_and(|next| next.contains("--forget-keys"));
+            assert_eq!(said, by_new_keys, "{code:?}");
         }
     }
 }

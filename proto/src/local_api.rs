@@ -60,8 +60,13 @@ pub enum Request {
         /// The node's name; the machine's host name if absent.
         name: Option<Name>,
     },
-    /// Leave the network: certificate and peers are removed, keys stay. Root only.
-    Leave,
+    /// Leave the network: certificate and peers are removed. Root only.
+    Leave {
+        /// Also replace all keys of the node, which makes it another node; then it need not be a
+        /// member.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        forget_keys: bool,
+    },
     /// Take a root-signed statement and pass it on. Root only.
     Statement {
         /// As [`crate::signed::Signed::to_base64`] makes it.

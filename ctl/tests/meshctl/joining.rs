@@ -46,7 +46,7 @@ fn meshd(
             let state = states.get(look).or(states.last()).unwrap();
             Response::Status(Box::new(seen(state, network)))
         }
-        Request::Leave => done("left the network"),
+        Request::Leave { .. } => done("left the network"),
         _ => failed("failed", "not asked for"),
     });
     (daemon, taken)

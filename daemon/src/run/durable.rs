@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 
 use podmesh_engine::error::JoinError;
 use podmesh_proto::id::PlanetId;
+use podmesh_proto::local_api::Response;
 use podmesh_proto::network::PlanetEntry;
 use podmesh_proto::planet_api::NodeMessage;
+use tokio::sync::oneshot;
 
 /// Something that others see and that a crash must not make untrue.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub(super) enum Effect {
     JoinDone(Result<(), JoinError>),
     /// New keys are in force: the old ones leave the disk.
     KeysMoved,
+    /// The node has left: it gets other keys, and whoever asked for that an answer.
+    ForgetKeys(oneshot::Sender<Response>),
 }
 
 /// Effects that wait for the disk, in order.

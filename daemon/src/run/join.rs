@@ -45,7 +45,11 @@ impl Node {
         let outcome = read_token(&file).and_then(|text| self.begin_join(&text, None, None));
         if let Err(message) = outcome {
             tracing::warn!(file = %file.display(), reason = message, "can't join by itself");
-            self.join_trouble = Some(format!("can't join with {}: {message}", file.display()));
+            self.join_trouble = Some(Failure {
+                code: FailureCode::Usage,
+                message: format!("can't join with {}: {message}", file.display()),
+                next: None,
+            });
         }
     }
 
@@ -105,7 +109,7 @@ impl Node {
                 tracing::warn!(reason = failure.message, "not joining");
                 match answer {
                     Some(answer) => drop(answer.send(Response::Failed(failure))),
-                    None => self.join_trouble = Some(failure.message),
+                    None => self.join_trouble = Some(failure),
                 }
             }
         }
@@ -131,9 +135,10 @@ impl Node {
                 Response::Done { message }
             }
             Err(error) => {
-                tracing::warn!(reason = %error, "not joined");
-                self.join_trouble = (error != JoinError::Cancelled).then(|| error.to_string());
-                Response::Failed(refused(&error))
+                tracing::warn!(reason = %error, next = error.next(), "not joined");
+                let failure = refused(&error);
+                self.join_trouble = (error != JoinError::Cancelled).then(|| failure.clone());
+                Response::Failed(failure)
             }
         };
         self.waiting.finish_joins(&response);
@@ -170,20 +175,16 @@ async fn check_ranges(ranges: &Ranges, device: &str) -> Result<(), Failure> {
 }
 
 fn refused(error: &JoinError) -> Failure {
-    let (code, next) = match error {
-        JoinError::Token(_) | JoinError::TokenExpired { .. } | JoinError::TokenName { .. } => (
-            FailureCode::Usage,
-            Some("ask for a new token: `meshctl token create`"),
-        ),
-        JoinError::AlreadyMember { .. } | JoinError::InProgress { .. } => {
-            (FailureCode::Failed, Some("`meshctl leave` ends it"))
+    let code = match error {
+        JoinError::Token(_) | JoinError::TokenExpired { .. } | JoinError::TokenName { .. } => {
+            FailureCode::Usage
         }
-        _ => (FailureCode::Failed, None),
+        _ => FailureCode::Failed,
     };
     Failure {
         code,
         message: error.to_string(),
-        next: next.map(str::to_owned),
+        next: error.next().map(str::to_owned),
     }
 }
 

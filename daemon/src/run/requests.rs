@@ -81,9 +81,14 @@ impl Node {
                 items: self.engine.routes(),
             },
             Request::Ready => Response::Ready(self.ready()),
-            Request::Leave => match self.engine.handle_leave(now) {
-                Ok(()) => done("left the network; the keys stay"),
-                Err(error) => not_done(&error),
+            Request::Leave { forget_keys: true } => {
+                self.leave_and_forget_keys(asked.answer);
+                return;
+            }
+            Request::Leave { forget_keys: false } => match self.engine.handle_leave(now) {
+                Ok(()) => done("left the network; the keys stay, coming back needs a new token"),
+                // Nothing to wait for: a check's exit code would be wrong.
+                Err(error) => failed(FailureCode::Failed, error.to_string()),
             },
             Request::Statement { statement } => self.take_statement(&statement),
             Request::Network => self.network(),

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use podmesh_proto::local_api::{Failure, FailureCode, Response};
+use podmesh_engine::error::RequestError;
+use podmesh_proto::local_api::{Failure, FailureCode, NodeState, Response};
 use podmesh_proto::time::Moment;
 use tokio::sync::oneshot;
 
 use super::Node;
+use super::durable::Effect;
 use super::requests::{done, not_done};
 use crate::clock;
 use crate::local_socket::failed;
@@ -58,6 +60,62 @@ impl Node {
         for (_, answer) in self.waiting.rotations.drain(..) {
             let _ = answer.send(response.clone());
         }
+    }
+
+    /// Leaves the network, if the node is in one, and gives it other keys once that is on disk: in the
+    /// other order, a crash would leave a membership that isn't the node's.
+    pub(super) fn leave_and_forget_keys(&mut self, answer: oneshot::Sender<Response>) {
+        match self.engine.handle_leave(clock::now()) {
+            Ok(()) | Err(RequestError::NotJoined) => {}
+            Err(error) => {
+                let _ = answer.send(not_done(&error));
+                return;
+            }
+        }
+        self.do_outputs();
+        self.do_in_order(Effect::ForgetKeys(answer));
+    }
+
+    /// Makes other keys, on disk first. A node that could not write down that it has left keeps its own.
+    pub(super) fn forget_keys(&mut self, answer: oneshot::Sender<Response>) {
+        let response = match self.other_keys() {
+            Ok(()) => {
+                self.join_trouble = None;
+                done(&format!(
+                    "this node is in no network and has new keys; its id is {}",
+                    self.engine.node_id()
+                ))
+            }
+            Err(message) => Response::Failed(Failure {
+                code: FailureCode::Failed,
+                message,
+                next: Some("`meshctl leave --forget-keys` again".to_owned()),
+            }),
+        };
+        let _ = answer.send(response);
+    }
+
+    fn other_keys(&mut self) -> Result<(), String> {
+        if let Some(trouble) = &self.writer.progress().borrow().trouble {
+            return Err(format!(
+                "the keys stay, as the disk can't be written: {trouble}"
+            ));
+        }
+        if self.engine.status(clock::now()).state != NodeState::NotJoined {
+            return Err("the keys stay, as a join has begun meanwhile".to_owned());
+        }
+        let unwritten = |error| {
+            format!("the new keys can't be written to disk, and the old ones stay: {error}")
+        };
+        let keys = self.identity.prepare_rotation(true).map_err(unwritten)?;
+        self.identity.complete_rotation().map_err(unwritten)?;
+        let replaced = self.engine.handle_new_keys(keys, clock::now());
+        replaced.map_err(|error| error.to_string())?;
+        tracing::info!(
+            node = self.engine.node_id().short(),
+            "the node has new keys"
+        );
+        Ok(())
     }
 
     /// Answers those whose patience is over.

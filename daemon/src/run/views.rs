@@ -62,10 +62,11 @@ impl Node {
                 "repair it by hand; meshd looks again each half minute",
             )
         });
-        let join = self
-            .join_trouble
-            .iter()
-            .map(|remark| entry("MESH-JOIN-001", remark, "`meshctl join` with a new token"));
+        let join = self.join_trouble.iter().map(|failure| {
+            let next = failure.next.as_deref();
+            let next = next.unwrap_or("`meshctl join` with a new token");
+            entry("MESH-JOIN-001", &failure.message, next)
+        });
         problems.chain(disk).chain(join).chain(remarks).collect()
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use node::{Node, ask, wait_until};
 
-const REQUESTS: [&str; 10] = [
+const REQUESTS: [&str; 11] = [
     r#"{"request":"Status"}"#,
     r#"{"request":"Peers"}"#,
     r#"{"request":"Peer","target":"a"}"#,
@@ -22,6 +22,7 @@ const REQUESTS: [&str; 10] = [
     r#"{"request":"Network"}"#,
     r#"{"request":"Join","token":"x"}"#,
     r#"{"request":"Leave"}"#,
+    r#"{"request":"Leave","forget_keys":true}"#,
     r#"{"request":"Statement","statement":"x"}"#,
 ];
 
@@ -81,6 +82,35 @@ fn a_stop_by_the_service_manager_is_quick_and_leaves_the_interface() {
         "the index must stay"
     );
     drop(node.start());
+}
+
+#[test]
+fn a_node_that_forgets_its_keys_is_another_one_from_then_on() {
+    let node = Node::new();
+    let mut meshd = node.start();
+    let old = fs::read(node.path("state/identity")).expect("an identity");
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let said = node.ask(r#"{"request":"Leave","forget_keys":true}"#);
+        assert!(said.contains("\"response\":\"Done\""), "{said}");
+        ids.extend(said.split("its id is ").nth(1).map(str::to_owned));
+    }
+    assert_eq!(ids.len(), 2);
+    assert_ne!(ids[0], ids[1]);
+    let secrets = old.windows(32).skip(16).step_by(16);
+    let secrets: Vec<&[u8]> = secrets.filter(|bytes| !bytes.contains(&0)).collect();
+    for (path, content) in node.files() {
+        let kept = secrets
+            .iter()
+            .any(|secret| content.windows(32).any(|part| part == *secret));
+        assert!(!kept, "{} holds a key that was forgotten", path.display());
+    }
+    let said = node.ask(r#"{"request":"Leave"}"#);
+    assert!(said.contains("\"code\":\"failed\""), "{said}");
+    meshd.signal("KILL");
+    meshd.wait();
+    let _meshd = node.start();
+    assert!(node.ask(REQUESTS[0]).contains("not-joined"));
 }
 
 #[test]

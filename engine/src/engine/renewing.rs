@@ -66,6 +66,27 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes other keys in the place of all the present ones, as a node that nobody knows. `keys` have
+    /// to be on disk already.
+    ///
+    /// # Errors
+    /// A member, or joining.
+    pub fn handle_new_keys(&mut self, keys: NodeKeys, now: Now) -> Result<(), RequestError> {
+        if self.members.is_some() || self.join.is_some() {
+            return Err(RequestError::Joined);
+        }
+        self.keys = TunnelKeys::new(&keys.wireguard);
+        self.node = keys.identity.node_id();
+        self.config.keys = keys;
+        self.config.next = None;
+        // From a node that it doesn't know, no planet takes another one's departure.
+        self.left = None;
+        self.persist(now);
+        self.dirty = true;
+        self.settle(now);
+        Ok(())
+    }
+
     /// Whether new keys have come into force since this was asked last: the old ones may go.
     pub fn take_moved(&mut self) -> bool {
         std::mem::take(&mut self.renewing.moved)

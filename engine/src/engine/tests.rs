@@ -238,6 +238,45 @@ fn leaving_forgets_the_network_and_tells_the_others() {
 }
 
 #[test]
+fn a_revoked_node_comes_back_with_new_keys_as_another_one() {
+    let mut world = World::new(2);
+    world.join_all();
+    let before = world.engines[0].node_id();
+    let statement = world.authority.say(&RootStatement::RevokeNode {
+        network: world.authority.network.id,
+        node: before,
+        issued: START.plus(100),
+    });
+    let now = world.now;
+    world.engines[0].handle_statement(statement, now).unwrap();
+    let health = world.engines[0].status(now).health;
+    let next = health.iter().find_map(|entry| entry.next.clone()).unwrap();
+    assert!(next.contains("`meshctl leave --forget-keys`"), "{next}");
+    assert!(
+        world.engines[0]
+            .handle_new_keys(Keys::moved(1, 50), now)
+            .is_err(),
+        "a member keeps its keys"
+    );
+    world.engines[0].handle_leave(now).unwrap();
+    world.engines[0]
+        .handle_new_keys(Keys::moved(1, 50), now)
+        .unwrap();
+    world.drain(0);
+    assert_ne!(world.engines[0].node_id(), before);
+    let stored = world.stored[0].as_ref().unwrap();
+    assert!(stored.membership.is_none() && stored.departures.is_empty());
+    let token = world.authority.token(9);
+    world.engines[0]
+        .handle_join(&token, name("n1"), now)
+        .unwrap();
+    world.drain(0);
+    world.connect(0);
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.engines[0].status(world.now).state, NodeState::Online);
+}
+
+#[test]
 fn a_planet_that_forgot_hears_of_every_member() {
     let mut world = World::new(2);
     world.join_all();

@@ -5,6 +5,7 @@ use podmesh_proto::time::Now;
 
 use crate::drops::DropReason;
 use crate::engine::Engine;
+use crate::error::COME_BACK;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
 
@@ -21,8 +22,7 @@ impl Engine {
         };
         if members.is_revoked(&self.node_id()) {
             let message = "the root revoked this node; nobody talks to it any more";
-            let next = "leave, and join again with fresh keys if that was not meant";
-            entries.push(entry("MESH-NODE-001", message, next));
+            entries.push(entry("MESH-NODE-001", message, COME_BACK));
         } else if let Some(own) = members.own() {
             if own.expired {
                 let message = "this node's certificate has expired; nobody talks to it any more";
