@@ -13,14 +13,26 @@ put() { # MODE SOURCE TARGET
   mv -f "$dest$3.new" "$dest$3"
 }
 
+unit() { # MODE SOURCE TARGET: the shipped unit, with the folders of this installation
+  mkdir -p "$(dirname "$dest$3")"
+  sed -e "s|^ExecStart=/usr/bin/|ExecStart=$prefix/bin/|" -e "s|:/etc/podmesh/|:$sysconf/podmesh/|" \
+    -e "s| /etc/podmesh/| $sysconf/podmesh/|g" "$2" > "$dest$3.new"
+  chmod "$1" "$dest$3.new"
+  mv -f "$dest$3.new" "$dest$3"
+}
+
+units() { # calls "$1 MODE SOURCE TARGET" for each unit
+  for u in meshd planet; do "$1" 0644 "$top/packaging/systemd/$u.service" "$units/$u.service"; done
+}
+
 files() { # calls "$1 MODE SOURCE TARGET" for each file
   for p in meshd meshctl planet; do "$1" 0755 "$top/target/release/$p" "$prefix/bin/$p"; done
   "$1" 0755 "$top/target/release/podmesh" "$cni/podmesh"
-  for u in meshd planet; do "$1" 0644 "$top/packaging/systemd/$u.service" "$units/$u.service"; done
-  "$1" 0644 "$top/packaging/sysusers.d/podmesh.conf" "$prefix/lib/sysusers.d/podmesh.conf"
-  "$1" 0644 "$top/packaging/sysctl.d/90-podmesh.conf" "$prefix/lib/sysctl.d/90-podmesh.conf"
-  "$1" 0644 "$top/packaging/networkd/90-podmesh.conf" "$prefix/lib/systemd/networkd.conf.d/90-podmesh.conf"
-  "$1" 0644 "$top/packaging/networkmanager/90-podmesh.conf" "$prefix/lib/NetworkManager/conf.d/90-podmesh.conf"
+  # Their readers look in /usr/lib, whatever the prefix is.
+  "$1" 0644 "$top/packaging/sysusers.d/podmesh.conf" /usr/lib/sysusers.d/podmesh.conf
+  "$1" 0644 "$top/packaging/sysctl.d/90-podmesh.conf" /usr/lib/sysctl.d/90-podmesh.conf
+  "$1" 0644 "$top/packaging/networkd/90-podmesh.conf" /usr/lib/systemd/networkd.conf.d/90-podmesh.conf
+  "$1" 0644 "$top/packaging/networkmanager/90-podmesh.conf" /usr/lib/NetworkManager/conf.d/90-podmesh.conf
   for c in meshd planet; do "$1" 0644 "$top/packaging/config/$c.toml" "$prefix/share/doc/podmesh/$c.toml"; done
   "$1" 0644 "$top/packaging/cni/10-podmesh.conflist" "$prefix/share/podmesh/10-podmesh.conflist"
   for m in "$top"/target/man/*; do "$1" 0644 "$m" "$prefix/share/man/man${m##*.}/$(basename "$m")"; done
@@ -33,6 +45,7 @@ take() { rm -f "$dest$3"; }
 
 case $verb in
 install)
+  units unit
   files put
   mkdir -p "$dest$sysconf/podmesh"
   if [ -z "$dest" ]; then
@@ -45,6 +58,7 @@ install)
   fi ;;
 uninstall)
   if [ -z "$dest" ] && [ -d /run/systemd/system ]; then systemctl disable --now meshd planet 2>/dev/null || true; fi
+  units take
   files take
   if [ -z "$dest" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
   echo "uninstalled. Left in place: $sysconf/podmesh, /var/lib/podmesh, /var/lib/podmesh-planet, and mesh0 until the next boot" ;;

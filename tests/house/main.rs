@@ -5,6 +5,7 @@
 
 mod arrows;
 mod documents;
+mod installed;
 mod sizes;
 
 use std::path::PathBuf;
