@@ -48,7 +48,15 @@ pub(crate) enum Command {
 /// Never in practice: it is written to memory.
 pub(crate) fn manual_page() -> std::io::Result<Vec<u8>> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command())
+    // Without the hidden subcommand, which would bring a list and a help page along.
+    let cli = Cli::command();
+    let about = cli.get_long_about().cloned().unwrap_or_default();
+    let command = clap::Command::new("meshd")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(cli.get_about().cloned().unwrap_or_default())
+        .long_about(about)
+        .args(cli.get_arguments().cloned());
+    clap_mangen::Man::new(command)
         .section("8")
         .render(&mut page)?;
     Ok(page)
@@ -63,5 +71,9 @@ mod tests {
         Cli::command().debug_assert();
         let page = String::from_utf8(manual_page().expect("a page")).expect("text");
         assert!(page.contains("state\\-dir"), "{page}");
+        assert!(page.is_ascii(), "{page}");
+        for word in ["subcommands", "SUBCOMMANDS", "help(8)"] {
+            assert!(!page.contains(word), "{word}: {page}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use podmesh_proto::limits::MAX_CANDIDATES;
 use serde::Deserialize;
 
 use crate::cli::Cli;
+use crate::logs;
 
 const DEFAULT_FILE: &str = "/etc/podmesh/meshd.toml";
 /// Bytes. A larger file is none of ours.
@@ -85,16 +86,22 @@ impl Config {
     /// # Errors
     /// The file can't be read, or the first thing in it that is wrong.
     pub(crate) fn load(cli: &Cli) -> Result<Self, ConfigError> {
-        let mut config = match &cli.config {
-            Some(file) => Self::read(file)?,
-            None => match Self::read(Path::new(DEFAULT_FILE)) {
-                Err(ConfigError::Unreadable { cause, .. })
-                    if cause.kind() == ErrorKind::NotFound =>
-                {
-                    Self::default()
-                }
-                outcome => outcome?,
-            },
+        Self::load_with_source(cli).map(|(config, _)| config)
+    }
+
+    /// The same, and the file that it is from, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn load_with_source(cli: &Cli) -> Result<(Self, Option<PathBuf>), ConfigError> {
+        let file = cli.config.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+        let (mut config, file) = match Self::read(&file) {
+            Err(ConfigError::Unreadable { cause, .. })
+                if cause.kind() == ErrorKind::NotFound && cli.config.is_none() =>
+            {
+                (Self::default(), None)
+            }
+            outcome => (outcome?, Some(file)),
         };
         if let Some(name) = &cli.name {
             config.name = Some(name.clone());
@@ -102,7 +109,7 @@ impl Config {
         if let Some(log) = &cli.log {
             config.log.clone_from(log);
         }
-        Ok(config)
+        Ok((config, file))
     }
 
     /// Reads and checks the text of a configuration file.
@@ -177,6 +184,14 @@ pub(crate) enum ConfigError {
         key: String,
         /// The key that looks most like it.
         nearest: &'static str,
+    },
+    /// A log filter that means something else than it seems to.
+    #[error("log = {filter} is not possible; {reason}")]
+    Log {
+        /// As written.
+        filter: String,
+        /// What is possible.
+        reason: String,
     },
     /// A value that can't be.
     #[error("{key} = {value} is not possible; {expected}")]
@@ -271,6 +286,10 @@ impl Raw {
                 "use 1024 to 65535, or 0 for a random one",
             ));
         }
+        logs::check(&self.log).map_err(|reason| ConfigError::Log {
+            filter: self.log.chars().flat_map(char::escape_default).collect(),
+            reason,
+        })?;
         Ok(Config {
             name,
             device: interface("device", self.device)?,
@@ -473,6 +492,10 @@ mod tests {
             (
                 "join-token-file = \"token\"",
                 "use a path that starts with '/'",
+            ),
+            (
+                "log = \"verbose\"",
+                "log = verbose is not possible; 'verbose' is no level",
             ),
             ("\nname =", "line 2, name =: "),
         ] {

@@ -49,11 +49,33 @@ fn start(cli: &Cli) -> Result<ExitCode, (u8, String)> {
         std::io::stdout().write_all(&page).map_err(failed)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let config = Config::load(cli).map_err(|error| (3, error.to_string()))?;
-    logs::start(&config.log).map_err(|message| (3, message))?;
     if cli.check {
+        let said = check(cli).map_err(|message| (3, message))?;
+        writeln!(std::io::stdout(), "{said}").map_err(failed)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let config = Config::load(cli).map_err(|error| (3, error.to_string()))?;
+    logs::start(&config.log).map_err(|message| (3, message))?;
     let outcome = run::serve(cli, config).map(|()| ExitCode::SUCCESS);
     outcome.map_err(|error| (error.exit_code(), error.to_string()))
+}
+
+/// Says whether the configuration is good. A token file that is missing stops no start, as it is gone
+/// after the join, but whoever checks wants to know.
+fn check(cli: &Cli) -> Result<String, String> {
+    let (config, file) = Config::load_with_source(cli).map_err(|error| error.to_string())?;
+    logs::check(&config.log)
+        .map_err(|reason| format!("log = {} is not possible; {reason}", config.log))?;
+    let missing = config.join_token_file.filter(|token| !token.exists());
+    if let Some(token) = missing {
+        return Err(format!(
+            "join-token-file = {}: there is no such file; put the token there, or remove the key \
+             if the node is a member already",
+            token.display()
+        ));
+    }
+    Ok(match file {
+        Some(file) => format!("{} is good", file.display()),
+        None => "no configuration file; the defaults are good".to_owned(),
+    })
 }
