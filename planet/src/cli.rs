@@ -19,6 +19,9 @@ use crate::rules::view::PlanetStatus;
 use crate::run;
 use crate::store::{DiskStore, StoreError, write_private};
 
+/// What a directive of the log's filter may say without a target.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// The root server of a podmesh network: admits nodes, tells them about each other, introduces them
 /// and relays for them. It can't read their traffic and can't add a member.
 #[derive(Debug, Parser)]
@@ -213,6 +216,10 @@ fn adopt(file: &Path, place: &Place) -> Result<(), Problem> {
 }
 
 fn backup(file: &Path, place: &Place) -> Result<(), Problem> {
+    if file.exists() {
+        let message = format!("{} exists already; name another file", file.display());
+        return Err(Problem::failed(message));
+    }
     let state_dir = &place.state.state_dir;
     let planet = identity::read(state_dir)?.planet_id();
     let content = match open(state_dir) {
@@ -248,6 +255,17 @@ fn restore(file: &Path, state_dir: &Path) -> Result<(), Problem> {
 }
 
 fn serve(config: Config) -> Result<(), Problem> {
+    // A bare word that is no level would be taken for a target, and silence everything else.
+    let bare = config.log.split(',').map(str::trim);
+    let mut bare = bare.filter(|word| !word.contains(['=', '[']));
+    if let Some(word) = bare.find(|word| !LEVELS.contains(&word.to_ascii_lowercase().as_str())) {
+        let message = format!(
+            "log = {} is not possible; '{word}' is no level; use {}, or target=level",
+            config.log,
+            LEVELS.join(", ")
+        );
+        return Err(Problem::new(USAGE, message));
+    }
     let filter = EnvFilter::try_new(&config.log).map_err(|error| {
         let message = format!(
             "log = {} is not possible: {error}; use a level such as info",
@@ -326,9 +344,10 @@ fn describe(status: &PlanetStatus) -> String {
             .map_or_else(|| "-".to_owned(), |remote| remote.to_string());
         let state = if member.online { "online" } else { "offline" };
         lines.push(format!(
-            "  {:<20} {state:<8} {overlay:<15} {} {remote}",
+            "  {:<20} {state:<8} {overlay:<15} {} {remote} {}",
             member.name,
-            cidrs.join(",")
+            cidrs.join(","),
+            member.node
         ));
     }
     lines.join("\n")
@@ -340,7 +359,7 @@ fn ask(runtime_dir: &Path, request: &Request) -> Result<Response, Problem> {
         let socket = socket.display();
         match error.kind() {
             io::ErrorKind::PermissionDenied => {
-                Problem::new(PERMISSION, format!("may not use {socket}; use sudo"))
+                Problem::new(PERMISSION, format!("may not use {socket}; use sudo, or become a member of the group podmesh-planet to read"))
             }
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 Problem::new(TIMEOUT, format!("the planet at {socket} doesn't answer"))

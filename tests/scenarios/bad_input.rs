@@ -52,7 +52,7 @@ const ROWS: &[Row] = &[
     row("the token itself as an argument", joins::as_argument, 3, &["on the command line"], "revoke it"),
     row("a token that expired yesterday", joins::expired_yesterday, 3, &["expired at 20"], "meshctl token create"),
     row("a token that expired a moment ago", joins::expired_just_now, 1, &["expired at 20"], "new token"),
-    row("a token that is used up", joins::used_up, 1, &["all 1 uses", "are spent"], "new token"),
+    row("a token that is used up", joins::used_up, 1, &["the one use", "is spent"], "new token"),
     row("a token for another network", joins::other_network, 1, &["the planet refused", "network"], "use a token of the network"),
     row("a second network on one node", joins::second_network, 1, &["already a member of network lab"], "meshctl leave"),
     row("a planet that nothing reaches", joins::planet_unreachable, 7, &["203.0.113.99:7077"], "firewall"),

@@ -132,10 +132,10 @@ impl Court<'_> {
         let spent = self.books.spent(&grant.token);
         let free = |number: &u32| spent.is_none_or(|spent| !spent.contains_key(number));
         (1..=grant.uses).find(free).ok_or_else(|| {
-            let reason = format!(
-                "all {} uses of this join token are spent; make a new one",
-                grant.uses
-            );
+            let reason = match grant.uses {
+                1 => "the one use of this join token is spent".to_owned(),
+                uses => format!("all {uses} uses of this join token are spent"),
+            };
             refuse(RefusalCode::TokenUsedUp, reason)
         })
     }
