@@ -42,6 +42,11 @@ impl Client {
         Self { socket, daemon }
     }
 
+    /// Whether there is no socket at all.
+    pub(crate) fn is_absent(&self) -> bool {
+        !self.socket.exists()
+    }
+
     /// The node as a whole.
     ///
     /// # Errors

@@ -11,12 +11,16 @@ use podmesh_proto::signed::Signed;
 use crate::client::Client;
 use crate::commands::Context;
 use crate::files;
-use crate::problem::Problem;
+use crate::problem::{Exit, Problem};
+
+/// Where a planet on this machine has its socket.
+const PLANET_SOCKET: &str = "/run/podmesh-planet/planet.sock";
 
 /// Where a statement goes.
 #[derive(Debug, Args)]
 pub(crate) struct Delivery {
-    /// Hand it to the planet at this socket instead of meshd
+    /// Hand it to the planet at this socket instead of meshd [default without meshd:
+    /// /run/podmesh-planet/planet.sock]
     #[arg(long, value_name = "PATH", conflicts_with = "out")]
     planet_socket: Option<PathBuf>,
     /// Write it into a new file ('-' for standard output), to be sent by `meshctl network publish`
@@ -38,11 +42,14 @@ impl Delivery {
         if let Some(out) = &self.out {
             return self.write(context, statement, (out, what));
         }
-        let client = match &self.planet_socket {
-            Some(socket) => Client::planet(socket),
-            None => context.meshd.clone(),
+        let planet = Path::new(PLANET_SOCKET);
+        let message = match &self.planet_socket {
+            Some(socket) => Client::planet(socket).statement(statement)?,
+            None if context.meshd.is_absent() && planet.exists() => {
+                Client::planet(planet).statement(statement)?
+            }
+            None => context.meshd.statement(statement).map_err(both_ways)?,
         };
-        let message = client.statement(statement)?;
         context.screen.remark(&format!("{what}: {message}"));
         Ok(())
     }
@@ -65,4 +72,14 @@ impl Delivery {
         ));
         Ok(())
     }
+}
+
+/// Without meshd there is another way.
+fn both_ways(problem: Problem) -> Problem {
+    if problem.exit != Exit::Unreachable {
+        return problem;
+    }
+    problem.next(
+        "start meshd (systemctl start meshd), or hand it to a planet with --planet-socket PATH",
+    )
 }

@@ -94,7 +94,7 @@ impl Decision {
                 cause: format!("can't find the id of '{}': {problem}", self.node),
                 ..problem
             }
-            .next("write the node's id, which needs no meshd")
+            .next("write the node's id, which needs no meshd: `planet status` shows it")
         })?;
         if let Some(node) = own.node
             && node.name.as_str() == self.node

@@ -19,7 +19,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(10);
 /// Arguments of `meshctl ping`.
 #[derive(Debug, Args)]
 pub(crate) struct Ping {
-    /// Name, overlay address, pod address or node id
+    /// Name, overlay address, pod address or node id; the node of a pod answers, not the pod
     #[arg(value_name = "PEER")]
     target: String,
     /// How many echoes
@@ -138,7 +138,10 @@ impl Summary<'_> {
 }
 
 fn pong(answer: &PingView) -> String {
-    let address = answer.address.map(|address| format!(" ({address})"));
+    // The node answers, not the pod: nothing is said about whether there is one.
+    let address = answer
+        .address
+        .map(|address| format!(", the node of {address},"));
     let way = peers::endpoint(&answer.path).unwrap_or_else(|| peers::path(&answer.path));
     format!(
         "pong from {}{} via {way} in {:.1} ms",

@@ -13,7 +13,7 @@ use crate::show::{Output, status};
 pub(crate) struct Status {
     #[command(flatten)]
     output: Output,
-    /// Print nothing, answer by exit code 0 or 2
+    /// Print no view, answer by exit code: 0, or 2 with the reason on standard error
     #[arg(long, value_enum, conflicts_with_all = ["json", "output"])]
     check: Option<Check>,
 }

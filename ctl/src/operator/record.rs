@@ -33,7 +33,7 @@ pub(crate) struct TokenRecord {
     pub(crate) revoked: Option<UnixSeconds>,
 }
 
-/// What a token is good for now. How many of its uses are spent, only planets know.
+/// What the record says of a token. How many of its uses are spent, only planets know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum TokenState {

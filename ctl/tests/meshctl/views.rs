@@ -185,7 +185,7 @@ fn a_ping_says_the_way_and_sums_up() {
     let direct = || pong(json!({"kind": "direct4", "endpoint": "203.0.113.7:51820"}));
     let _daemon = FakeDaemon::start(&desk.socket(), move |_| direct());
     let out = desk.good(&["ping", "do-w1", "-c", "2", "--interval", "1ms"]);
-    let line = "pong from do-w1 (10.77.2.11) via 203.0.113.7:51820 in 24.1 ms\n";
+    let line = "pong from do-w1, the node of 10.77.2.11, via 203.0.113.7:51820 in 24.1 ms\n";
     let sum = "2 sent, 2 received, 0% loss, min/avg/max 24.1/24.1/24.1 ms\n";
     assert_eq!(out, format!("{line}{line}{sum}"));
     let once = desk.good(&["ping", "do-w1", "--until-direct"]);

@@ -90,7 +90,8 @@ fn table(tokens: &[TokenRecord], screen: Screen) -> String {
     ]);
     for token in tokens {
         let (word, tone) = match token.state(now) {
-            TokenState::Valid => ("valid", Tone::Good),
+            // Whether its uses are spent only the planets know.
+            TokenState::Valid => ("not expired", Tone::Good),
             TokenState::Expired => ("expired", Tone::Neutral),
             TokenState::Revoked => ("revoked", Tone::Bad),
         };
