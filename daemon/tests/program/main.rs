@@ -162,20 +162,14 @@ fn each_bad_start_gets_one_sentence_and_its_exit_code() {
     assert_eq!(node.run_to_end(&["--check"]).0, Some(3));
     node.configure("port = 41000\n");
     assert_eq!(node.run_to_end(&["--check"]), (Some(0), String::new()));
-    node.configure("log = \"verbose\"\n");
-    let (code, words) = node.run_to_end(&["--check"]);
-    assert_eq!(
-        (code, words.contains("'verbose' is no level")),
-        (Some(3), true),
-        "{words}"
-    );
-    node.configure("join-token-file = \"/no/such/token\"\n");
-    let (code, words) = node.run_to_end(&["--check"]);
-    assert_eq!(
-        (code, words.contains("/no/such/token")),
-        (Some(3), true),
-        "{words}"
-    );
+    for (line, word) in [
+        ("log = \"verbose\"\n", "'verbose' is no level"),
+        ("join-token-file = \"/no/such/token\"\n", "/no/such/token"),
+    ] {
+        node.configure(line);
+        let (code, words) = node.run_to_end(&["--check"]);
+        assert_eq!((code, words.contains(word)), (Some(3), true), "{words}");
+    }
     node.configure("port = 41000\n");
     assert_eq!(node.run_to_end(&["--no-such-flag"]).0, Some(3));
     assert_eq!(node.run_to_end(&["--config", "/no/such/file"]).0, Some(3));
