@@ -24,7 +24,7 @@ pub(crate) struct Cli {
     /// Name of this node, over that of the configuration
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<Name>,
-    /// What to log, over that of the configuration: a level, or `target=level,…`
+    /// What to log, over that of the configuration: a level, or `target=level,...`
     #[arg(long, value_name = "FILTER")]
     pub(crate) log: Option<String>,
     /// Read the configuration, say whether it is good, and end
