@@ -30,18 +30,10 @@ fn before_tests(text: &str) -> impl Iterator<Item = &str> {
         .take_while(|line| !line.starts_with("#[cfg(test)]"))
 }
 
-/// Folders whose files may be longer. An empty list holds every file to the rule.
-const SPARED: &[&str] = &["engine/tests/sim"];
-
-fn is_spared(path: &Path) -> bool {
-    let inside = path.strip_prefix(super::top()).unwrap_or(path);
-    SPARED.iter().any(|folder| inside.starts_with(folder))
-}
-
 #[test]
 fn no_file_is_longer_than_600_lines_without_tests() {
-    for path in all_sources().iter().filter(|path| !is_spared(path)) {
-        let text = fs::read_to_string(path).expect("a source");
+    for path in all_sources() {
+        let text = fs::read_to_string(&path).expect("a source");
         let lines = before_tests(&text).count();
         assert!(lines <= LONGEST, "{} has {lines} lines", path.display());
     }
