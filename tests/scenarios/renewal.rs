@@ -70,6 +70,7 @@ fn short_memberships_go_on_and_keys_change_under_traffic() {
 }
 
 #[test]
+#[ignore = "waits for the tolerance between clocks, six minutes; `make soak` plays it"]
 fn who_is_not_renewed_lives_to_its_end_and_is_out_then() {
     let lab = two_sites("not-renewed");
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
