@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::{
-    AdmissionReceipt, Application, Claim, ClaimReceipt, Membership, NodeCertificate,
+    AdmissionReceipt, Application, Claim, ClaimReceipt, Member, Membership, NodeCertificate,
 };
 use podmesh_proto::id::{Name, NodeId};
 use podmesh_proto::limits::MAX_RECORDS_PER_UPDATE;
@@ -88,7 +88,8 @@ impl Books {
         }
     }
 
-    /// Takes a chain, if it holds.
+    /// Takes a chain, if it holds. Who reports an older one, as nodes do when they connect, doesn't
+    /// undo what a lie has put in its place.
     pub(super) fn harvest(&mut self, membership: &Membership) {
         let Ok(member) = membership.verify(&self.network, clock::now()) else {
             return;
@@ -97,7 +98,12 @@ impl Books {
         if !self.seen.contains(membership) {
             self.seen.push(membership.clone());
         }
-        self.members.insert(member.node, membership.clone());
+        let age = |member: &Member| (member.renewal, member.serial);
+        let known = self.members.get(&member.node);
+        let known = known.and_then(|known| known.prove(&self.network).ok());
+        if known.is_none_or(|known| age(&known) <= age(&member)) {
+            self.members.insert(member.node, membership.clone());
+        }
     }
 
     /// A node was let in.
