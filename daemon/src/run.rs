@@ -277,9 +277,12 @@ impl Node {
         let shared = self.shards.shared();
         let way = (datagram.socket, datagram.to);
         self.outbox
-            .push(&shared.sockets, way, datagram.ttl, &datagram.bytes);
+            .push(&shared.sockets, way, datagram.reach, &datagram.bytes);
         let sent = self.outbox.flush(&shared.sockets);
         shared.counters.add_sent(&sent);
+        if sent.lost() > 0 {
+            tracing::debug!(to = %datagram.to, ?sent, "a datagram was not sent");
+        }
         if sent.unreachable + sent.refused > 0 {
             self.engine
                 .handle_unreachable(datagram.socket, datagram.to, clock::now());

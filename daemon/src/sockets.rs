@@ -4,8 +4,9 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use podmesh_engine::path_id::SocketId;
+use podmesh_engine::reach::Reach;
 use podmesh_kernel::udp::{
-    BATCH_SLOTS, BindError, Options, SendBatch, SendCounts, UdpSocket, steer_by_receiver,
+    BATCH_SLOTS, BindError, HopLimit, Options, SendBatch, SendCounts, UdpSocket, steer_by_receiver,
 };
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -113,19 +114,23 @@ impl Outbox {
         &mut self,
         sockets: &Sockets,
         (id, to): (SocketId, SocketAddr),
-        ttl: Option<u8>,
+        reach: Option<Reach>,
         bytes: &[u8],
     ) {
         let number = usize::from(id == SocketId::SPARE) * 2 + usize::from(to.is_ipv6());
         let Some(batch) = self.batches.get_mut(number) else {
             return;
         };
+        let limit = reach.map(|reach| HopLimit {
+            ttl: reach.ttl(),
+            strict: reach.strict,
+        });
         for _ in 0..2 {
             let copy = |space: &mut [u8]| {
                 space.copy_from_slice(bytes);
                 Some(bytes.len())
             };
-            if batch.push_with(to, ttl, bytes.len(), copy).is_ok() {
+            if batch.push_with(to, limit, bytes.len(), copy).is_ok() {
                 return;
             }
             self.counts += send(sockets, (self.shard, number), batch);

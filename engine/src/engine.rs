@@ -341,7 +341,7 @@ impl Engine {
         let datagrams = batch.datagrams().map(|outgoing| Transmit {
             socket: outgoing.socket,
             to: outgoing.to,
-            ttl: None,
+            reach: None,
             bytes: outgoing.bytes.to_vec(),
         });
         self.outputs.extend(datagrams.map(Output::Transmit));

@@ -45,6 +45,7 @@ pub mod planets;
 pub mod prefix_table;
 pub mod publishing;
 mod random;
+pub mod reach;
 pub mod stored;
 #[cfg(test)]
 mod testing;

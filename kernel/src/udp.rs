@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 pub use self::receive::{Datagram, ReceiveBatch};
-pub use self::send::{BatchFull, SendBatch, SendCounts};
+pub use self::send::{BatchFull, HopLimit, SendBatch, SendCounts};
 pub use self::steering::steer_by_receiver;
 
 /// The mark on every underlay socket of podmesh. A routing rule sends marked packets past our own

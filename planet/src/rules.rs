@@ -60,7 +60,7 @@ pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// A node that says nothing for this long is cut: three of its heartbeats are missing.
 pub const SILENCE: Duration = Duration::from_secs(50);
-/// News is gathered this long before it is told.
+/// Between two tellings of news.
 pub const COALESCE: Duration = Duration::from_millis(50);
 /// A relay session outlives its control connection by this.
 pub const RELAY_GRACE: Duration = Duration::from_secs(60);
@@ -98,6 +98,7 @@ pub struct Planet {
     unsaved: Vec<Change>,
     unsaved_retry_at: Moment,
     flush_at: Option<Moment>,
+    flushed: Option<Moment>,
     housekeeping_at: Moment,
 }
 
@@ -187,6 +188,7 @@ impl Planet {
             unsaved: Vec::new(),
             unsaved_retry_at: now.moment,
             flush_at: None,
+            flushed: None,
             housekeeping_at: now.moment + HOUSEKEEPING,
         }
     }
@@ -462,7 +464,8 @@ impl Planet {
 
     fn news(&mut self, topic: Topic, now: Moment) {
         self.directory.touch(topic);
-        self.flush_at.get_or_insert(now + COALESCE);
+        let at = self.flushed.map_or(now, |last| now.max(last + COALESCE));
+        self.flush_at.get_or_insert(at);
     }
 
     fn name_of(&self, node: &NodeId) -> Option<Name> {
@@ -473,6 +476,7 @@ impl Planet {
     fn tick(&mut self, now: Now) {
         if self.flush_at.is_some_and(|at| now.moment >= at) {
             self.flush_at = None;
+            self.flushed = Some(now.moment);
             self.tell_all(now);
         }
         if now.moment >= self.housekeeping_at {

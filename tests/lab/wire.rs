@@ -4,7 +4,7 @@
 //! happen here. Each attached interface is one end of a veth pair; the other end lies in a
 //! namespace without any address, where a thread reads whole frames, looks up the public
 //! destination address, and sends the frame on after the time that lies between the two sites.
-//! Like a router it lowers the TTL and knows nothing about private addresses: those it drops.
+//! Like a router it lowers the TTL, except between neighbours, and knows nothing about private addresses: those it drops.
 //!
 //! `frame` reads and changes frames, `switch` is the thread.
 
@@ -49,6 +49,8 @@ pub struct Link {
     pub loss: f64,
     /// Share of packets that arrive twice, 0 to 1.
     pub duplicate: f64,
+    /// The two routers stand next door to each other: no router lies between them.
+    pub next_door: bool,
     /// Share of packets that arrive [`Link::REORDER_HOLD`] late, behind their followers, 0 to 1.
     pub reorder: f64,
 }
@@ -59,17 +61,24 @@ impl Link {
 
     /// A link that carries nothing.
     pub const CUT: Self = Self {
-        delay: Duration::ZERO,
         loss: 1.0,
-        duplicate: 0.0,
-        reorder: 0.0,
+        ..Self::delay(Duration::ZERO)
+    };
+
+    /// A link between neighbours, which is as fast as the machine.
+    pub const NEXT_DOOR: Self = Self {
+        next_door: true,
+        ..Self::delay(Duration::ZERO)
     };
 
     /// A link with a one-way delay and no faults.
-    pub fn delay(delay: Duration) -> Self {
+    pub const fn delay(delay: Duration) -> Self {
         Self {
             delay,
-            ..Self::default()
+            loss: 0.0,
+            duplicate: 0.0,
+            reorder: 0.0,
+            next_door: false,
         }
     }
 }

@@ -106,6 +106,7 @@ impl Engine {
         }
         self.wake(&node, now);
         let path = received.path();
+        tracing::trace!(peer = %node.short(), %path, body = ?probe.body, "probe came in");
         self.with_paths(&node, now, |paths| {
             if news == ProbeNews::Restarted {
                 paths.handle_restart(now);

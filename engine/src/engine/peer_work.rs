@@ -126,7 +126,7 @@ impl Engine {
             PathAction::SendProbe {
                 path,
                 body,
-                ttl,
+                reach,
                 unproven,
             } => {
                 if let (PathId::Direct { endpoint, .. }, true) = (path, unproven)
@@ -139,6 +139,7 @@ impl Engine {
                 let Some(peer) = self.peers.get_mut(node) else {
                     return;
                 };
+                tracing::trace!(peer = %node.short(), %path, ?body, ?reach, "probe goes out");
                 let counter = peer.next_probe();
                 let probe = Probe {
                     incarnation,
@@ -147,7 +148,7 @@ impl Engine {
                 };
                 let bytes = peer.probes.seal(&probe, &nonce);
                 let link = std::sync::Arc::clone(&peer.link);
-                self.send_over(&link, path, bytes, ttl);
+                self.send_over(&link, path, bytes, reach);
             }
             PathAction::SendEcho {
                 path,

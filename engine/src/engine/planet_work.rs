@@ -96,6 +96,7 @@ impl Engine {
                 attempt,
                 fire_in,
             } => {
+                tracing::debug!(peer = %peer.short(), attempt, ?fire_in, "a planet says when to punch");
                 self.with_paths(&peer, now, |paths| {
                     paths.handle_punch(attempt, fire_in, now);
                 });
@@ -207,11 +208,12 @@ impl Engine {
         for socket in [SocketId::SPARE, SocketId::MAIN] {
             let mut bytes = Vec::new();
             let counter = leg.observe(&mut bytes);
+            tracing::trace!(planet = %planet.short(), ?socket, counter, "asks where it is seen");
             connection.asked.insert(counter, socket);
             self.outputs.push_back(Output::Transmit(Transmit {
                 socket,
                 to: leg.endpoint,
-                ttl: None,
+                reach: None,
                 bytes,
             }));
         }
@@ -226,6 +228,7 @@ impl Engine {
 
     /// A planet's answer where it sees a socket.
     pub(super) fn observed(&mut self, received: &Received, now: Now) {
+        tracing::trace!(from = %received.from, "is told where it is seen");
         let Ok(header) = RelayHeader::parse(&received.bytes) else {
             return;
         };

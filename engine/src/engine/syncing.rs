@@ -202,7 +202,8 @@ impl Engine {
         );
         self.table = Arc::new(table);
         let table = Arc::clone(&self.table);
-        self.outputs.push_back(Output::Forwarding(table));
+        // Before whatever leaves: an answer must find the table that knows what it answers.
+        self.outputs.push_front(Output::Forwarding(table));
         let plan = match (&own, &self.members) {
             (Some(own), Some(members)) => self.plan_of(own, members),
             (None, Some(members)) => {

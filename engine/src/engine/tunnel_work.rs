@@ -11,6 +11,7 @@ use crate::membership::holdings::MemberId;
 use crate::output::{Output, Received, Transmit};
 use crate::packet::control_packet;
 use crate::path_id::{PathId, SocketId};
+use crate::reach::Reach;
 use crate::tunnel::{Opened, Sealed, Tunnel, TunnelError};
 
 /// Bytes of a control packet before its payload.
@@ -23,13 +24,13 @@ impl Engine {
         link: &PeerLink,
         path: PathId,
         bytes: Vec<u8>,
-        ttl: Option<u8>,
+        reach: Option<Reach>,
     ) {
         let transmit = match path {
             PathId::Direct { socket, endpoint } => Transmit {
                 socket,
                 to: endpoint,
-                ttl,
+                reach,
                 bytes,
             },
             PathId::Relay { planet } => {
@@ -43,7 +44,7 @@ impl Engine {
                 Transmit {
                     socket: SocketId::MAIN,
                     to: leg.endpoint,
-                    ttl: None,
+                    reach: None,
                     bytes: frame,
                 }
             }

@@ -7,6 +7,7 @@ use podmesh_proto::probe::ProbeBody;
 use podmesh_proto::time::UnixSeconds;
 
 use crate::path_id::{PathId, SocketId};
+use crate::reach::Reach;
 
 /// Something to be done for the paths to one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +18,8 @@ pub enum PathAction {
         path: PathId,
         /// Its words.
         body: ProbeBody,
-        /// With this IP time to live, if not the system's.
-        ttl: Option<u8>,
+        /// As an opener, which gets no farther than this.
+        reach: Option<Reach>,
         /// Nobody has shown yet that the peer is there: charge it to the
         /// [`ProbeBudget`](super::ProbeBudget), and drop it if that refuses.
         unproven: bool,

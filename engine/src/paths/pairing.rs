@@ -1,6 +1,7 @@
 //! Which of this node's sockets talks to which of the peer's endpoints, and when.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use podmesh_proto::candidate::{CandidateKind, EndpointRecord, may_be_probed};
 use podmesh_proto::time::Moment;
@@ -8,10 +9,47 @@ use podmesh_proto::time::Moment;
 use super::trial::{Gate, TrialKind};
 use crate::mutation::{self, Mutant};
 use crate::path_id::{PathId, SocketId};
+use crate::reach::Reach;
 
-/// Time to live of the openers of the third and fourth kind of round. Two leaves this node's own
-/// router and nothing more; four leaves a provider's NAT behind it, too.
-const OPENER_TTL: (u8, u8) = (2, 4);
+/// What opens this node's own router and nothing more, wherever the peer's is.
+const NEXT_DOOR: Opener = Opener {
+    reach: Reach {
+        routers: 1,
+        strict: true,
+    },
+    head_start: Duration::from_millis(10),
+    instead_of: 0,
+};
+/// The same for a router that drops strict openers. The two ends may misjudge the instant by the
+/// head start, because a planet knows round trips and not how they are split.
+const OWN_ROUTER: Opener = Opener {
+    reach: Reach {
+        routers: 1,
+        strict: false,
+    },
+    head_start: Duration::from_millis(300),
+    instead_of: 1,
+};
+/// What passes a provider's NAT behind this node's own router, too.
+const PROVIDER: Opener = Opener {
+    reach: Reach {
+        routers: 3,
+        strict: false,
+    },
+    head_start: Duration::from_millis(300),
+    instead_of: 1,
+};
+
+/// What leaves as soon as a round is known. It opens this node's NAT and dies on the way, so the
+/// peer's can't be spoilt by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Opener {
+    pub(super) reach: Reach,
+    /// From the opener to the instant of the round.
+    pub(super) head_start: Duration,
+    /// So many of the burst's first gaps are left out.
+    pub(super) instead_of: usize,
+}
 
 /// How this node can be reached, as far as the paths need to know.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -184,13 +222,13 @@ impl Round {
         self.kind == 0
     }
 
-    /// Time to live of the opener that leaves as soon as the round is known. It opens this node's
-    /// NAT and dies on the way, so the peer's can't be spoilt by it: for rounds in which the two
-    /// ends fail to fire at one instant because the way to the planet is slower in one direction.
-    pub(super) const fn opener(self) -> Option<u8> {
+    /// The opener of this kind of round. The second kind has none: a NAT that is a program, as
+    /// machines in machines have, sends openers on as if they had just begun their way.
+    pub(super) const fn opener(self) -> Option<Opener> {
         match self.kind {
-            2 => Some(OPENER_TTL.0),
-            3 => Some(OPENER_TTL.1),
+            0 => Some(NEXT_DOOR),
+            2 => Some(OWN_ROUTER),
+            3 => Some(PROVIDER),
             _ => None,
         }
     }

@@ -12,6 +12,7 @@ use super::trial::{Gate, Trial, TrialKind};
 use super::{MAX_TRIALS, PathAction, Paths};
 use crate::mutation::{self, Mutant};
 use crate::path_id::{PathId, SocketId};
+use crate::reach::Reach;
 
 /// A peer that pings us is not pinged back more often than this.
 const TRIGGER_GAP: Duration = Duration::from_millis(40);
@@ -105,7 +106,7 @@ impl Paths {
         }
     }
 
-    pub(super) fn send_ping(&mut self, path: PathId, ttl: Option<u8>, now: Moment) {
+    pub(super) fn send_ping(&mut self, path: PathId, reach: Option<Reach>, now: Moment) {
         let transaction = self.random.next();
         let Some(trial) = self.trials.get_mut(&path) else {
             return;
@@ -117,7 +118,7 @@ impl Paths {
         self.push(PathAction::SendProbe {
             path,
             body,
-            ttl,
+            reach,
             unproven,
         });
     }
@@ -134,7 +135,7 @@ impl Paths {
         self.push(PathAction::SendProbe {
             path,
             body,
-            ttl: None,
+            reach: None,
             unproven: false,
         });
         self.heard(path, now);

@@ -20,18 +20,12 @@ const ROUND: Duration = Duration::from_millis(1_800);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The node with the higher id asks this much later, so that one of the two asks.
 const STAGGER: Duration = Duration::from_millis(250);
-/// Planets gather news for 50 ms before they tell it; a peer that doesn't know this node's record
-/// fires at nothing.
-const SPREAD: Duration = Duration::from_millis(100);
 /// A node that no planet has seen yet punches all the same after this long.
 const UNKNOWN: Duration = Duration::from_secs(3);
 /// A public node needs no punch; the first round waits this long for its answer.
 const HEAD_START: Duration = Duration::from_millis(400);
 /// Seconds between rounds once each kind has failed.
 const BACKOFF: [u64; 4] = [15, 30, 45, 60];
-/// From the opener to the instant: the two ends may misjudge the instant by this much, because a
-/// planet knows round trips and not how they are split.
-const AFTER_OPENER: Duration = Duration::from_millis(300);
 /// Instants of punches that are waited for.
 const MAX_FIRING: usize = 4;
 /// A planet's instant is not waited for longer than this.
@@ -80,18 +74,20 @@ impl Rounds {
 impl Paths {
     pub(super) fn punch(&mut self, attempt: u32, fire_in: Duration, now: Now) {
         let round = Round::of(attempt);
-        let shift = round.opener().map_or(Duration::ZERO, |_| AFTER_OPENER);
-        let at = now.moment + fire_in.min(MAX_HOLD) + shift;
+        let head_start = round
+            .opener()
+            .map_or(Duration::ZERO, |opener| opener.head_start);
+        let at = now.moment + fire_in.min(MAX_HOLD) + head_start;
         self.rounds.attempt = self.rounds.attempt.max(attempt);
         self.rounds.asked = None;
         self.rounds.next = None;
         if self.rounds.firing.len() < MAX_FIRING {
             self.rounds.firing.push((at, attempt));
         }
-        if let Some(ttl) = round.opener() {
+        if let Some(opener) = round.opener() {
             for (kind, path) in self.round_pairs(round) {
                 if self.ensure(path, kind, Gate::Timed).is_some() {
-                    self.send_ping(path, Some(ttl), now.moment);
+                    self.send_ping(path, Some(opener.reach), now.moment);
                 }
             }
         }
@@ -149,14 +145,15 @@ impl Paths {
                 .is_some_and(|remote| !remote.candidates.is_empty())
     }
 
-    /// Rounds wait until the peer may know this node's record, and for candidates that answer
-    /// without: public ones at the beginning, and those that have just answered.
+    /// Rounds wait until a planet knows this node's record, which it passes on before it says when
+    /// to punch; and for candidates that answer without: public ones at the beginning, and those
+    /// that have just answered.
     fn round_not_before(&self, now: Moment) -> Moment {
         let easy = self.remote.as_ref().is_some_and(|remote| {
             !remote.behind_nat() || !self.local.behind_nat() || remote.shares_nat(&self.local)
         });
         let known = match self.local.since {
-            Some(since) => since + SPREAD,
+            Some(since) => since,
             None => self.started + UNKNOWN,
         };
         let start = if easy {
@@ -227,9 +224,8 @@ impl Paths {
             if let Some(trial) = self.ensure(path, kind, Gate::Timed)
                 && !trial.answers(now)
             {
-                trial
-                    .pings
-                    .punch(usize::from(round.opener().is_some()), now);
+                let skip = round.opener().map_or(0, |opener| opener.instead_of);
+                trial.pings.punch(skip, now);
             }
         }
         if round.is_first_kind() {

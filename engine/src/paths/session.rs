@@ -14,8 +14,8 @@ const STAGGER: Duration = Duration::from_millis(400);
 /// A peer that has started anew has forgotten the session and starts a handshake itself; this is
 /// how long it gets.
 const DOUBT: Duration = Duration::from_secs(1);
-/// Shortest time between two handshakes.
-const SHORTEST: Duration = Duration::from_millis(500);
+/// Shortest time between a handshake over a relay and one over the direct path that appears then.
+const SHORTEST: Duration = Duration::from_millis(20);
 
 /// What is known about the tunnel's session.
 #[derive(Debug)]

@@ -138,7 +138,7 @@ enum Gaps {
     Full,
     /// The last three of a full burst: for a candidate that didn't answer one.
     Retry,
-    /// For a round of hole punching, after this many openers.
+    /// For a round of hole punching, without so many of the first gaps.
     Round(usize),
 }
 
@@ -171,9 +171,9 @@ impl Pings {
         }
     }
 
-    /// Starts the burst of a round of hole punching, after this many openers.
-    pub(super) fn punch(&mut self, openers: usize, now: Moment) {
-        (self.step, self.next, self.gaps) = (0, Some(now), Gaps::Round(openers));
+    /// Starts the burst of a round of hole punching, without so many of its first gaps.
+    pub(super) fn punch(&mut self, skip: usize, now: Moment) {
+        (self.step, self.next, self.gaps) = (0, Some(now), Gaps::Round(skip));
     }
 
     /// Starts a burst at `when`, with the retries counted from none.

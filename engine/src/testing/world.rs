@@ -244,12 +244,19 @@ impl World {
 
     /// Does what an engine asked for.
     pub(crate) fn drain(&mut self, node: usize) {
+        let mut sent = false;
         while let Some(output) = self.engines[node].poll_output() {
             match output {
-                Output::Transmit(transmit) => self.transmit(node, transmit),
+                Output::Transmit(transmit) => {
+                    sent = true;
+                    self.transmit(node, transmit);
+                }
                 Output::Planet { message, .. } => self.planet_hears(node, *message),
                 Output::Persist(stored) => self.stored[node] = Some(stored),
-                Output::Forwarding(table) => self.tables[node] = Some(table),
+                Output::Forwarding(table) => {
+                    assert!(!sent, "answers may come before the table that knows them");
+                    self.tables[node] = Some(table);
+                }
                 Output::HostPlan(plan) => self.plans[node] = Some(*plan),
                 Output::PodPacket(packet) => self.delivered[node].push(packet),
                 Output::JoinDone(result) => self.notes.push(format!("join {node} {result:?}")),
@@ -271,7 +278,7 @@ impl World {
 
     fn transmit(&mut self, node: usize, transmit: Transmit) {
         let planet = transmit.to == PLANET.parse().unwrap();
-        if transmit.ttl.is_some() || (self.direct_blocked && !planet) {
+        if transmit.reach.is_some() || (self.direct_blocked && !planet) {
             return;
         }
         let number = u16::from(self.keys[node]);

@@ -92,6 +92,25 @@ fn bound(delays: &[[u64; 3]; 3]) -> Duration {
     millis(known + 2 * (a + b) + 2 * delays[1][2])
 }
 
+/// What leaves the one router is at the other at once, and machines are slower than that.
+#[test]
+fn two_poisonable_nats_next_door_find_each_other_at_the_first_try() {
+    for seed in 0..200 {
+        let mut fake = pair((N5, N5), seed, [[0; 3]; 3]);
+        for link in fake.net.links.values_mut() {
+            link.delay = Duration::from_micros(20);
+            link.jitter = Duration::from_millis(2);
+        }
+        for (one, other) in [(1, 2), (2, 1)] {
+            let link = fake.net.links.get_mut(&(one, other)).unwrap();
+            (link.jitter, link.next_door) = (Duration::ZERO, true);
+        }
+        let joined = fake.net.now;
+        let reached = fake.run(joined + Duration::from_secs(1), both_direct);
+        assert!(reached, "seed {seed}");
+    }
+}
+
 #[test]
 fn two_poisonable_nats_always_find_each_other() {
     let seeds = 200;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use podmesh_engine::reach::Reach;
 use podmesh_proto::time::Moment;
 
 use crate::nat::Nat;
@@ -13,7 +14,7 @@ use crate::random::Random;
 pub type SiteId = usize;
 pub type HostId = usize;
 
-/// Routers between any two sites: what a low time to live doesn't get over.
+/// Routers that forward what one site sends to another that isn't next door.
 const HOPS: u8 = 8;
 /// Delay inside a site.
 const INSIDE: Duration = Duration::from_micros(300);
@@ -40,6 +41,8 @@ pub struct Link {
     /// Percent.
     pub loss: f64,
     pub cut: bool,
+    /// No router lies between the two sites' own.
+    pub next_door: bool,
 }
 
 /// What happens.
@@ -129,6 +132,7 @@ impl<P, W> Net<P, W> {
             jitter: Duration::ZERO,
             loss: 0.0,
             cut: false,
+            next_door: false,
         };
         self.links.insert((from, to), link);
     }
@@ -151,7 +155,7 @@ impl<P, W> Net<P, W> {
         &mut self,
         (host, port): (HostId, u16),
         to: SocketAddr,
-        ttl: Option<u8>,
+        reach: Option<Reach>,
         payload: P,
     ) -> bool {
         let Host { site, up, .. } = self.hosts[host];
@@ -183,16 +187,17 @@ impl<P, W> Net<P, W> {
             Some(nat) if to.is_ipv4() => nat.outbound(from, to, now, random),
             _ => from,
         };
-        // Private destinations and low times to live get no farther than the first router.
-        let private = matches!(to.ip(), IpAddr::V4(ip) if ip.is_private());
-        if private || ttl.is_some_and(|ttl| ttl <= HOPS) {
+        // Private destinations get no farther than the first router.
+        if matches!(to.ip(), IpAddr::V4(ip) if ip.is_private()) {
             return true;
         }
         let Some(target) = self.site_of(to.ip()).filter(|target| *target != site) else {
             return true;
         };
         let link = self.links[&(site, target)];
-        if link.cut || self.random.chance(link.loss) {
+        let routers = if link.next_door { 1 } else { HOPS };
+        let dies = |reach: Reach| reach.routers < routers || reach.strict && reach.routers == 1;
+        if link.cut || reach.is_some_and(dies) || self.random.chance(link.loss) {
             return true;
         }
         let jitter = self.random.range(0, link.jitter.as_micros() as u64 + 1);

@@ -81,6 +81,18 @@ impl AddAssign for SendCounts {
     }
 }
 
+/// How far a datagram may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HopLimit {
+    /// The time to live, or hop limit, that it leaves with.
+    pub ttl: u8,
+    /// Over IPv4 the router that would be the `ttl`-th doesn't take it for itself either. It leaves
+    /// with a timestamp option without room, whose overflow counter each router raises, and which
+    /// is an error once the counter is full (RFC 791 §3.1): Linux drops it before anybody sees it.
+    /// For times to live from 2 to 16.
+    pub strict: bool,
+}
+
 /// Up to 64 datagrams in one allocation, each with its destination.
 pub struct SendBatch {
     arena: Box<[u8]>,
@@ -90,7 +102,7 @@ pub struct SendBatch {
 
 struct Entry {
     to: SocketAddr,
-    hop_limit: Option<u8>,
+    hop_limit: Option<HopLimit>,
     bytes: Range<usize>,
 }
 
@@ -118,7 +130,7 @@ impl SendBatch {
     }
 
     /// Lets `write` put a datagram of at most `most` bytes into the batch and say how long it has
-    /// become; with `None` there is none. `hop_limit` replaces the system's TTL for this datagram.
+    /// become; with `None` there is none. `hop_limit` keeps it from going far.
     ///
     /// # Errors
     ///
@@ -126,7 +138,7 @@ impl SendBatch {
     pub fn push_with(
         &mut self,
         to: SocketAddr,
-        hop_limit: Option<u8>,
+        hop_limit: Option<HopLimit>,
         most: usize,
         write: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> Result<(), BatchFull> {
@@ -179,7 +191,7 @@ impl UdpSocket {
             iov_base: ptr::null_mut(),
             iov_len: 0,
         }; BATCH_SLOTS];
-        let mut controls = [HopLimit::EMPTY; BATCH_SLOTS];
+        let mut controls = [Control::EMPTY; BATCH_SLOTS];
         // SAFETY: `mmsghdr` is plain memory for which zeroes are valid.
         let mut messages: [libc::mmsghdr; BATCH_SLOTS] = unsafe { mem::zeroed() };
         let parts = messages
@@ -197,9 +209,8 @@ impl UdpSocket {
             header.msg_iov = vector;
             header.msg_iovlen = 1;
             if let Some(hop_limit) = entry.hop_limit {
-                control.set(entry.to, hop_limit);
+                header.msg_controllen = control.set(entry.to, hop_limit) as _;
                 header.msg_control = ptr::from_mut(control).cast();
-                header.msg_controllen = size_of::<HopLimit>() as _;
             }
         }
         if let Some(messages) = messages.get_mut(..batch.entries.len()) {
@@ -244,26 +255,53 @@ impl UdpSocket {
     }
 }
 
-/// A control message with one int, laid out as CMSG_SPACE(4) is.
+/// A control message with four bytes of data, laid out as CMSG_SPACE(4) is.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-struct HopLimit {
+struct FourBytes {
     header: libc::cmsghdr,
-    value: libc::c_int,
+    value: [u8; 4],
 }
 
-impl HopLimit {
+impl FourBytes {
+    fn set(&mut self, (level, kind): (libc::c_int, libc::c_int), value: [u8; 4]) {
+        // The value's own bytes, without the padding behind it, as CMSG_LEN(4).
+        self.header.cmsg_len = (mem::offset_of!(Self, value) + self.value.len()) as _;
+        (self.header.cmsg_level, self.header.cmsg_type) = (level, kind);
+        self.value = value;
+    }
+}
+
+/// What limits the way of one datagram.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Control {
+    ttl: FourBytes,
+    options: FourBytes,
+}
+
+impl Control {
     // SAFETY: only integers, for which zeroes are valid.
     const EMPTY: Self = unsafe { mem::zeroed() };
 
-    fn set(&mut self, to: SocketAddr, hop_limit: u8) {
-        // The value's own bytes, without the padding behind it, as CMSG_LEN(4).
-        self.header.cmsg_len = (mem::offset_of!(Self, value) + size_of::<libc::c_int>()) as _;
-        (self.header.cmsg_level, self.header.cmsg_type) = if to.is_ipv4() {
+    /// The number of bytes that are meant.
+    fn set(&mut self, to: SocketAddr, limit: HopLimit) -> usize {
+        let kind = if to.is_ipv4() {
             (libc::IPPROTO_IP, libc::IP_TTL)
         } else {
             (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT)
         };
-        self.value = libc::c_int::from(hop_limit);
+        self.ttl
+            .set(kind, libc::c_int::from(limit.ttl).to_ne_bytes());
+        if !limit.strict || !to.is_ipv4() {
+            return size_of::<FourBytes>();
+        }
+        // Type, length and pointer of a timestamp option without room, then the overflow counter,
+        // which has four bits and is full at 15, and the flag "timestamps only".
+        let counter = 16_u8.saturating_sub(limit.ttl).min(14);
+        let option = [libc::IPOPT_TIMESTAMP, 4, 5, counter << 4];
+        self.options
+            .set((libc::IPPROTO_IP, libc::IP_RETOPTS), option);
+        size_of::<Self>()
     }
 }

@@ -10,7 +10,7 @@ use std::net::{SocketAddr, UdpSocket as StdSocket};
 use std::time::{Duration, Instant};
 
 use podmesh_kernel::tun::{TunBatch, TunDevice};
-use podmesh_kernel::udp::{Options, ReceiveBatch, SendBatch, UdpSocket};
+use podmesh_kernel::udp::{HopLimit, Options, ReceiveBatch, SendBatch, UdpSocket};
 use podmesh_kernel::wait::Waiter;
 
 use crate::sandbox::{ip, isolated};
@@ -66,6 +66,10 @@ fn moving_packets_does_not_allocate() {
         let inside = SocketAddr::from(([10, 77, 3, 3], 3));
         let start = Instant::now();
         let mut moved = 0;
+        let limit = Some(HopLimit {
+            ttl: 64,
+            strict: false,
+        });
         let mut round = || {
             for _ in 0..64 {
                 source
@@ -78,7 +82,7 @@ fn moving_packets_does_not_allocate() {
                     space.copy_from_slice(packet.bytes);
                     Some(packet.bytes.len())
                 };
-                sent.push_with(to, Some(64), packet.bytes.len(), write)
+                sent.push_with(to, limit, packet.bytes.len(), write)
                     .expect("room");
             }
             moved += a.send_batch(&mut sent).sent;

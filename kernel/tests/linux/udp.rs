@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use podmesh_kernel::udp::{
-    Options, ReceiveBatch, SendBatch, SendCounts, UdpSocket, steer_by_receiver,
+    HopLimit, Options, ReceiveBatch, SendBatch, SendCounts, UdpSocket, steer_by_receiver,
 };
 use podmesh_kernel::wait::Waiter;
 
@@ -200,16 +200,25 @@ fn the_mark_the_buffers_and_the_hop_limit_reach_the_kernel() {
         assert_eq!(marked.send_batch(&mut batch).sent, 1);
 
         let capture = PacketSocket::open();
-        for hop_limit in [None, Some(3), Some(255)] {
+        let ttl = |ttl| HopLimit { ttl, strict: false };
+        let next_door = HopLimit {
+            ttl: 2,
+            strict: true,
+        };
+        for hop_limit in [None, Some(ttl(3)), Some(ttl(255)), Some(next_door)] {
             let write = |space: &mut [u8]| {
                 space[..2].copy_from_slice(b"hi");
                 Some(2)
             };
             batch.push_with(to, hop_limit, 10, write).expect("room");
         }
-        assert_eq!(marked.send_batch(&mut batch).sent, 3);
-        let seen: Vec<(u8, bool)> = capture.ipv4_ttls_and_dont_fragment();
-        assert_eq!(seen, [(64, false), (3, false), (255, false)]);
+        assert_eq!(marked.send_batch(&mut batch).sent, 4);
+        let seen = capture.ipv4_ways();
+        // The counter is at 14 of 15: one router may raise it.
+        let option = vec![0x44, 4, 5, 0xe0];
+        let plain = |ttl| (ttl, false, vec![]);
+        let strict = (2, false, option);
+        assert_eq!(seen, [plain(64), plain(3), plain(255), strict]);
     });
 }
 
@@ -229,19 +238,20 @@ impl PacketSocket {
         }
     }
 
-    /// TTL and DF of each IPv4 packet to 198.51.100.1 seen on its way out.
-    fn ipv4_ttls_and_dont_fragment(self) -> Vec<(u8, bool)> {
+    /// TTL, DF and options of each IPv4 packet to 198.51.100.1 seen on its way out.
+    fn ipv4_ways(self) -> Vec<(u8, bool, Vec<u8>)> {
         use std::io::Read;
         let mut file = std::fs::File::from(self.0);
         let mut seen = Vec::new();
         let mut frame = [0; 2048];
         while let Ok(length) = file.read(&mut frame) {
             let packet = &frame[..length];
-            if packet.len() >= 20 && packet[0] == 0x45 && packet[16..20] == [198, 51, 100, 1] {
-                seen.push((packet[8], packet[6] & 0x40 != 0));
+            if packet.len() >= 20 && packet[0] >> 4 == 4 && packet[16..20] == [198, 51, 100, 1] {
+                let end = usize::from(packet[0] & 0xf) * 4;
+                seen.push((packet[8], packet[6] & 0x40 != 0, packet[20..end].to_vec()));
             }
         }
         // Each is seen leaving one end of the veth and entering the other.
-        seen.iter().step_by(2).copied().collect()
+        seen.into_iter().step_by(2).collect()
     }
 }

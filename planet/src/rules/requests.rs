@@ -219,6 +219,10 @@ impl Planet {
         if !self.introductions.allow(node, peer, now.moment) {
             return;
         }
+        // Who is told to punch must know where: news may still be gathered.
+        for to in [connection, there] {
+            self.tell(to, now);
+        }
         let (wait_here, wait_there) = introductions::waits(here, rtt);
         for (to, peer, fire_in) in [(connection, peer, wait_here), (there, node, wait_there)] {
             let punch = PlanetMessage::Punch {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podmesh_planet::rules::SILENCE;
-use podmesh_proto::planet_api::{NodeMessage, PlanetMessage, RefusalCode};
+use podmesh_proto::planet_api::{DirectoryRecord, NodeMessage, PlanetMessage, RefusalCode};
 
 use crate::story::{Node, Operator, Stage, Told};
 use crate::{closed, code};
@@ -130,6 +130,31 @@ fn introductions_reach_both_ends_so_that_they_fire_at_one_instant() {
     let answers = stage.ask(&c, ask(&b, 1));
     assert_eq!(code(&answers), Some(RefusalCode::NotMember));
     assert_eq!(punch(stage.told(&b)), [], "strangers move nobody");
+}
+
+#[test]
+fn who_is_told_to_punch_knows_where() {
+    let mut operator = Operator::new(23);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(2);
+    let (mut a, mut b) = (Node::new(1), Node::new(2));
+    for (node, name) in [(&mut a, "a"), (&mut b, "b")] {
+        stage.connect(node);
+        stage.join(node, &token, name);
+    }
+    stage.pass(Duration::from_millis(100));
+    stage.told(&b);
+    let record = a.endpoints(&operator.network, 1);
+    stage.say(&a, NodeMessage::Publish(record.clone()));
+    let (peer, attempt) = (b.id(), 1);
+    stage.say(&a, NodeMessage::Introduce { peer, attempt });
+    let order = stage.told(&b).into_iter().filter_map(|told| match told {
+        Told::Message(PlanetMessage::Directory(update)) => Some(update.records),
+        Told::Message(PlanetMessage::Punch { .. }) => Some(Vec::new()),
+        _ => None,
+    });
+    let record = DirectoryRecord::Endpoints(record);
+    assert_eq!(order.collect::<Vec<_>>(), [vec![record], vec![]]);
 }
 
 #[test]

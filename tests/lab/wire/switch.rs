@@ -139,7 +139,7 @@ impl Switch {
                 return;
             };
             buffer.truncate(received.len);
-            match self.route(&mut buffer) {
+            match self.route(&buffer) {
                 Some(to) => self.forward(place, to, buffer),
                 None => {
                     self.report.unroutable += 1;
@@ -149,7 +149,7 @@ impl Switch {
         }
     }
 
-    fn route(&self, bytes: &mut [u8]) -> Option<Port> {
+    fn route(&self, bytes: &[u8]) -> Option<Port> {
         let address = frame::destination(bytes)?;
         let port = self.routes.get(&address).or_else(|| {
             let matching = self
@@ -160,16 +160,21 @@ impl Switch {
                 .max_by_key(|(range, _)| range.prefix_len())
                 .map(|(_, port)| port)
         })?;
-        frame::pass_one_hop(bytes).then_some(*port)
+        Some(*port)
     }
 
-    fn forward(&mut self, from: usize, to: Port, bytes: Vec<u8>) {
+    fn forward(&mut self, from: usize, to: Port, mut bytes: Vec<u8>) {
         let link = self
             .stations
             .get(from)
             .and_then(|from| from.to.get(&to))
             .copied();
         let link = link.unwrap_or_default();
+        if !link.next_door && !frame::pass_one_hop(&mut bytes) {
+            self.report.unroutable += 1;
+            self.spare.push(bytes);
+            return;
+        }
         if self.chance.hits(link.loss) {
             self.report.lost += 1;
             self.spare.push(bytes);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use podmesh_engine::path_id::{PathId, SocketId};
 use podmesh_engine::paths::PathAction;
+use podmesh_engine::reach::Reach;
 
 use crate::net::HostId;
 
@@ -24,14 +25,14 @@ impl Fake {
         &mut self,
         (from, to): (usize, usize),
         path: PathId,
-        ttl: Option<u8>,
+        reach: Option<Reach>,
         wire: Wire,
     ) {
         let host = self.nodes[from].host;
         match path {
             PathId::Direct { socket, endpoint } => {
                 let port = PORTS[usize::from(socket.0)];
-                if !self.net.send((host, port), endpoint, ttl, wire) {
+                if !self.net.send((host, port), endpoint, reach, wire) {
                     let now = self.now();
                     if let Some(peer) = self.nodes[from].peers.get_mut(&to) {
                         peer.paths.handle_unreachable(path, now);
@@ -98,7 +99,7 @@ impl Fake {
             PathAction::SendProbe {
                 path,
                 body,
-                ttl,
+                reach,
                 unproven,
             } => {
                 let PathId::Direct { endpoint, .. } = path else {
@@ -108,7 +109,7 @@ impl Fake {
                     return;
                 }
                 node.probes += 1;
-                self.transmit((index, other), path, ttl, Wire::Probe(body));
+                self.transmit((index, other), path, reach, Wire::Probe(body));
             }
             PathAction::SendEcho {
                 path,
