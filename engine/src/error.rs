@@ -154,6 +154,15 @@ pub enum RequestError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PingError {
+    /// This node has no peers.
+    #[error("this node has not joined a network")]
+    NotJoined,
+    /// The target is this node itself.
+    #[error("'{target}' is this node itself")]
+    Own {
+        /// As given.
+        target: String,
+    },
     /// No such peer.
     #[error("no peer is named, numbered or addressed '{target}'")]
     NotFound {

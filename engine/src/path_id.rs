@@ -38,6 +38,18 @@ pub enum PathId {
 }
 
 impl PathId {
+    /// Which of this node's ports it leaves from, in one word.
+    #[must_use]
+    pub fn port_word(&self) -> &'static str {
+        match self {
+            Self::Direct {
+                socket: SocketId::SPARE,
+                ..
+            } => "spare",
+            _ => "main",
+        }
+    }
+
     /// Whether no relay is in between.
     #[must_use]
     pub const fn is_direct(&self) -> bool {

@@ -346,6 +346,7 @@ impl Engine {
                         PathId::Direct { endpoint, .. } => Some(endpoint),
                         PathId::Relay { .. } => None,
                     },
+                    from: trial.path.port_word().to_owned(),
                     state: trial.state.to_owned(),
                     rtt_ms: trial.rtt.map(millis),
                 })

@@ -428,6 +428,8 @@ pub struct CandidateTrial {
     pub kind: String,
     /// Where; absent for a relay.
     pub endpoint: Option<SocketAddr>,
+    /// From which of this node's two ports it is tried: `main` or `spare`.
+    pub from: String,
     /// `waiting`, `probing`, `answers`, `proven`, `active`, `silent`.
     pub state: String,
     /// Milliseconds.

@@ -7,6 +7,7 @@
 
 mod disks;
 mod joins;
+mod pings;
 mod ranges;
 mod stand;
 mod starts;
@@ -57,6 +58,9 @@ const ROWS: &[Row] = &[
     row("a second network on one node", joins::second_network, 1, &["already a member of network lab"], "meshctl leave"),
     row("a planet that nothing reaches", joins::planet_unreachable, 7, &["203.0.113.99:7077"], "firewall"),
     row("a planet with another key", joins::planet_with_another_key, 7, &["203.0.113.10:7077", "another key"], "check the address"),
+    row("a ping of nobody", pings::of_nobody, 6, &["no peer", "'nobody-1'"], "meshctl peers"),
+    row("a ping of the node itself", pings::of_itself, 3, &["'member-1' is this node itself"], "meshctl peers"),
+    row("a ping on a node in no network", pings::without_a_network, 2, &["not joined a network"], "meshctl join"),
     row("a route inside the pod range", ranges::inside_pods, 1, &["pod range 10.42.0.0/16", "route 10.42.7.0/24 of eth0", "an administrator"], "take this node off that range"),
     row("a bridge in the pod range", ranges::bridge_in_pods, 1, &["pod range 10.42.0.0/16", "route 10.42.9.0/24 of bridge9", "an interface's address"], "take this node off that range"),
     row("a VPN inside the overlay range", ranges::vpn_in_overlay, 1, &["overlay range 10.77.0.0/16", "route 10.77.3.0/24 of eth0", "DHCP, table 52"], "take this node off that range"),

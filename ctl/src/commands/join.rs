@@ -49,6 +49,7 @@ impl Join {
         let text = self.read()?;
         let (network, grant) = check(&text)?;
         warn_of_readers(context, &self.token);
+        refuse_members(&context.meshd.status()?)?;
         let request = Request::Join {
             token: text.trim().to_owned(),
             name: self.name.clone(),
@@ -109,6 +110,19 @@ fn check(text: &str) -> Result<(Network, Grant), Problem> {
         .next("ask the operator for a new one: meshctl token create"));
     }
     Ok((network, grant))
+}
+
+/// meshd refuses members, too; but not before this command has said that it joins.
+fn refuse_members(status: &StatusView) -> Result<(), Problem> {
+    let member = matches!(status.state, NodeState::Online | NodeState::PlanetsDown);
+    match (&status.network, &status.node) {
+        (Some(network), Some(node)) if member => Err(Problem::failed(format!(
+            "this node is already a member of network {} as {}",
+            network.name, node.name
+        ))
+        .next("to join anew: meshctl leave")),
+        _ => Ok(()),
+    }
 }
 
 fn warn_of_readers(context: &Context, file: &Path) {

@@ -136,7 +136,7 @@ fn candidates(detail: &PeerDetail, screen: Screen) -> String {
     if detail.candidates.is_empty() {
         return "\nNo candidates known.\n".to_owned();
     }
-    let mut table = Table::new(&["CANDIDATE", "ENDPOINT", "STATE", "RTT"]);
+    let mut table = Table::new(&["CANDIDATE", "ENDPOINT", "FROM", "STATE", "RTT"]);
     for trial in &detail.candidates {
         let tone = if trial.state == "active" {
             Tone::Good
@@ -146,6 +146,7 @@ fn candidates(detail: &PeerDetail, screen: Screen) -> String {
         table.row(vec![
             trial.kind.as_str().into(),
             optional(trial.endpoint.as_ref()).into(),
+            format!("{} port", trial.from).into(),
             Cell::toned(&trial.state, tone),
             trial.rtt_ms.map(milliseconds).unwrap_or_default().into(),
         ]);

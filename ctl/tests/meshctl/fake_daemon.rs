@@ -145,7 +145,7 @@ pub(crate) fn peer(number: usize, strings: &str) -> Response {
     response(
         json!({"response": "Peer", "peer": peer, "wireguard": KEY, "groups": ["a"],
             "expires": strings, "serial": 3,
-        "candidates": [{"kind": strings, "endpoint": "203.0.113.7:51820", "state": strings,
+        "candidates": [{"kind": strings, "endpoint": "203.0.113.7:51820", "from": strings, "state": strings,
             "rtt_ms": 24.1}],
         "history": [{"time": strings, "from": strings, "to": strings, "reason": strings}]}),
     )

@@ -1,7 +1,7 @@
 //! A node joins and leaves.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -102,14 +102,30 @@ fn a_refused_join_names_the_reason() {
 fn a_member_of_this_network_is_not_mistaken_for_one_that_has_just_joined() {
     let desk = Desk::with_network();
     let network = desk.network().id;
+    let asked = AtomicBool::new(false);
+    // Somebody else's join ends just before this one begins.
     let _daemon = FakeDaemon::start(&desk.socket(), move |request| match request {
         Request::Join { .. } => {
             std::thread::sleep(Duration::from_millis(500));
             failed("failed", "this node is a member already")
         }
-        _ => Response::Status(Box::new(seen("online", network))),
+        _ if asked.swap(true, Ordering::SeqCst) => {
+            Response::Status(Box::new(seen("online", network)))
+        }
+        _ => Response::Status(Box::new(seen("not-joined", network))),
     });
     desk.refused(&["join", &token(&desk)], 1, "this node is a member already");
+}
+
+#[test]
+fn a_member_is_told_so_and_not_that_it_joins() {
+    let desk = Desk::with_network();
+    let (_daemon, _) = meshd(&desk.socket(), desk.network().id, &["online"]);
+    let said = desk.run(&["join", &token(&desk)]);
+    assert_eq!(said.code, 1, "{said:?}");
+    let words = "already a member of network lab as home-1\nnext: to join anew: meshctl leave\n";
+    assert!(said.err.ends_with(words), "{said:?}");
+    assert!(!said.err.contains("joining"), "{said:?}");
 }
 
 #[test]

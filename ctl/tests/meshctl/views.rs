@@ -148,7 +148,7 @@ fn json_of_peers_keeps_its_schema() {
     );
     let detail = json!({"peer": peer_keys(&relay), "wireguard": ".", "groups": ["."],
         "expires": ".", "serial": ".",
-        "candidates": [{"kind": ".", "endpoint": ".", "state": ".", "rtt_ms": "."}],
+        "candidates": [{"kind": ".", "endpoint": ".", "from": ".", "state": ".", "rtt_ms": "."}],
         "history": [{"time": ".", "from": ".", "to": ".", "reason": "."}]});
     keeps_its_keys(&["peer", "x"], "podmesh.peer/v1", detail);
     let ping = json!({"target": ".", "sent": ".", "received": ".", "loss_percent": ".",

@@ -149,6 +149,12 @@ impl Node {
         let response = match result {
             Ok(view) => Response::Ping(view),
             Err(PingError::NotFound { target }) => unknown_peer(&target),
+            Err(PingError::NotJoined) => not_done(&RequestError::NotJoined),
+            Err(error @ PingError::Own { .. }) => Response::Failed(Failure {
+                code: FailureCode::Usage,
+                message: error.to_string(),
+                next: Some("`meshctl peers` lists whom it can ping".to_owned()),
+            }),
             Err(error @ PingError::Timeout { .. }) => {
                 failed(FailureCode::Timeout, error.to_string())
             }

@@ -24,7 +24,16 @@ pub(super) struct Ping {
 
 impl Engine {
     pub(super) fn begin_ping(&mut self, target: &str, id: u64, now: Now) {
+        if self.members.is_none() {
+            self.ping_done(id, Err(PingError::NotJoined));
+            return;
+        }
         let node = match self.find(target) {
+            Some(MemberId::Node(node)) if node == self.node => {
+                let target = super::joining::printable(target);
+                self.ping_done(id, Err(PingError::Own { target }));
+                return;
+            }
             Some(MemberId::Node(node)) if self.peers.get(&node).is_some() => node,
             Some(MemberId::External(key)) => {
                 let name = self.peers.external(&key).map(|peer| peer.name.clone());
