@@ -23,7 +23,7 @@ bars() {
   bar systemd tests/systemd/run.sh
   bar simulator-2000 simulator 2000
   bar cni-1000-pods plugin storm::sixteen_at_once_never_share_an_address PODMESH_CNI_ROUNDS=1000
-  bar cni-200-kills plugin storm::killed_calls_leave_nothing_that_garbage_collection_does_not_free PODMESH_CNI_KILLS=800
+  bar cni-200-kills plugin storm::killed_calls_leave_nothing_that_garbage_collection_does_not_free PODMESH_CNI_KILLS=200
   bar cni-every-step plugin storm::a_kill_before_any_step_leaves_nothing_that_garbage_collection_does_not_free PODMESH_CNI_STRIDE=1
   bar cni-20-shapes-of-del plugin detach::twenty_shapes_of_del_succeed_and_free_everything
   while read -r name; do

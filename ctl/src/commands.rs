@@ -15,6 +15,8 @@ pub(crate) mod token;
 pub(crate) mod version;
 pub(crate) mod wait;
 
+use podmesh_proto::local_api::NodeState;
+
 use crate::cli::{Cli, Command};
 use crate::client::Client;
 use crate::problem::{Exit, Problem};
@@ -27,6 +29,17 @@ pub(crate) struct Context {
     pub(crate) meshd: Client,
     /// Where to print.
     pub(crate) screen: Screen,
+}
+
+impl Context {
+    /// For commands whose table is empty: on a node in no network it can't be anything else.
+    fn need_network(&self) -> Result<(), Problem> {
+        if self.meshd.status()?.state == NodeState::NotJoined {
+            let cause = "this node has not joined a network";
+            return Err(Problem::new(Exit::NotReady, cause).next("meshctl join"));
+        }
+        Ok(())
+    }
 }
 
 /// Runs the command.

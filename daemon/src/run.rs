@@ -308,7 +308,7 @@ impl Node {
             Effect::Planets(planets) => self.links.keep(planets),
             Effect::JoinDone(outcome) => self.finish_join(outcome),
             Effect::KeysMoved => self.finish_rotation(),
-            Effect::ForgetKeys(answer) => self.forget_keys(answer),
+            Effect::ForgetKeys(answer, untold) => self.forget_keys(answer, &untold),
         }
     }
 

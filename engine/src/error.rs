@@ -36,6 +36,12 @@ pub enum JoinError {
         /// Of this network.
         network: Name,
     },
+    /// Put out, for good.
+    #[error("the root of network {network} revoked this node")]
+    Revoked {
+        /// By this network.
+        network: Name,
+    },
     /// Another join is going on.
     #[error("this node is already joining network {network}")]
     InProgress {
@@ -88,6 +94,7 @@ impl JoinError {
             Self::Token(_) | Self::TokenExpired { .. } | Self::TokenName { .. } => {
                 "ask for a new token: `meshctl token create`"
             }
+            Self::Revoked { .. } => COME_BACK,
             Self::AlreadyMember { .. } | Self::InProgress { .. } => "`meshctl leave` ends it",
             Self::Encode(_) | Self::Cancelled => return None,
         })
@@ -103,7 +110,7 @@ const fn after(code: RefusalCode) -> &'static str {
             "`meshctl join` with a new token, which `meshctl token create` makes"
         }
         RefusalCode::Conflict => {
-            "`meshctl join --name` with another name, or with a new token made for this one"
+            "`meshctl join --name` with another name, or with a token that lets this one take over"
         }
         RefusalCode::Exhausted => "the network's ranges are full; free leases or widen them",
         RefusalCode::Relearning | RefusalCode::Busy => "nothing; the node asks again by itself",

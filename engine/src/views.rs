@@ -151,6 +151,12 @@ impl Engine {
         holdings.named(&target.parse().ok()?)
     }
 
+    /// Whether this is the node's own name, id or address.
+    #[must_use]
+    pub fn is_own(&self, target: &str) -> bool {
+        self.find(target) == Some(MemberId::Node(self.node_id()))
+    }
+
     /// A path for people. An endpoint counts as LAN when it lies in the /24 or /64 of an address of
     /// this node's that isn't public.
     pub(crate) fn path_view(&self, path: PathId) -> PathView {

@@ -143,10 +143,9 @@ impl Cli {
     pub fn execute(self) -> Result<(), Problem> {
         match self.command {
             Command::Init { state, name } => init(&state.state_dir, name.as_ref()),
-            Command::Key { state } => print(&format!(
-                "planet key: {}",
-                identity::read(&state.state_dir)?.planet_id()
-            )),
+            Command::Key { state } => {
+                print(&identity::read(&state.state_dir)?.planet_id().to_string())
+            }
             Command::Adopt { file, place } => adopt(&file, &place),
             Command::Run {
                 config,
@@ -187,13 +186,13 @@ fn init(state_dir: &Path, name: Option<&Name>) -> Result<(), Problem> {
     DiskStore::create(state_dir, Origin::Fresh)?;
     let file = state_dir.join(crate::store::FILE);
     identity::give_to_owner(state_dir, &file).map_err(|error| Problem::file(&file, &error))?;
-    if io::stdout().is_terminal() {
-        let name = name.map_or_else(|| "NAME".to_owned(), ToString::to_string);
-        hint(&format!(
-            "next: put this key into a network's document (planet {name}) with `meshctl network create`, then `planet adopt` it"
-        ));
-    }
-    print(&format!("planet key: {}", key.planet_id()))
+    print(&format!("planet key: {}", key.planet_id()))?;
+    let name = name.map_or_else(|| "NAME".to_owned(), ToString::to_string);
+    hint(&format!(
+        "next: meshctl network create NETWORK --planet {name}={}@HOST:PORT, then planet adopt its file",
+        key.planet_id()
+    ));
+    Ok(())
 }
 
 fn adopt(file: &Path, place: &Place) -> Result<(), Problem> {

@@ -162,7 +162,7 @@ fn a_planet_is_made_serves_and_stops() {
     let mut place = Place::new();
     let made = place.succeed(&["init", "--name", "planet-1"]);
     let key = made.strip_prefix("planet key: ").unwrap();
-    assert_eq!(place.succeed(&["key"]), made);
+    assert_eq!(place.succeed(&["key"]), key);
     assert_eq!(key.len(), 64);
     assert_eq!(
         (

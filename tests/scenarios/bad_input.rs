@@ -55,6 +55,7 @@ const ROWS: &[Row] = &[
     row("a token that expired a moment ago", joins::expired_just_now, 1, &["expired at 20"], "new token"),
     row("a token that is used up", joins::used_up, 1, &["the one use", "is spent"], "new token"),
     row("a token for another network", joins::other_network, 1, &["the planet refused", "network"], "use a token of the network"),
+    row("a name that another node has", joins::taken_name, 1, &["has the name member-1", "meshctl token create --for member-1 --replaces"], "--name"),
     row("a second network on one node", joins::second_network, 1, &["already a member of network lab"], "meshctl leave"),
     row("a planet that nothing reaches", joins::planet_unreachable, 7, &["203.0.113.99:7077"], "firewall"),
     row("a planet with another key", joins::planet_with_another_key, 7, &["203.0.113.10:7077", "another key"], "check the address"),

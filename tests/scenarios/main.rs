@@ -15,6 +15,7 @@ mod ended;
 mod first_start;
 mod interop;
 mod nat_grid;
+mod planet_loss;
 mod rekey;
 mod renewal;
 mod restarts;

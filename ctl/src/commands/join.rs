@@ -15,7 +15,7 @@ use podmesh_proto::token::JoinToken;
 use zeroize::Zeroizing;
 
 use crate::commands::Context;
-use crate::commands::wait::{Look, Patience};
+use crate::commands::wait::{JOIN_HEALTH, Look, Patience};
 use crate::problem::{Exit, Problem};
 use crate::show::peers::list;
 use crate::show::quantity::parse_patience;
@@ -23,9 +23,6 @@ use crate::{clock, files};
 
 /// How long meshd's answer may come after its state says that the join is over.
 const LAST_WORD: Duration = Duration::from_secs(1);
-
-/// Start of the health codes that are about a join.
-const JOIN_HEALTH: &str = "MESH-JOIN";
 
 /// Arguments of `meshctl join`.
 #[derive(Debug, Args)]
@@ -69,7 +66,7 @@ impl Join {
         let said = if status.state == NodeState::Online {
             summary(&status)
         } else {
-            "meshd has the token and goes on\nnext: meshctl wait --for planet\n".to_owned()
+            "meshd has the token and goes on\nnext: meshctl wait\n".to_owned()
         };
         context.screen.print(&said)?;
         Ok(Exit::Ok)

@@ -57,6 +57,9 @@ impl Peers {
                 let table = peers::table(&items, self.wide, screen);
                 screen.print(&format!("{}{table}", screen.wipe()))?;
             } else {
+                if items.is_empty() {
+                    context.need_network()?;
+                }
                 screen.print(&peers::table(&items, self.wide, screen))?;
             }
             if !self.watch {

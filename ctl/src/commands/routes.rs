@@ -21,6 +21,9 @@ impl Routes {
         if self.output.is_json() {
             screen.print_json(schema::ROUTES, &Items { items: &items })?;
         } else {
+            if items.is_empty() {
+                context.need_network()?;
+            }
             screen.print(&peers::routes(&items, screen))?;
         }
         Ok(Exit::Ok)

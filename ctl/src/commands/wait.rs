@@ -12,6 +12,8 @@ use crate::problem::{Exit, Problem};
 use crate::show::quantity::parse_patience;
 use crate::show::status::word;
 
+/// Start of the health codes that are about a join.
+pub(super) const JOIN_HEALTH: &str = "MESH-JOIN";
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -80,6 +82,9 @@ impl Goal {
         }
         let status = meshd.status()?;
         let state = word(status.state);
+        if let Some(refused) = refused_join(&status) {
+            return Ok(Look::Never(refused));
+        }
         Ok(match self {
             Self::Planet => Look::at(
                 status.planets.iter().any(|planet| planet.connected),
@@ -104,6 +109,16 @@ impl Goal {
             }
         })
     }
+}
+
+/// A node whose join was refused waits for nothing.
+fn refused_join(status: &StatusView) -> Option<Problem> {
+    let idle = status.state == NodeState::NotJoined;
+    let mut health = status.health.iter().filter(|_| idle);
+    let last = health.rfind(|health| health.code.starts_with(JOIN_HEALTH))?;
+    let problem = Problem::failed(format!("this node is not admitted: {}", last.message));
+    let next = last.next.as_deref();
+    Some(problem.next(next.unwrap_or("meshctl join with another token")))
 }
 
 fn planets(status: &StatusView, state: &str) -> String {

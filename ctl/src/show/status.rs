@@ -155,9 +155,10 @@ fn health_lines(text: &mut String, status: &StatusView, screen: Screen) {
     }
     match status.state {
         NodeState::NotJoined => say("next: meshctl join TOKEN-FILE"),
-        NodeState::Revoked | NodeState::Ended => {
-            say("next: meshctl leave, then join with a new token");
+        NodeState::Revoked => {
+            say("next: meshctl leave --forget-keys, then join with a new token");
         }
+        NodeState::Ended => say("next: meshctl leave, then join with a new token"),
         _ if status.peers.down > 0 => say("next: meshctl peers"),
         _ => {}
     }

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podmesh_proto::id::{NetworkId, NodeId};
 use podmesh_proto::key::SigningKey;
-use podmesh_proto::local_api::{Request, Response, StatusView};
+use podmesh_proto::local_api::{HealthView, Request, Response, StatusView};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 use podmesh_proto::token::JoinToken;
@@ -126,6 +126,25 @@ fn a_member_is_told_so_and_not_that_it_joins() {
     let words = "already a member of network lab as home-1\nnext: to join anew: meshctl leave\n";
     assert!(said.err.ends_with(words), "{said:?}");
     assert!(!said.err.contains("joining"), "{said:?}");
+}
+
+#[test]
+fn waiting_ends_when_the_join_was_refused() {
+    let desk = Desk::with_network();
+    let network = desk.network().id;
+    let _daemon = FakeDaemon::start(&desk.socket(), move |_| {
+        let mut status = seen("not-joined", network);
+        status.health = vec![HealthView {
+            code: "MESH-JOIN-001".to_owned(),
+            message: "the token is used up".to_owned(),
+            next: Some("ask for another".to_owned()),
+        }];
+        Response::Status(Box::new(status))
+    });
+    let started = Instant::now();
+    desk.refused(&["wait"], 1, "the token is used up");
+    desk.refused(&["wait", "--for", "planet"], 1, "the token is used up");
+    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

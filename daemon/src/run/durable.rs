@@ -20,8 +20,9 @@ pub(super) enum Effect {
     JoinDone(Result<(), JoinError>),
     /// New keys are in force: the old ones leave the disk.
     KeysMoved,
-    /// The node has left: it gets other keys, and whoever asked for that an answer.
-    ForgetKeys(oneshot::Sender<Response>),
+    /// The node has left: it gets other keys, and whoever asked for that an answer with this at its
+    /// end.
+    ForgetKeys(oneshot::Sender<Response>, String),
 }
 
 /// Effects that wait for the disk, in order.

@@ -6,6 +6,7 @@ use podmesh_engine::error::{PingError, RequestError};
 use podmesh_proto::local_api::{Failure, FailureCode, PingView, Request, Response};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Moment;
+use podmesh_proto::time::Now;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
@@ -73,10 +74,7 @@ impl Node {
             Request::Peers => Response::Peers {
                 items: self.engine.peers(now),
             },
-            Request::Peer { target } => match self.engine.peer(&target, now) {
-                Some(peer) => Response::Peer(Box::new(peer)),
-                None => unknown_peer(&target),
-            },
+            Request::Peer { target } => self.peer(&target, now),
             Request::Routes => Response::Routes {
                 items: self.engine.routes(),
             },
@@ -85,15 +83,52 @@ impl Node {
                 self.leave_and_forget_keys(asked.answer);
                 return;
             }
-            Request::Leave { forget_keys: false } => match self.engine.handle_leave(now) {
-                Ok(()) => done("left the network; the keys stay, coming back needs a new token"),
-                // Nothing to wait for: a check's exit code would be wrong.
-                Err(error) => failed(FailureCode::Failed, error.to_string()),
-            },
+            Request::Leave { forget_keys: false } => self.leave(now),
             Request::Statement { statement } => self.take_statement(&statement),
             Request::Network => self.network(),
         };
         let _ = asked.answer.send(response);
+    }
+
+    fn peer(&self, target: &str, now: Now) -> Response {
+        match self.engine.peer(target, now) {
+            Some(peer) => Response::Peer(Box::new(peer)),
+            None if self.engine.network_statement().is_none() => not_done(&RequestError::NotJoined),
+            None if self.engine.is_own(target) => Response::Failed(Failure {
+                code: FailureCode::Usage,
+                message: format!("'{target}' is this node itself"),
+                next: Some("`meshctl status` shows it".to_owned()),
+            }),
+            None => unknown_peer(target),
+        }
+    }
+
+    fn leave(&mut self, now: Now) -> Response {
+        let untold = self.untold();
+        match self.engine.handle_leave(now) {
+            Ok(()) => done(&format!(
+                "left the network; the keys stay, coming back needs a valid token{untold}"
+            )),
+            // Nothing to wait for: a check's exit code would be wrong.
+            Err(error) => Response::Failed(Failure {
+                code: FailureCode::Failed,
+                message: error.to_string(),
+                next: Some("nothing to leave; `meshctl join` enters a network".to_owned()),
+            }),
+        }
+    }
+
+    /// What a leave has to add while no planet hears of it.
+    pub(super) fn untold(&self) -> String {
+        let status = self.engine.status(clock::now());
+        match status.node {
+            Some(node) if !status.planets.iter().any(|planet| planet.connected) => format!(
+                "; no planet could be told, so the name {} stays taken until a peer tells one, or \
+                 for good if none was reached: `meshctl node revoke {}` frees it",
+                node.name, node.id
+            ),
+            _ => String::new(),
+        }
     }
 
     fn take_statement(&mut self, text: &str) -> Response {

@@ -65,6 +65,7 @@ impl Node {
     /// Leaves the network, if the node is in one, and gives it other keys once that is on disk: in the
     /// other order, a crash would leave a membership that isn't the node's.
     pub(super) fn leave_and_forget_keys(&mut self, answer: oneshot::Sender<Response>) {
+        let untold = self.untold();
         match self.engine.handle_leave(clock::now()) {
             Ok(()) | Err(RequestError::NotJoined) => {}
             Err(error) => {
@@ -73,16 +74,16 @@ impl Node {
             }
         }
         self.do_outputs();
-        self.do_in_order(Effect::ForgetKeys(answer));
+        self.do_in_order(Effect::ForgetKeys(answer, untold));
     }
 
     /// Makes other keys, on disk first. A node that could not write down that it has left keeps its own.
-    pub(super) fn forget_keys(&mut self, answer: oneshot::Sender<Response>) {
+    pub(super) fn forget_keys(&mut self, answer: oneshot::Sender<Response>, untold: &str) {
         let response = match self.other_keys() {
             Ok(()) => {
                 self.join_trouble = None;
                 done(&format!(
-                    "this node is in no network and has new keys; its id is {}",
+                    "this node is in no network and has new keys; its id is {}{untold}",
                     self.engine.node_id()
                 ))
             }

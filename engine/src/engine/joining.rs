@@ -31,7 +31,11 @@ impl Engine {
     ) -> Result<(), JoinError> {
         if let Some(members) = &self.members {
             let network = members.network().name.clone();
-            return Err(JoinError::AlreadyMember { network });
+            return Err(if members.is_revoked(&self.node) {
+                JoinError::Revoked { network }
+            } else {
+                JoinError::AlreadyMember { network }
+            });
         }
         if let Some(join) = &self.join {
             let network = join.network().name.clone();

@@ -218,6 +218,10 @@ impl Echoes {
         let (_, at) = self.outstanding.remove(place);
         // Older ones may still come; they must not count as lost once this path is well.
         self.outstanding.retain(|(_, sent)| *sent > at);
+        if let Phase::Proving { .. } = self.phase {
+            // What was lost before the path worked says nothing about it.
+            self.counted = 0;
+        }
         self.count(true);
         self.unanswered = 0;
         self.last_answer = Some(now);

@@ -122,10 +122,12 @@ impl Trial {
         self.again = Some(now + Duration::from_secs(gap.unwrap_or(25)));
     }
 
-    /// Takes a round trip into the average (weights of RFC 6298 §2).
+    /// Takes a round trip into the average (weights of RFC 6298 §2). A shorter one counts more: no
+    /// way is shorter than it is, while the first answers of a busy start come late.
     pub(super) fn sample(&mut self, rtt: Duration) {
         self.rtt = Some(match self.rtt {
             None => rtt,
+            Some(smoothed) if rtt < smoothed => (smoothed + rtt) / 2,
             Some(smoothed) => (smoothed * 7 + rtt) / 8,
         });
     }

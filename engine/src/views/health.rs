@@ -42,9 +42,12 @@ impl Engine {
                 entries.push(entry("MESH-GROUP-001", message, next));
             }
         }
-        if self.planets.connected().next().is_none() && self.planets.all().next().is_some() {
+        let revoked = members.is_revoked(&self.node_id());
+        let alone = self.planets.connected().next().is_none();
+        if !revoked && alone && self.planets.all().next().is_some() {
             let message = "no planet is connected; tunnels go on, changes don't get through";
-            let next = "see the planets' errors in `meshctl status`";
+            let next =
+                "look whether the planet runs (`planet status` there) and UDP gets through to it";
             entries.push(entry("MESH-PLANET-001", message, next));
         }
         if let Some(off) = self.clock_off {

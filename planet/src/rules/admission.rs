@@ -156,7 +156,8 @@ impl Court<'_> {
             }
             if other.name == certificate.name {
                 let what = format!(
-                    "the name {}; to let a new machine take its place, make a token for that name",
+                    "the name {0}; to let a new machine take its place: meshctl token create --for {0} \
+                     --replaces {node}",
                     other.name
                 );
                 return conflict(&what, holder);

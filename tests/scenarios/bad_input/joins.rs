@@ -78,6 +78,15 @@ pub(super) fn other_network(stand: &Stand<'_>) -> Result<Said> {
     stand.join(&stand.token_of_other(&planet, &[])?)
 }
 
+pub(super) fn taken_name(stand: &Stand<'_>) -> Result<Said> {
+    let token = text(&stand.good_token)?;
+    let words = ["join", token, "--name", "member-1", "--timeout", "4s"];
+    Ok(stand
+        .node("novice-1")?
+        .meshctl_output(&words, process::SHORT)?
+        .into())
+}
+
 pub(super) fn second_network(stand: &Stand<'_>) -> Result<Said> {
     let token = stand.token_of_other(&planet_of(stand)?, &[])?;
     let member = stand.node("member-1")?;

@@ -155,6 +155,14 @@ fn a_revoked_node_comes_back_with_new_keys_as_another_one() {
     let health = world.engines[0].status(now).health;
     let next = health.iter().find_map(|entry| entry.next.clone()).unwrap();
     assert!(next.contains("`meshctl leave --forget-keys`"), "{next}");
+    let token = world.authority.token(1);
+    let refused = world.engines[0]
+        .handle_join(&token, name("n1"), now)
+        .unwrap_err();
+    assert!(
+        refused.next().unwrap().contains("--forget-keys"),
+        "{refused}"
+    );
     assert!(
         world.engines[0]
             .handle_new_keys(Keys::moved(1, 50), now)
