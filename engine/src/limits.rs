@@ -75,3 +75,10 @@ pub const MAX_STRANGE_DEPARTURES: usize = 4_096;
 /// How long the first telling of a directory counts as one batch, in which nobody was first. A planet
 /// that never ends it must not keep what it told open for contest.
 pub const FIRST_TELLING: Duration = Duration::from_secs(5);
+
+/// Handshake initiations of a peer that are known again: far more than it makes between the first sign
+/// of a new life and the first message through the new tunnel.
+pub const KNOWN_INITIATIONS: usize = 16;
+/// How long an initiation may be under way after a later one of the same peer has arrived by a shorter
+/// way.
+pub const OVERTAKEN: Duration = Duration::from_secs(2);

@@ -44,6 +44,8 @@ pub(crate) struct Peer {
     /// Its process is known to be a new one, and nothing has come out of the tunnel since: an
     /// initiation that the old tunnel refuses may be right.
     pub(crate) may_reset: bool,
+    /// The last initiations of the peer's that were accepted, and when.
+    initiations: VecDeque<(Moment, [u8; 32])>,
     /// Since when a tunnel of other keys is being made, or has taken over.
     pub(crate) handover: Option<Moment>,
     /// What the fast half had counted at the last sample.
@@ -100,6 +102,7 @@ impl Peer {
             handshake_path: None,
             session: false,
             may_reset: false,
+            initiations: VecDeque::new(),
             handover: None,
             sampled: Sampled::default(),
             busy: None,
@@ -142,6 +145,27 @@ impl Peer {
         self.seen = ReplayWindow::default();
         self.may_reset = true;
         !first
+    }
+
+    /// Whether an initiation was accepted before. A tunnel that began anew doesn't know that.
+    pub(crate) fn has_accepted(&self, ephemeral: [u8; 32]) -> bool {
+        let known = |(_, key): &(Moment, [u8; 32])| *key == ephemeral;
+        self.initiations.iter().any(known)
+    }
+
+    /// Whether an initiation that the tunnel takes for old may still be good, because the peer's clock
+    /// went back with its restart: not while a later one may have overtaken it.
+    pub(crate) fn may_reset(&self, now: Moment) -> bool {
+        let recent = |(at, _): &(Moment, _)| now.since(*at) < limits::OVERTAKEN;
+        self.may_reset && !self.initiations.back().is_some_and(recent)
+    }
+
+    /// Takes note of an initiation that was accepted.
+    pub(crate) fn accepted(&mut self, ephemeral: [u8; 32], now: Moment) {
+        if self.initiations.len() >= limits::KNOWN_INITIATIONS {
+            self.initiations.pop_front();
+        }
+        self.initiations.push_back((now, ephemeral));
     }
 
     /// Keeps a packet for later; `false` if too many wait already.

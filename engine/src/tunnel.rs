@@ -288,6 +288,15 @@ pub fn receiver_of(message: &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(*index) >> 8)
 }
 
+/// The ephemeral key of a handshake initiation, by which it is known again (the `WireGuard` paper,
+/// §5.4.2).
+#[must_use]
+pub fn ephemeral_of(message: &[u8]) -> Option<[u8; 32]> {
+    let initiation = message.first() == Some(&1);
+    let key = message.get(8..40).filter(|_| initiation)?;
+    key.first_chunk().copied()
+}
+
 /// Sets boringtun's clock on this thread to zero.
 #[cfg(feature = "virtual-time")]
 pub fn start_virtual_clock() {

@@ -276,7 +276,7 @@ fn a_peer_whose_clock_went_back_gets_through_once_its_new_life_is_known() {
         responses
     };
     let (early, late) = (initiations.remove(0), initiations.remove(0));
-    assert_eq!(answers(&mut world, late), 1);
+    assert_eq!(answers(&mut world, late.clone()), 1);
     assert_eq!(answers(&mut world, early.clone()), 0, "older than the last");
     let record = EndpointRecord {
         network: world.authority.network.id,
@@ -288,7 +288,14 @@ fn a_peer_whose_clock_went_back_gets_through_once_its_new_life_is_known() {
     };
     let signed = Signed::seal(&record, &peer.identity).unwrap();
     world.tell_all(DirectoryRecord::Endpoints(signed));
-    assert_eq!(answers(&mut world, early), 1, "a new life of the peer");
+    assert_eq!(answers(&mut world, late.clone()), 0, "a thief has it");
+    let overtaken = answers(&mut world, early.clone());
+    assert_eq!(overtaken, 0, "it may have come a longer way");
+    world.run(Duration::from_secs(3));
+    assert_eq!(answers(&mut world, early.clone()), 1, "a new life");
+    for again in [early, late] {
+        assert_eq!(answers(&mut world, again), 0, "a replay in the new life");
+    }
 }
 
 #[test]

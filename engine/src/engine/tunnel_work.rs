@@ -11,8 +11,9 @@ use crate::membership::holdings::MemberId;
 use crate::output::{Output, Received, Transmit};
 use crate::packet::control_packet;
 use crate::path_id::{PathId, SocketId};
+use crate::peer::Peer;
 use crate::reach::Reach;
-use crate::tunnel::{Opened, Sealed, Tunnel, TunnelError};
+use crate::tunnel::{Opened, Sealed, Tunnel, TunnelError, ephemeral_of};
 
 /// Bytes of a control packet before its payload.
 const CONTROL_HEADER: usize = 40;
@@ -98,10 +99,16 @@ impl Engine {
         if !self.ensure_tunnel(id) {
             return Err(DropReason::UnknownInitiator);
         }
-        let may_reset = match id {
-            MemberId::Node(node) => self.peers.get(&node).is_some_and(|peer| peer.may_reset),
-            MemberId::External(_) => false,
+        let ephemeral = ephemeral_of(&received.bytes);
+        let peer = match id {
+            MemberId::Node(node) => self.peers.get(&node),
+            MemberId::External(_) => None,
         };
+        let known = |peer: &Peer| ephemeral.is_some_and(|key| peer.has_accepted(key));
+        if peer.is_some_and(known) {
+            return Err(DropReason::NotAuthentic);
+        }
+        let may_reset = peer.is_some_and(|peer| peer.may_reset(now.moment));
         let from = Some(received.from.ip());
         let mut state = link.lock();
         let mut opened = match state.coming.as_mut() {
@@ -130,6 +137,11 @@ impl Engine {
             let cookie = reply.first() == Some(&3);
             self.send_over(&link, received.path(), reply, None);
             if !cookie {
+                if let (MemberId::Node(node), Some(ephemeral)) = (id, ephemeral)
+                    && let Some(peer) = self.peers.get_mut(&node)
+                {
+                    peer.accepted(ephemeral, now.moment);
+                }
                 self.after_handshake(id, received.path(), now);
             }
         }
