@@ -194,10 +194,12 @@ impl Router {
             namespace.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
         }
         let port = wire.attach(&plan.name, &namespace, WAN)?;
+        // A bridge takes the lowest address of its ports, so a node that is plugged in or out would
+        // change the gateway's under its neighbours, and they lose what they send until they notice.
         namespace.ip(&format!(
             "address add {public}/32 dev {WAN}\n\
              route add default via {GATEWAY_V4} dev {WAN} onlink\n\
-             link add {LAN} type bridge forward_delay 0 mcast_snooping 0\n\
+             link add {LAN} address 02:00:5e:00:02:{lan:02x} type bridge forward_delay 0 mcast_snooping 0\n\
              address add 192.168.{lan}.1/24 dev {LAN}\n\
              link set {LAN} up\n"
         ))?;

@@ -80,11 +80,21 @@ fn a_leak_is_seen_wherever_it_leaves_a_node() {
     assert!(error.contains("from 10.42.1.7"), "{error}");
 }
 
+/// The hardware address of a site's router, as its nodes know it.
+fn gateway_of(lab: &Lab, site: &str) -> Option<String> {
+    let router = lab.site(site).unwrap().router().unwrap();
+    let shown = router
+        .run(&["ip", "-brief", "link", "show", "lan"])
+        .unwrap();
+    shown.split_whitespace().nth(2).map(str::to_owned)
+}
+
 #[test]
 fn a_power_cut_takes_everything_but_the_disk_and_the_address() {
     let lab = lab("power");
     lab.leaks_are_judged_here();
     let capture = lab.capture();
+    let gateway = gateway_of(&lab, "home");
     for name in ["home-1", "cloud-1"] {
         let node = lab.node(name).unwrap();
         std::fs::create_dir_all(node.state_dir()).unwrap();
@@ -104,6 +114,11 @@ fn a_power_cut_takes_everything_but_the_disk_and_the_address() {
             b"kept"
         );
     }
+    assert_eq!(
+        gateway_of(&lab, "home"),
+        gateway,
+        "neighbours know that one"
+    );
     let cloud = lab.node("cloud-1").unwrap().public_address().to_string();
     let home = lab.node("home-1").unwrap().namespace();
     home.run(&["ping", "-c", "1", "-W", "2", &cloud])
