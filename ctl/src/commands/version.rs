@@ -38,7 +38,7 @@ impl Version {
             )?;
         } else {
             let meshd = match meshd {
-                Ok(status) => status.version.trim_start_matches("meshd ").to_owned(),
+                Ok(status) => status.version,
                 Err(problem) => format!("unknown ({problem})"),
             };
             screen.print(&format!("meshctl {MESHCTL}\nmeshd   {}\n", plain(&meshd)))?;

@@ -5,8 +5,7 @@ use std::time::Duration;
 use podmesh_engine::error::{PingError, RequestError};
 use podmesh_proto::local_api::{Failure, FailureCode, PingView, Request, Response};
 use podmesh_proto::signed::Signed;
-use podmesh_proto::time::Moment;
-use podmesh_proto::time::Now;
+use podmesh_proto::time::{Moment, Now};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 

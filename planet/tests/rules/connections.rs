@@ -8,9 +8,9 @@ use podmesh_proto::planet_api::{DirectoryRecord, NodeMessage, PlanetMessage, Ref
 use crate::story::{Node, Operator, Stage, Told};
 use crate::{closed, code};
 
-#[test]
-fn a_revoked_node_is_cut_everywhere_and_stays_out() {
-    let mut operator = Operator::new(9);
+/// A planet with two members that have heard of each other.
+fn two_members(number: u32) -> (Operator, Stage, [Node; 2]) {
+    let mut operator = Operator::new(number);
     let mut stage = Stage::fresh(&operator);
     let token = operator.token(3);
     let (mut a, mut b) = (Node::new(1), Node::new(2));
@@ -20,6 +20,12 @@ fn a_revoked_node_is_cut_everywhere_and_stays_out() {
     }
     stage.pass(Duration::from_millis(100));
     stage.told(&b);
+    (operator, stage, [a, b])
+}
+
+#[test]
+fn a_revoked_node_is_cut_everywhere_and_stays_out() {
+    let (mut operator, mut stage, [a, b]) = two_members(9);
     let forged = Operator::new(9).with_other_root().revoke_node(&a);
     assert!(stage.operator(&forged).is_err());
     let statement = operator.revoke_node(&a);
@@ -134,16 +140,7 @@ fn introductions_reach_both_ends_so_that_they_fire_at_one_instant() {
 
 #[test]
 fn who_is_told_to_punch_knows_where() {
-    let mut operator = Operator::new(23);
-    let mut stage = Stage::fresh(&operator);
-    let token = operator.token(2);
-    let (mut a, mut b) = (Node::new(1), Node::new(2));
-    for (node, name) in [(&mut a, "a"), (&mut b, "b")] {
-        stage.connect(node);
-        stage.join(node, &token, name);
-    }
-    stage.pass(Duration::from_millis(100));
-    stage.told(&b);
+    let (operator, mut stage, [a, b]) = two_members(23);
     let record = a.endpoints(&operator.network, 1);
     stage.say(&a, NodeMessage::Publish(record.clone()));
     let (peer, attempt) = (b.id(), 1);
