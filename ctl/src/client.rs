@@ -131,10 +131,16 @@ impl Client {
     /// # Errors
     /// As [`Self::ask`].
     pub(crate) fn change(&self, request: Request) -> Result<String, Problem> {
-        match self.ask(request, CHANGE)? {
-            Response::Done { message } => Ok(message),
-            _ => Err(self.misunderstood()),
-        }
+        self.begin_change(request)?.done()
+    }
+
+    /// Asks for a change. When this returns, the daemon will get the request, whatever becomes of
+    /// this process.
+    ///
+    /// # Errors
+    /// The daemon can't be reached (4).
+    pub(crate) fn begin_change(&self, request: Request) -> Result<Asked, Problem> {
+        self.begin(request, CHANGE)
     }
 
     /// Sends a request and waits for its answer, at most `patience`.
@@ -142,11 +148,11 @@ impl Client {
     /// # Errors
     /// The daemon can't be reached (4), refuses the caller (5), is silent (7), or answers that it
     /// failed (as it says).
-    pub(crate) fn ask(
-        &self,
-        mut request: Request,
-        patience: Duration,
-    ) -> Result<Response, Problem> {
+    pub(crate) fn ask(&self, request: Request, patience: Duration) -> Result<Response, Problem> {
+        self.begin(request, patience)?.answer()
+    }
+
+    fn begin(&self, mut request: Request, patience: Duration) -> Result<Asked, Problem> {
         let mut line = Zeroizing::new(Vec::with_capacity(64 * 1024));
         let encoded = serde_json::to_writer(&mut *line, &request);
         if let Request::Join { token, .. } = &mut request {
@@ -158,16 +164,12 @@ impl Client {
         let deadline = Instant::now() + patience;
         let stream = UnixStream::connect(&self.socket).map_err(|error| self.unreachable(&error))?;
         self.send(&stream, &line, patience)?;
-        let answer = self.receive(&stream, deadline, patience)?;
-        match serde_json::from_slice(&answer) {
-            Ok(Response::Failed(failure)) => Err(failure.into()),
-            Ok(response) => Ok(response),
-            Err(error) => Err(Problem::failed(format!(
-                "meshctl doesn't understand the answer of {}: {error}",
-                self.daemon
-            ))
-            .next("check that both have the same version: meshctl version")),
-        }
+        Ok(Asked {
+            client: self.clone(),
+            stream,
+            deadline,
+            patience,
+        })
     }
 
     fn send(
@@ -271,6 +273,43 @@ impl Client {
     fn misunderstood(&self) -> Problem {
         Problem::failed(format!("{} answered another question", self.daemon))
             .next("check that both have the same version: meshctl version")
+    }
+}
+
+/// A request that the daemon has, or will have.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    client: Client,
+    stream: UnixStream,
+    deadline: Instant,
+    patience: Duration,
+}
+
+impl Asked {
+    /// What the daemon says about a change.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub(crate) fn done(self) -> Result<String, Problem> {
+        let client = self.client.clone();
+        match self.answer()? {
+            Response::Done { message } => Ok(message),
+            _ => Err(client.misunderstood()),
+        }
+    }
+
+    fn answer(self) -> Result<Response, Problem> {
+        let client = self.client;
+        let answer = client.receive(&self.stream, self.deadline, self.patience)?;
+        match serde_json::from_slice(&answer) {
+            Ok(Response::Failed(failure)) => Err(failure.into()),
+            Ok(response) => Ok(response),
+            Err(error) => Err(Problem::failed(format!(
+                "meshctl doesn't understand the answer of {}: {error}",
+                client.daemon
+            ))
+            .next("check that both have the same version: meshctl version")),
+        }
     }
 }
 

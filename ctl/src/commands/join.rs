@@ -58,7 +58,7 @@ impl Join {
             network.id,
             site.unwrap_or_default()
         ));
-        let mut joining = Joining::begin(context, network.id, request);
+        let mut joining = Joining::begin(context, network.id, request)?;
         let until_taken = self.no_wait;
         let status = Patience::new(self.timeout)
             .until(|| joining.look(context, until_taken))
@@ -157,17 +157,19 @@ struct Joining {
 }
 
 impl Joining {
-    fn begin(context: &Context, network: NetworkId, request: Request) -> Self {
+    /// When this returns, meshd will get the token, even if this process ends at once: a state that
+    /// shows a join may be that of an earlier one.
+    fn begin(context: &Context, network: NetworkId, request: Request) -> Result<Self, Problem> {
         let (sender, answer) = mpsc::channel();
-        let meshd = context.meshd.clone();
-        std::thread::spawn(move || sender.send(meshd.change(request)));
-        Self {
+        let asked = context.meshd.begin_change(request)?;
+        std::thread::spawn(move || sender.send(asked.done()));
+        Ok(Self {
             network,
             answer,
             begun: false,
             admitted: false,
             said: String::new(),
-        }
+        })
     }
 
     fn look(&mut self, context: &Context, until_taken: bool) -> Result<Look<StatusView>, Problem> {

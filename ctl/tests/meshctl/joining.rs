@@ -169,6 +169,28 @@ fn a_join_without_an_end_is_a_timeout() {
     assert!(said.out.contains("next: meshctl wait"), "{said:?}");
 }
 
+#[test]
+fn a_join_that_does_not_wait_has_handed_over_the_token() {
+    let desk = Desk::with_network();
+    let (network, taken) = (desk.network().id, Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&taken);
+    // An earlier join is under way, which must not be mistaken for this one.
+    let daemon = FakeDaemon::start(&desk.socket(), move |request| match request {
+        Request::Join { .. } => {
+            count.fetch_add(1, Ordering::Relaxed);
+            done("joined")
+        }
+        _ => Response::Status(Box::new(seen("joining", network))),
+    });
+    let file = token(&desk);
+    for _ in 0..40 {
+        desk.good(&["join", &file, "--name", "w1", "--no-wait"]);
+    }
+    // Its end waits for whatever was sent.
+    drop(daemon);
+    assert_eq!(taken.load(Ordering::Relaxed), 40);
+}
+
 /// The same token, signed anew with an end in the past.
 fn expired(desk: &Desk, token: &str) -> String {
     let file: Value =
