@@ -14,8 +14,9 @@ CNIBINDIR ?= /opt/cni/bin
 BIN := target/release
 PROGRAMS := meshd meshctl planet podmesh
 
-# What the lab uses; the programs themselves use none of it.
-DEPS := iproute2 nftables iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools python3
+# What the lab uses; the programs themselves use none of it. netbase has the protocols' names, without
+# which nft doesn't read them.
+DEPS := iproute2 nftables netbase iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools python3
 DEP_COMMANDS := ip nft ping conntrack ethtool iperf3 tcpdump ps strace wireguard-go wg python3
 
 .PHONY: help build deps root check test sim lab-test demo soak bench install uninstall clean-lab man
@@ -32,6 +33,7 @@ root:
 
 deps: root
 	@missing=""; for c in $(DEP_COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \
+	[ -e /etc/protocols ] || missing="$$missing /etc/protocols"; \
 	if [ -n "$$missing" ]; then \
 	  echo "== installing Debian packages (missing:$$missing): $(DEPS)"; \
 	  apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(DEPS) >/dev/null; \
