@@ -134,12 +134,12 @@ impl Client {
         self.begin_change(request)?.done()
     }
 
-    /// Asks for a change. When this returns, the daemon will get the request, whatever becomes of
-    /// this process.
+    /// Asks for a change. When this returns, the request is on its way whatever becomes of this
+    /// process; only a daemon that refuses the caller doesn't read it.
     ///
     /// # Errors
     /// The daemon can't be reached (4).
-    pub(crate) fn begin_change(&self, request: Request) -> Result<Asked, Problem> {
+    pub(crate) fn begin_change(&self, request: Request) -> Result<Pending, Problem> {
         self.begin(request, CHANGE)
     }
 
@@ -152,7 +152,7 @@ impl Client {
         self.begin(request, patience)?.answer()
     }
 
-    fn begin(&self, mut request: Request, patience: Duration) -> Result<Asked, Problem> {
+    fn begin(&self, mut request: Request, patience: Duration) -> Result<Pending, Problem> {
         let mut line = Zeroizing::new(Vec::with_capacity(64 * 1024));
         let encoded = serde_json::to_writer(&mut *line, &request);
         if let Request::Join { token, .. } = &mut request {
@@ -164,7 +164,7 @@ impl Client {
         let deadline = Instant::now() + patience;
         let stream = UnixStream::connect(&self.socket).map_err(|error| self.unreachable(&error))?;
         self.send(&stream, &line, patience)?;
-        Ok(Asked {
+        Ok(Pending {
             client: self.clone(),
             stream,
             deadline,
@@ -276,16 +276,16 @@ impl Client {
     }
 }
 
-/// A request that the daemon has, or will have.
+/// A request that was sent, before its answer.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct Pending {
     client: Client,
     stream: UnixStream,
     deadline: Instant,
     patience: Duration,
 }
 
-impl Asked {
+impl Pending {
     /// What the daemon says about a change.
     ///
     /// # Errors

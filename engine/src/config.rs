@@ -48,8 +48,8 @@ pub struct EngineConfig {
     pub mtu: u32,
     /// Name of the interface.
     pub device: String,
-    /// Program and version, for people.
-    pub software: String,
+    /// Version of meshd, for people.
+    pub version: String,
 }
 
 impl fmt::Debug for EngineConfig {

@@ -39,7 +39,7 @@ impl Engine {
         });
         StatusView {
             state: self.state(),
-            version: self.config.software.clone(),
+            version: self.config.version.clone(),
             generated: now.unix.to_string(),
             uptime_s: now.moment.since(self.started.moment).as_secs(),
             network: network.map(network_view),

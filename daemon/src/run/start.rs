@@ -197,7 +197,7 @@ fn engine(
         pod_cidrs: Vec::new(),
         mtu: config.mtu,
         device: config.device.clone(),
-        software: concat!("meshd ", env!("CARGO_PKG_VERSION")).to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     Ok(Engine::new(config, random::bytes()?, clock::now())?)
 }

@@ -9,7 +9,6 @@ impl Node {
     /// The node as a whole.
     pub(super) fn status(&self) -> StatusView {
         let mut status = self.engine.status(clock::now());
-        env!("CARGO_PKG_VERSION").clone_into(&mut status.version);
         status.interface.index = self.report.device;
         status.interface.shards = self.queues.len();
         status.drops.extend(self.shards.shared().counters.views());

@@ -46,7 +46,7 @@ impl Engine {
             cursor: self.planets.get(planet).and_then(|planet| planet.cursor),
             sequence: members.map_or(0, Members::sequence),
             network_version: network.version,
-            software: self.config.software.clone(),
+            software: format!("meshd {}", self.config.version),
         }))
     }
 

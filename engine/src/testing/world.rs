@@ -93,7 +93,7 @@ impl World {
             pod_cidrs: Vec::new(),
             mtu: 1_380,
             device: "mesh0".to_owned(),
-            software: "test".to_owned(),
+            version: "test".to_owned(),
         };
         Engine::new(config, [number; 32], self.now).unwrap()
     }

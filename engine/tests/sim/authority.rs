@@ -136,7 +136,7 @@ impl Keys {
             pod_cidrs: Vec::new(),
             mtu: 1_380,
             device: "mesh0".to_owned(),
-            software: "sim".to_owned(),
+            version: "sim".to_owned(),
         }
     }
 }
