@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::cli::Cli;
 use crate::logs;
+use crate::offloads::OffloadSet;
 
 const DEFAULT_FILE: &str = "/etc/podmesh/meshd.toml";
 /// Bytes. A larger file is none of ours.
@@ -21,11 +22,12 @@ const MAX_SHARDS: usize = 64;
 /// Bytes. No link with IPv6 may carry less (RFC 8200 §5).
 const MIN_MTU: u32 = 1280;
 const MAX_MTU: u32 = 65_535;
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "name",
     "device",
     "mtu",
     "shards",
+    "offloads",
     "port",
     "endpoints",
     "exclude-interfaces",
@@ -46,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) mtu: u32,
     /// Data threads; one per processor, at most four, if absent.
     pub(crate) shards: Option<usize>,
+    /// What may be done for many packets at once, where the kernel can.
+    pub(crate) offloads: OffloadSet,
     /// UDP port; chosen at the first start if absent.
     pub(crate) port: Option<u16>,
     /// Candidates that the operator names.
@@ -69,6 +73,7 @@ impl Default for Config {
             device: "mesh0".to_owned(),
             mtu: 1380,
             shards: None,
+            offloads: OffloadSet::ALL,
             port: None,
             endpoints: Vec::new(),
             exclude_interfaces: Vec::new(),
@@ -229,6 +234,7 @@ struct Raw {
     device: String,
     mtu: u32,
     shards: usize,
+    offloads: Vec<String>,
     port: u16,
     endpoints: Vec<String>,
     exclude_interfaces: Vec<String>,
@@ -246,6 +252,7 @@ impl Default for Raw {
             device: config.device,
             mtu: config.mtu,
             shards: 0,
+            offloads: config.offloads.names().map(str::to_owned).collect(),
             port: 0,
             endpoints: Vec::new(),
             exclude_interfaces: config.exclude_interfaces,
@@ -295,6 +302,8 @@ impl Raw {
             device: interface("device", self.device)?,
             mtu: self.mtu,
             shards: Some(self.shards).filter(|shards| *shards > 0),
+            offloads: OffloadSet::parse(&self.offloads)
+                .map_err(|name| wrong("offloads", name, "use tso, uso, udp-gso and udp-gro"))?,
             port: Some(self.port).filter(|port| *port > 0),
             endpoints: endpoints(&self.endpoints)?,
             exclude_interfaces: patterns(self.exclude_interfaces)?,

@@ -9,6 +9,7 @@ mod identity;
 mod local_socket;
 mod logs;
 mod node_file;
+mod offloads;
 mod overlap;
 mod planet_link;
 mod random;

@@ -233,7 +233,11 @@ impl Node {
 
     /// Somebody deleted the interface: makes it anew and gives its queues to the shards.
     fn remake_device(&mut self) {
-        match TunDevice::open(&self.config.device, self.queues.len()) {
+        match TunDevice::open(
+            &self.config.device,
+            self.queues.len(),
+            self.config.offloads.tun(),
+        ) {
             Ok(device) => {
                 tracing::warn!(
                     device = device.name(),

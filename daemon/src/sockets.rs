@@ -3,11 +3,15 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use podmesh_engine::outbound::Outgoing;
 use podmesh_engine::path_id::SocketId;
 use podmesh_engine::reach::Reach;
 use podmesh_kernel::udp::{
-    BATCH_SLOTS, BindError, HopLimit, Options, SendBatch, SendCounts, UdpSocket, steer_by_receiver,
+    BATCH_SLOTS, BindError, HopLimit, Options, SendBatch, SendCounts, SendRun, UdpSocket,
+    steer_by_receiver,
 };
+
+use crate::offloads::OffloadSet;
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -32,16 +36,21 @@ impl Sockets {
     ///
     /// # Errors
     /// Another program has the port, or the machine has neither IPv4 nor IPv6.
-    pub(crate) fn bind(port: u16, shards: usize) -> Result<Self, BindError> {
-        let mut v4 = bind_family(V4, port, shards)?.into_iter();
-        let mut v6 = bind_family(V6, port, shards)?.into_iter();
+    pub(crate) fn bind(port: u16, shards: usize, offloads: OffloadSet) -> Result<Self, BindError> {
+        let options = Options {
+            segment: offloads.udp_gso,
+            merge: offloads.udp_gro,
+            ..Options::default()
+        };
+        let mut v4 = bind_family(V4, port, shards, &options)?.into_iter();
+        let mut v6 = bind_family(V6, port, shards, &options)?.into_iter();
         let pairs: Vec<Pair> = (0..shards)
             .map(|_| Pair {
                 v4: v4.next(),
                 v6: v6.next(),
             })
             .collect();
-        let spare = bind_spare()?;
+        let spare = bind_spare(&options)?;
         let ports = [port, spare.port().unwrap_or(0)];
         Ok(Self {
             shards: pairs,
@@ -67,6 +76,48 @@ impl Sockets {
             let sockets = [&pair.v4, &pair.v6].into_iter().flatten();
             sockets.map(move |socket| (id, socket))
         })
+    }
+
+    /// Whether datagrams may arrive in one piece.
+    pub(crate) fn merges(&self) -> bool {
+        self.all().any(UdpSocket::merges)
+    }
+
+    /// Whether the kernel cuts runs of datagrams, as far as is known by now.
+    pub(crate) fn segments(&self) -> bool {
+        self.all().all(UdpSocket::segments)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &UdpSocket> {
+        let pairs = self.shards.iter().chain([&self.spare]);
+        pairs.flat_map(|pair| [&pair.v4, &pair.v6]).flatten()
+    }
+
+    /// Sends runs from the sockets of a shard, in order.
+    pub(crate) fn send<'a>(
+        &self,
+        shard: usize,
+        runs: impl Iterator<Item = Outgoing<'a>>,
+    ) -> SendCounts {
+        let mut counts = SendCounts::default();
+        let mut runs = runs.peekable();
+        while let Some(first) = runs.peek() {
+            let way = (first.socket, first.to.is_ipv4());
+            let same = std::iter::from_fn(|| {
+                let next = runs.next_if(|run| (run.socket, run.to.is_ipv4()) == way)?;
+                Some(SendRun {
+                    to: next.to,
+                    bytes: next.bytes,
+                    segment: next.segment,
+                    ecn: next.ecn,
+                })
+            });
+            match self.sender(shard, way.0, way.1) {
+                Some(socket) => counts += socket.send_runs(same),
+                None => counts.unreachable += same.map(|run| run.count()).sum::<usize>(),
+            }
+        }
+        counts
     }
 
     fn sender(&self, shard: usize, id: SocketId, is_ipv4: bool) -> Option<&UdpSocket> {
@@ -167,16 +218,20 @@ fn send(sockets: &Sockets, (shard, number): (usize, usize), batch: &mut SendBatc
 }
 
 /// One socket per shard; none at all if the machine doesn't have the address family.
-fn bind_family(any: IpAddr, port: u16, shards: usize) -> Result<Vec<UdpSocket>, BindError> {
-    let alone = Options::default();
-    match UdpSocket::bind_any(any, port, &alone) {
+fn bind_family(
+    any: IpAddr,
+    port: u16,
+    shards: usize,
+    alone: &Options,
+) -> Result<Vec<UdpSocket>, BindError> {
+    match UdpSocket::bind_any(any, port, alone) {
         Err(error) if is_absent(&error) && any == V6 => return Ok(Vec::new()),
         // A shared port could be shared with a second meshd by mistake, so it must be free first.
         outcome => drop(outcome?),
     }
     let options = Options {
         reuse_port: true,
-        ..alone
+        ..*alone
     };
     let sockets = (0..shards)
         .map(|_| UdpSocket::bind_any(any, port, &options))
@@ -187,11 +242,11 @@ fn bind_family(any: IpAddr, port: u16, shards: usize) -> Result<Vec<UdpSocket>, 
     Ok(sockets)
 }
 
-fn bind_spare() -> Result<Pair, BindError> {
-    let v4 = UdpSocket::bind_any(V4, 0, &Options::default())?;
+fn bind_spare(options: &Options) -> Result<Pair, BindError> {
+    let v4 = UdpSocket::bind_any(V4, 0, options)?;
     let port = v4.local_addr().map_or(0, |address| address.port());
     // Both families under one number, so that one candidate describes both; without luck only IPv4.
-    let v6 = UdpSocket::bind_any(V6, port, &Options::default()).ok();
+    let v6 = UdpSocket::bind_any(V6, port, options).ok();
     Ok(Pair { v4: Some(v4), v6 })
 }
 
@@ -217,7 +272,7 @@ mod tests {
         // Marks need rights that a test may not have.
         let other = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
         let port = other.local_addr().expect("an address").port();
-        if let Err(error) = Sockets::bind(port, 2) {
+        if let Err(error) = Sockets::bind(port, 2, OffloadSet::ALL) {
             assert!(is_taken(&error) || error.step == "mark", "{error}");
         } else {
             panic!("port {port} was shared");

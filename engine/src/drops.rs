@@ -59,6 +59,9 @@ reasons! {
     InnerForeignSource = "peer used a source that is not its own",
     /// Inbound: it isn't for this node.
     InnerForeignDestination = "peer sent to a destination that is not this node's",
+    /// Inbound: its outer header carries a congestion mark, and its sender doesn't know marks (RFC
+    /// 6040 §4.2).
+    Congested = "a router on the way wanted to drop the packet",
     /// Inbound: loopback, multicast, link-local and the like.
     InnerNotRoutable = "packet inside a tunnel has a forbidden address",
     /// Inbound: a handshake by somebody who doesn't know this node's key.

@@ -228,10 +228,14 @@ impl Engine {
             socket: received.socket,
             from: received.from,
             bytes: &received.bytes,
+            segment: received.bytes.len(),
+            ecn: 0,
         };
         let mut batch = InboundBatch::default();
         open_batch(&self.table, &[arrived], &mut batch);
-        let packets = batch.packets().map(<[u8]>::to_vec);
+        let packets = batch
+            .runs()
+            .map(|(_, parts)| parts.flatten().copied().collect());
         self.outputs.extend(packets.map(Output::PodPacket));
         for item in batch.items {
             self.take_item(item, now);
@@ -337,12 +341,15 @@ impl Engine {
     /// Gives packets of the host to the fast half's stage.
     fn send_pod_packets(&mut self, packets: &[&[u8]], now: Now) {
         let mut batch = OutboundBatch::default();
-        seal_batch(&self.table, packets, &mut batch);
-        let datagrams = batch.datagrams().map(|outgoing| Transmit {
-            socket: outgoing.socket,
-            to: outgoing.to,
-            reach: None,
-            bytes: outgoing.bytes.to_vec(),
+        let packets: Vec<_> = packets.iter().map(|packet| (*packet).into()).collect();
+        seal_batch(&self.table, &packets, &mut batch);
+        let datagrams = batch.runs().flat_map(|run| {
+            run.datagrams().map(move |bytes| Transmit {
+                socket: run.socket,
+                to: run.to,
+                reach: None,
+                bytes: bytes.to_vec(),
+            })
         });
         self.outputs.extend(datagrams.map(Output::Transmit));
         for item in batch.items {

@@ -1,11 +1,11 @@
 //! The fast half, inbound: datagrams in, inner packets out.
 //!
 //! Stages: tell the kind by the first byte, take relay frames off, find the tunnel by its index, sort
-//! by peer, then per peer (one lock) open and judge the inner packet. Whatever isn't plain data of a
-//! known tunnel goes to the slow half. No I/O, no clock, no allocation per packet once the batch's
+//! by peer, then per peer (one lock) open and judge the inner packet, and put packets of one flow
+//! together. Whatever isn't plain data of a known tunnel goes to the slow half. No I/O, no clock, no allocation per packet once the batch's
 //! buffers have grown.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -13,28 +13,34 @@ use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::relayed::{RelayHeader, RelayKind};
 
 use crate::drops::DropReason;
+use crate::ecn;
 use crate::forwarding::{ForwardingTable, LinkState, Owned, PeerIndex, PeerLink, RelayLeg};
 use crate::mutation::{self, Mutant};
+use crate::offload::{Merge, Merged, Merger};
 use crate::output::{Received, RelayOrigin, SlowItem};
 use crate::packet::Header;
 use crate::path_id::{PathId, SocketId};
 use crate::tunnel::{Opened, Tunnel, TunnelError, buffer_for, receiver_of};
 
-/// A datagram as a socket gave it.
+/// A datagram as a socket gave it, or several that came from one sender in one piece.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrived<'a> {
     /// On this socket.
     pub socket: SocketId,
     /// From here, in canonical form (IPv4-mapped addresses folded).
     pub from: SocketAddr,
-    /// The datagram.
+    /// The datagrams, one behind the other.
     pub bytes: &'a [u8],
+    /// Bytes of each but the last, which may be shorter.
+    pub segment: usize,
+    /// The congestion marking of the outer header, two bits.
+    pub ecn: u8,
 }
 
 /// What a batch of datagrams became. Kept and used again by its thread.
 #[derive(Debug, Default)]
 pub struct InboundBatch {
-    packets: Vec<Range<usize>>,
+    merger: Merger,
     /// For the slow half.
     pub items: Vec<SlowItem>,
     arena: Vec<u8>,
@@ -43,15 +49,27 @@ pub struct InboundBatch {
 }
 
 impl InboundBatch {
-    /// The inner packets for the TUN, in an order that keeps each peer's.
-    pub fn packets(&self) -> impl Iterator<Item = &[u8]> {
-        self.packets
-            .iter()
-            .map(|range| self.arena.get(range.clone()).unwrap_or_default())
+    /// A batch that puts packets of one flow together, as far as the device takes that.
+    #[must_use]
+    pub fn merging(merge: Merge) -> Self {
+        Self {
+            merger: Merger::new(merge),
+            ..Self::default()
+        }
+    }
+
+    /// The inner packets for the TUN, in an order that keeps each peer's: how the kernel has to look
+    /// at several in one piece, and the parts that they are gathered from.
+    pub fn runs(&self) -> impl Iterator<Item = (Option<Merged>, impl Iterator<Item = &[u8]>)> {
+        self.merger.runs().map(|run| {
+            let parts = run.parts();
+            let bytes = parts.map(|part| self.arena.get(part).unwrap_or_default());
+            (run.merged(), bytes)
+        })
     }
 
     fn clear(&mut self) {
-        self.packets.clear();
+        self.merger.clear();
         self.items.clear();
         self.order.clear();
         self.used = 0;
@@ -62,22 +80,41 @@ impl InboundBatch {
 #[derive(Debug, Clone)]
 struct Data {
     peer: u32,
-    datagram: usize,
+    number: u32,
+    piece: usize,
     message: Range<usize>,
     path: PathId,
+}
+
+/// A datagram within its piece.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    piece: usize,
+    start: usize,
+    arrived: &'a Arrived<'a>,
 }
 
 /// Opens `datagrams` into `batch`, whose former content is gone.
 pub fn open_batch(table: &ForwardingTable, datagrams: &[Arrived<'_>], batch: &mut InboundBatch) {
     batch.clear();
-    for (number, arrived) in datagrams.iter().enumerate() {
-        if let Err(reason) = classify(table, number, arrived, batch) {
-            table.drops().count(reason);
+    for (piece, several) in datagrams.iter().enumerate() {
+        let mut start = 0;
+        for bytes in several.bytes.chunks(several.segment.max(1)) {
+            let arrived = &Arrived { bytes, ..*several };
+            let place = Place {
+                piece,
+                start,
+                arrived,
+            };
+            start += bytes.len();
+            if let Err(reason) = classify(table, place, batch) {
+                table.drops().count(reason);
+            }
         }
     }
     batch
         .order
-        .sort_unstable_by_key(|data| (data.peer, data.datagram));
+        .sort_unstable_by_key(|data| (data.peer, data.number));
     let order = std::mem::take(&mut batch.order);
     for run in order.chunk_by(|a, b| a.peer == b.peer) {
         if let Some(link) = run.first().and_then(|data| table.peer_at(data.peer)) {
@@ -85,14 +122,15 @@ pub fn open_batch(table: &ForwardingTable, datagrams: &[Arrived<'_>], batch: &mu
         }
     }
     batch.order = order;
+    batch.merger.finish(&mut batch.arena);
 }
 
 fn classify(
     table: &ForwardingTable,
-    number: usize,
-    arrived: &Arrived<'_>,
+    place: Place<'_>,
     batch: &mut InboundBatch,
 ) -> Result<(), DropReason> {
+    let arrived = place.arrived;
     if DatagramKind::of(arrived.bytes) == DatagramKind::Relay {
         let (header, leg, payload) = open_frame(table, arrived.bytes)?;
         if header.kind == RelayKind::Observed {
@@ -108,19 +146,10 @@ fn classify(
             sender: header.peer,
         };
         let start = arrived.bytes.len() - payload.len() - SEAL_AFTER_PAYLOAD;
-        return classify_plain(
-            table,
-            (number, start..start + payload.len(), Some(origin)),
-            arrived,
-            batch,
-        );
+        let message = start..start + payload.len();
+        return classify_plain(table, (message, Some(origin)), place, batch);
     }
-    classify_plain(
-        table,
-        (number, 0..arrived.bytes.len(), None),
-        arrived,
-        batch,
-    )
+    classify_plain(table, (0..arrived.bytes.len(), None), place, batch)
 }
 
 /// Bytes of a relay frame after its payload.
@@ -143,10 +172,11 @@ fn open_frame<'a, 't>(
 
 fn classify_plain(
     table: &ForwardingTable,
-    (number, message, origin): (usize, Range<usize>, Option<RelayOrigin>),
-    arrived: &Arrived<'_>,
+    (message, origin): (Range<usize>, Option<RelayOrigin>),
+    place: Place<'_>,
     batch: &mut InboundBatch,
 ) -> Result<(), DropReason> {
+    let arrived = place.arrived;
     let bytes = arrived.bytes.get(message.clone()).unwrap_or_default();
     match DatagramKind::of(bytes) {
         DatagramKind::WireGuardData => {
@@ -156,8 +186,9 @@ fn classify_plain(
                 .ok_or(DropReason::UnknownTunnel)?;
             batch.order.push(Data {
                 peer,
-                datagram: number,
-                message,
+                number: u32::try_from(batch.order.len()).unwrap_or(u32::MAX),
+                piece: place.piece,
+                message: place.start + message.start..place.start + message.end,
                 path: path_of(arrived, origin),
             });
             Ok(())
@@ -204,12 +235,14 @@ fn open_run(
 ) {
     let mut state = link.lock();
     let (mut packets, mut bytes, mut on_path) = (0, 0, 0);
+    let mut judge = Judge::new(table, link);
     for data in run {
-        let message = datagrams
-            .get(data.datagram)
+        let arrived = datagrams.get(data.piece);
+        let ecn = arrived.map_or(0, |arrived| arrived.ecn);
+        let message = arrived
             .and_then(|arrived| arrived.bytes.get(data.message.clone()))
             .unwrap_or_default();
-        match open_one(table, link, &mut state, (data.path, message), batch) {
+        match open_one(&mut judge, &mut state, (data.path, ecn, message), batch) {
             Ok(length) => {
                 packets += u64::from(length > 0);
                 bytes += u64::try_from(length).unwrap_or(0);
@@ -247,10 +280,9 @@ fn open_run(
 /// Opens one message; gives the length of the pod packet inside, which is zero for a keepalive or a
 /// control packet.
 fn open_one(
-    table: &ForwardingTable,
-    link: &PeerLink,
+    judge: &mut Judge<'_>,
     state: &mut LinkState,
-    (path, message): (PathId, &[u8]),
+    (path, ecn, message): (PathId, u8, &[u8]),
     batch: &mut InboundBatch,
 ) -> Result<usize, DropReason> {
     if state.closed || state.tunnel.is_none() {
@@ -268,18 +300,55 @@ fn open_one(
         Err(TunnelError::NotIp) => return Err(DropReason::InnerMalformed),
         Err(_) => return Err(DropReason::NotAuthentic),
     };
-    let packet = batch.arena.get(start..start + length).unwrap_or_default();
-    if judge(table, link, packet)? == Verdict::Control {
+    let packet = batch
+        .arena
+        .get_mut(start..start + length)
+        .unwrap_or_default();
+    if judge.verdict(packet)? == Verdict::Control {
         batch.items.push(SlowItem::Control {
-            peer: link.index,
+            peer: judge.link.index,
             path,
             packet: packet.to_vec(),
         });
         return Ok(0);
     }
-    batch.packets.push(start..start + length);
+    if !ecn::combine(packet, ecn) {
+        return Err(DropReason::Congested);
+    }
+    batch.merger.push(&batch.arena, start..start + length);
     batch.used = start + length;
     Ok(length)
+}
+
+/// Judges the packets of one peer; the next packet of a flow costs no look-up.
+struct Judge<'a> {
+    table: &'a ForwardingTable,
+    link: &'a PeerLink,
+    /// Addresses of the last pod packet.
+    known: Option<(IpAddr, IpAddr)>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(table: &'a ForwardingTable, link: &'a PeerLink) -> Self {
+        Self {
+            table,
+            link,
+            known: None,
+        }
+    }
+
+    fn verdict(&mut self, packet: &[u8]) -> Result<Verdict, DropReason> {
+        let header = Header::parse(packet).ok_or(DropReason::InnerMalformed)?;
+        let addresses = (header.source, header.destination);
+        if self.known == Some(addresses) && !header.is_control() {
+            return Ok(Verdict::Pod);
+        }
+        let verdict = judge(self.table, self.link, packet)?;
+        if verdict == Verdict::Pod {
+            self.known = Some(addresses);
+        }
+        Ok(verdict)
+    }
 }
 
 /// What an inner packet of a peer is.
@@ -313,7 +382,7 @@ pub(crate) fn judge(
     if !header.is_control() {
         return Ok(Verdict::Pod);
     }
-    if link.overlay6.map(std::net::IpAddr::V6) == Some(header.source) {
+    if link.overlay6.map(IpAddr::V6) == Some(header.source) {
         Ok(Verdict::Control)
     } else {
         Err(DropReason::InnerForeignSource)

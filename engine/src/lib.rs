@@ -24,6 +24,7 @@
 pub mod config;
 pub mod control;
 pub mod drops;
+pub mod ecn;
 pub mod engine;
 pub mod error;
 pub mod forwarding;
@@ -34,6 +35,7 @@ pub mod limiter;
 pub mod limits;
 pub mod membership;
 pub mod mutation;
+pub mod offload;
 pub mod outbound;
 pub mod output;
 pub mod packet;

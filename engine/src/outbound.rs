@@ -1,8 +1,9 @@
 //! The fast half, outbound: inner packets in, sealed datagrams out.
 //!
 //! Stages: read the header, find the owner of the destination, sort by peer, then per peer (one lock)
-//! seal, and wrap where the path is a relay. No I/O, no clock, no allocation per packet once the
-//! batch's buffers have grown.
+//! cut super-packets, seal, and wrap where the path is a relay. What one peer gets lies in one piece
+//! of memory, as the kernel wants it for sending many datagrams at once. No I/O, no clock, no
+//! allocation per packet once the batch's buffers have grown.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -10,8 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::drops::DropReason;
+use crate::ecn;
 use crate::forwarding::{ForwardingTable, LinkState, Owned, PeerLink, RelayLeg};
 use crate::mutation;
+use crate::offload::{Offload, Segments};
 use crate::output::SlowItem;
 use crate::packet::Header;
 use crate::path_id::{PathId, SocketId};
@@ -20,25 +23,60 @@ use crate::tunnel::{Sealed, TunnelError, buffer_for};
 /// What a batch of inner packets became. Kept and used again by its thread.
 #[derive(Debug, Default)]
 pub struct OutboundBatch {
-    datagrams: Vec<Placed>,
+    runs: Vec<Placed>,
     /// For the slow half.
     pub items: Vec<SlowItem>,
     sealed: Vec<u8>,
     used: usize,
     relayed: Vec<u8>,
     order: Vec<(u32, u32)>,
+    scratch: Vec<u8>,
 }
 
-/// A datagram ready to be sent.
+/// An inner packet as the TUN gave it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InnerPacket<'a> {
+    /// The packet.
+    pub bytes: &'a [u8],
+    /// What the kernel has left undone.
+    pub offload: Offload,
+}
+
+impl<'a> From<&'a [u8]> for InnerPacket<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            offload: Offload::default(),
+        }
+    }
+}
+
+/// Datagrams ready to be sent, all to one endpoint, one behind the other, and of one length but the
+/// last, which may be shorter.
 #[derive(Debug, Clone, Copy)]
 pub struct Outgoing<'a> {
     /// From this socket.
     pub socket: SocketId,
     /// To this endpoint.
     pub to: SocketAddr,
-    /// The datagram.
+    /// The datagrams.
     pub bytes: &'a [u8],
+    /// Bytes of each.
+    pub segment: usize,
+    /// The congestion marking that all inner packets have (RFC 6040 §4.1), two bits.
+    pub ecn: u8,
 }
+
+impl<'a> Outgoing<'a> {
+    /// The datagrams one by one.
+    pub fn datagrams(self) -> impl Iterator<Item = &'a [u8]> {
+        self.bytes.chunks(self.segment.max(1))
+    }
+}
+
+/// Datagrams of one send at most, and their bytes: what the kernel takes at once.
+const MAX_SEGMENTS: usize = 64;
+const MAX_RUN: usize = 65_507;
 
 #[derive(Debug)]
 struct Placed {
@@ -46,12 +84,29 @@ struct Placed {
     to: SocketAddr,
     relayed: bool,
     bytes: Range<usize>,
+    segment: usize,
+    count: usize,
+    ecn: u8,
+}
+
+impl Placed {
+    /// Whether a datagram that lies right behind this run could be its next.
+    fn takes(&self, next: &Self) -> bool {
+        let last_is_full = self.bytes.len() == self.segment * self.count;
+        (self.socket, self.to, self.relayed, self.ecn)
+            == (next.socket, next.to, next.relayed, next.ecn)
+            && self.bytes.end == next.bytes.start
+            && last_is_full
+            && next.segment <= self.segment
+            && self.count < MAX_SEGMENTS
+            && self.bytes.len() + next.segment <= MAX_RUN
+    }
 }
 
 impl OutboundBatch {
-    /// The datagrams, in an order that keeps each peer's.
-    pub fn datagrams(&self) -> impl Iterator<Item = Outgoing<'_>> {
-        self.datagrams.iter().map(|placed| {
+    /// What is to be sent, in an order that keeps each peer's.
+    pub fn runs(&self) -> impl Iterator<Item = Outgoing<'_>> {
+        self.runs.iter().map(|placed| {
             let arena = if placed.relayed {
                 &self.relayed
             } else {
@@ -61,28 +116,36 @@ impl OutboundBatch {
                 socket: placed.socket,
                 to: placed.to,
                 bytes: arena.get(placed.bytes.clone()).unwrap_or_default(),
+                segment: placed.segment,
+                ecn: placed.ecn,
             }
         })
     }
 
     fn clear(&mut self) {
-        self.datagrams.clear();
+        self.runs.clear();
         self.items.clear();
         self.relayed.clear();
         self.order.clear();
         self.used = 0;
     }
+
+    fn place(&mut self, next: Placed) {
+        match self.runs.last_mut().filter(|last| last.takes(&next)) {
+            Some(last) => {
+                last.bytes.end = next.bytes.end;
+                last.count += 1;
+            }
+            None => self.runs.push(next),
+        }
+    }
 }
 
 /// Seals `packets` (as read from the TUN) into `batch`, whose former content is gone.
-pub fn seal_batch<P: AsRef<[u8]>>(
-    table: &ForwardingTable,
-    packets: &[P],
-    batch: &mut OutboundBatch,
-) {
+pub fn seal_batch(table: &ForwardingTable, packets: &[InnerPacket<'_>], batch: &mut OutboundBatch) {
     batch.clear();
     for (packet, number) in packets.iter().zip(0_u32..) {
-        match route(table, packet.as_ref()) {
+        match route(table, packet.bytes) {
             Ok(position) => batch.order.push((position, number)),
             Err(reason) => table.drops().count(reason),
         }
@@ -95,8 +158,7 @@ pub fn seal_batch<P: AsRef<[u8]>>(
         };
         let packets = run
             .iter()
-            .filter_map(|(_, number)| packets.get(usize::try_from(*number).ok()?))
-            .map(AsRef::as_ref);
+            .filter_map(|(_, number)| packets.get(usize::try_from(*number).ok()?));
         seal_run(table, link, packets, batch);
     }
     batch.order = order;
@@ -123,7 +185,7 @@ fn route(table: &ForwardingTable, packet: &[u8]) -> Result<u32, DropReason> {
 fn seal_run<'a>(
     table: &ForwardingTable,
     link: &Arc<PeerLink>,
-    packets: impl Iterator<Item = &'a [u8]>,
+    packets: impl Iterator<Item = &'a InnerPacket<'a>>,
     batch: &mut OutboundBatch,
 ) {
     let mut state = link.lock();
@@ -134,10 +196,9 @@ fn seal_run<'a>(
     }
     let (Some(path), true) = (state.path, state.tunnel.is_some()) else {
         drop(state);
-        batch.items.extend(packets.map(|packet| SlowItem::Wanted {
-            peer: link.index,
-            packet: packet.to_vec(),
-        }));
+        for packet in packets {
+            want(table, link, packet, batch);
+        }
         return;
     };
     let leg = match path {
@@ -150,35 +211,68 @@ fn seal_run<'a>(
         return;
     }
     let (mut count, mut bytes) = (0, 0);
+    let mut scratch = std::mem::take(&mut batch.scratch);
     for packet in packets {
-        match seal_one(&mut state, link, (path, leg), packet, batch) {
-            Ok(()) => {
-                count += 1;
-                bytes += packet.len();
+        let Ok(mut segments) = Segments::new(packet.bytes, packet.offload) else {
+            table.drops().count(DropReason::Malformed);
+            continue;
+        };
+        if scratch.len() < segments.longest() {
+            scratch.resize(segments.longest(), 0);
+        }
+        let ecn = ecn::of(packet.bytes);
+        while let Some(segment) = segments.next(&mut scratch) {
+            match seal_one(&mut state, link, (path, leg), (segment, ecn), batch) {
+                Ok(()) => {
+                    count += 1;
+                    bytes += segment.len();
+                }
+                Err(TunnelError::Full) => table.drops().count(DropReason::QueueFull),
+                Err(_) => table.drops().count(DropReason::Malformed),
             }
-            Err(TunnelError::Full) => table.drops().count(DropReason::QueueFull),
-            Err(_) => table.drops().count(DropReason::Malformed),
         }
     }
+    batch.scratch = scratch;
     let counters = &link.counters;
     counters.sent_packets.fetch_add(count, Ordering::Relaxed);
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     counters.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
 }
 
+/// A packet for which there is no tunnel yet: the slow half makes one. Of a super-packet it gets what
+/// a person would have sent.
+fn want(
+    table: &ForwardingTable,
+    link: &PeerLink,
+    packet: &InnerPacket<'_>,
+    batch: &mut OutboundBatch,
+) {
+    let Ok(mut segments) = Segments::new(packet.bytes, packet.offload) else {
+        table.drops().count(DropReason::Malformed);
+        return;
+    };
+    let longest = segments.longest();
+    if batch.scratch.len() < longest {
+        batch.scratch.resize(longest, 0);
+    }
+    while let Some(segment) = segments.next(&mut batch.scratch) {
+        batch.items.push(SlowItem::Wanted {
+            peer: link.index,
+            packet: segment.to_vec(),
+        });
+    }
+}
+
 fn seal_one(
     state: &mut LinkState,
     link: &PeerLink,
     (path, leg): (PathId, Option<&Arc<RelayLeg>>),
-    packet: &[u8],
+    (packet, ecn): (&[u8], u8),
     batch: &mut OutboundBatch,
 ) -> Result<(), TunnelError> {
     let Some(tunnel) = state.tunnel.as_mut() else {
         return Ok(());
     };
-    // The header's length is at most the buffer's; a longer buffer would carry foreign bytes.
-    let length = Header::parse(packet).map_or(0, |header| header.length);
-    let packet = packet.get(..length).unwrap_or(packet);
     let start = batch.used;
     let need = start + buffer_for(packet.len());
     if batch.sealed.len() < need {
@@ -190,29 +284,28 @@ fn seal_one(
         Sealed::Waiting => return Ok(()),
     };
     let bytes = start..start + length;
-    let placed = match (path, leg, link.relay_address) {
+    let (socket, to, relayed, bytes) = match (path, leg, link.relay_address) {
         (PathId::Direct { socket, endpoint }, _, _) => {
             batch.used = bytes.end;
-            Placed {
-                socket,
-                to: endpoint,
-                relayed: false,
-                bytes,
-            }
+            (socket, endpoint, false, bytes)
         }
         (PathId::Relay { .. }, Some(leg), Some(address)) => {
             let start = batch.relayed.len();
             let message = batch.sealed.get(bytes).unwrap_or_default();
             leg.wrap(address, message, &mut batch.relayed);
-            Placed {
-                socket: SocketId::MAIN,
-                to: leg.endpoint,
-                relayed: true,
-                bytes: start..batch.relayed.len(),
-            }
+            let frame = start..batch.relayed.len();
+            (SocketId::MAIN, leg.endpoint, true, frame)
         }
         _ => return Ok(()),
     };
-    batch.datagrams.push(placed);
+    batch.place(Placed {
+        socket,
+        to,
+        relayed,
+        segment: bytes.len(),
+        bytes,
+        count: 1,
+        ecn,
+    });
     Ok(())
 }

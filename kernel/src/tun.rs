@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use self::batch::{TunBatch, TunPacket};
-pub use self::queue::{TunIoError, TunQueue, VnetHeader, WriteCounts};
+pub use self::queue::{Offloads, TunIoError, TunQueue, VnetHeader, WriteCounts};
 
 use self::inspect::Existing;
 
@@ -89,7 +89,8 @@ pub struct TunDevice {
 
 impl TunDevice {
     /// Attaches `queues` queues to the device `name` of the calling thread's network namespace, and
-    /// creates the device, persistent, if there is none. An existing one keeps its index, addresses
+    /// creates the device, persistent, if there is none; with as many of `offloads` as the kernel
+    /// knows. An existing one keeps its index, addresses
     /// and routes; it is left up or down as found. Blocks for at most half a second, while another
     /// process lets its queues go.
     ///
@@ -97,7 +98,7 @@ impl TunDevice {
     ///
     /// See [`TunError`]; in particular when the name belongs to another kind of interface or when
     /// another process still holds queues.
-    pub fn open(name: &str, queues: usize) -> Result<Self, TunError> {
+    pub fn open(name: &str, queues: usize, offloads: Offloads) -> Result<Self, TunError> {
         if !is_interface_name(name) {
             return Err(TunError::Name(name.to_owned()));
         }
@@ -106,7 +107,7 @@ impl TunDevice {
         }
         wait_until_free(name)?;
         let attached = (0..queues)
-            .map(|_| attach_queue(name))
+            .map(|_| attach_queue(name, offloads))
             .collect::<Result<Vec<_>, _>>()?;
         let device = Self {
             name: name.to_owned(),
@@ -202,7 +203,7 @@ fn check_existing(name: &str) -> Result<(), TunError> {
     })
 }
 
-fn attach_queue(name: &str) -> Result<TunQueue, TunError> {
+fn attach_queue(name: &str, offloads: Offloads) -> Result<TunQueue, TunError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -213,9 +214,15 @@ fn attach_queue(name: &str) -> Result<TunQueue, TunError> {
             Some(libc::EACCES | libc::EPERM) => TunError::Permission,
             _ => system("open /dev/net/tun for", name, source),
         })?;
-    TunQueue::attach(OwnedFd::from(file), name).map_err(|source| match source.raw_os_error() {
-        Some(libc::EACCES | libc::EPERM) => TunError::Permission,
-        _ => system("attach a queue to", name, source),
+    let less = Offloads {
+        udp: false,
+        ..offloads
+    };
+    TunQueue::attach(OwnedFd::from(file), name, &[offloads, less]).map_err(|source| {
+        match source.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => TunError::Permission,
+            _ => system("attach a queue to", name, source),
+        }
     })
 }
 
@@ -257,18 +264,21 @@ mod tests {
             "mesh\0",
         ] {
             assert!(!is_interface_name(bad), "{bad:?}");
-            assert!(matches!(TunDevice::open(bad, 1), Err(TunError::Name(_))));
+            assert!(matches!(
+                TunDevice::open(bad, 1, Offloads::ALL),
+                Err(TunError::Name(_))
+            ));
         }
     }
 
     #[test]
     fn a_queue_count_out_of_range_is_refused() {
         assert!(matches!(
-            TunDevice::open("pmtest", 0),
+            TunDevice::open("pmtest", 0, Offloads::ALL),
             Err(TunError::QueueCount(0))
         ));
         assert!(matches!(
-            TunDevice::open("pmtest", 257),
+            TunDevice::open("pmtest", 257, Offloads::ALL),
             Err(TunError::QueueCount(257))
         ));
     }

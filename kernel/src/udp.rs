@@ -4,7 +4,10 @@
 //! over the sockets of a port; [`steer_by_receiver`] makes it follow the receiver index instead, so
 //! that one WireGuard session stays on one shard and in order.
 
+mod control;
 mod receive;
+mod runs;
+mod segmentation;
 mod send;
 mod socket_options;
 mod steering;
@@ -13,7 +16,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
+use self::segmentation::Segmentation;
+
 pub use self::receive::{Datagram, ReceiveBatch};
+pub use self::runs::{MAX_RUN, MAX_SEGMENTS, SendRun};
 pub use self::send::{BatchFull, HopLimit, SendBatch, SendCounts};
 pub use self::steering::steer_by_receiver;
 
@@ -48,6 +54,10 @@ pub struct Options {
     pub send_buffer: usize,
     /// What happens to long datagrams.
     pub path_mtu: PathMtu,
+    /// Whether the kernel cuts runs of datagrams on their way out (UDP_SEGMENT).
+    pub segment: bool,
+    /// Whether the kernel gives datagrams that came together in one piece (UDP_GRO).
+    pub merge: bool,
 }
 
 impl Default for Options {
@@ -58,6 +68,8 @@ impl Default for Options {
             receive_buffer: 7 << 20,
             send_buffer: 7 << 20,
             path_mtu: PathMtu::Fragment,
+            segment: true,
+            merge: false,
         }
     }
 }
@@ -79,6 +91,8 @@ pub struct BindError {
 #[derive(Debug)]
 pub struct UdpSocket {
     inner: std::net::UdpSocket,
+    segmentation: Segmentation,
+    merges: bool,
 }
 
 impl UdpSocket {
@@ -101,7 +115,9 @@ impl UdpSocket {
             .map_err(|(step, source)| failed(step)(source))?;
         socket_options::bind(&inner, address).map_err(failed("bind"))?;
         Ok(Self {
+            merges: options.merge && socket_options::merge(&inner),
             inner: std::net::UdpSocket::from(inner),
+            segmentation: Segmentation::new(options.segment),
         })
     }
 
@@ -116,6 +132,18 @@ impl UdpSocket {
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         Self::bind(SocketAddr::new(any, port), options)
+    }
+
+    /// Whether runs are cut by the kernel, as far as is known by now.
+    #[must_use]
+    pub fn segments(&self) -> bool {
+        !self.segmentation.is_off()
+    }
+
+    /// Whether datagrams may arrive in one piece.
+    #[must_use]
+    pub fn merges(&self) -> bool {
+        self.merges
     }
 
     /// The address and port it is bound to.

@@ -48,7 +48,7 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
     let (document, stored) = load_state(&dir)?;
     let shards = config.shards.unwrap_or_else(default_shards);
     let sockets = Arc::new(bind(&config, &mut identity, shards)?);
-    let queues: Vec<_> = TunDevice::open(&config.device, shards)?
+    let queues: Vec<_> = TunDevice::open(&config.device, shards, config.offloads.tun())?
         .into_queues()
         .into_iter()
         .map(Arc::new)
@@ -165,10 +165,10 @@ fn default_shards() -> usize {
 /// Binds the configured or kept port; a kept one that another program has is left for a new one.
 fn bind(config: &Config, identity: &mut Identity, shards: usize) -> Result<Sockets, StartFailure> {
     if let Some(port) = config.port {
-        return Ok(Sockets::bind(port, shards)?);
+        return Ok(Sockets::bind(port, shards, config.offloads)?);
     }
     for _ in 0..PORT_TRIES {
-        match Sockets::bind(identity.port, shards) {
+        match Sockets::bind(identity.port, shards, config.offloads) {
             Err(error) if is_taken(&error) => {
                 tracing::warn!(
                     port = identity.port,
@@ -179,7 +179,7 @@ fn bind(config: &Config, identity: &mut Identity, shards: usize) -> Result<Socke
             outcome => return Ok(outcome?),
         }
     }
-    Ok(Sockets::bind(identity.port, shards)?)
+    Ok(Sockets::bind(identity.port, shards, config.offloads)?)
 }
 
 fn engine(

@@ -4,6 +4,7 @@ use podmesh_proto::local_api::{HealthView, ReadyView, StatusView};
 
 use super::Node;
 use crate::clock;
+use crate::offloads::OffloadSet;
 
 impl Node {
     /// The node as a whole.
@@ -11,9 +12,23 @@ impl Node {
         let mut status = self.engine.status(clock::now());
         status.interface.index = self.report.device;
         status.interface.shards = self.queues.len();
+        status.interface.offloads = self.offloads().names().map(str::to_owned).collect();
         status.drops.extend(self.shards.shared().counters.views());
         status.health.extend(self.health());
         status
+    }
+
+    /// What is in force.
+    fn offloads(&self) -> OffloadSet {
+        let tun = self.queues.first().map(|queue| queue.offloads());
+        let tun = tun.unwrap_or_default();
+        let sockets = &self.shards.shared().sockets;
+        OffloadSet {
+            tso: tun.tcp,
+            uso: tun.udp,
+            udp_gso: sockets.segments(),
+            udp_gro: sockets.merges(),
+        }
     }
 
     /// Whether pods can be attached.

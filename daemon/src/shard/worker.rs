@@ -1,5 +1,6 @@
 //! One shard's loop.
 
+use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,22 +10,28 @@ use arc_swap::Cache;
 use podmesh_engine::drops::DropReason;
 use podmesh_engine::forwarding::ForwardingTable;
 use podmesh_engine::inbound::{Arrived, InboundBatch, open_batch};
-use podmesh_engine::outbound::{OutboundBatch, seal_batch};
+use podmesh_engine::offload::Merge;
+use podmesh_engine::outbound::{InnerPacket, OutboundBatch, seal_batch};
 use podmesh_engine::output::SlowItem;
 use podmesh_engine::path_id::SocketId;
-use podmesh_kernel::tun::{TunBatch, TunIoError, TunQueue};
+use podmesh_kernel::tun::{Offloads, TunBatch, TunIoError, TunQueue, WriteCounts};
 use podmesh_kernel::udp::{BATCH_SLOTS, ReceiveBatch, UdpSocket};
 use podmesh_kernel::wait::{Source, Waiter};
 
+use super::virtio;
 use super::{Seat, Shared};
-use crate::sockets::Outbox;
 
-/// Packets taken from the TUN before the network is looked at again.
-const TUN_SLOTS: usize = 32;
-/// Bytes that tunnel, relay frame and rounding add to an inner packet, generously.
-const OVERHEAD: usize = 160;
+/// Packets taken from the TUN before the network is looked at again: single ones, and such as may be
+/// 64 KiB long.
+const TUN_SLOTS: (usize, usize) = (32, 8);
+/// The same for datagrams from the network.
+const UDP_SLOTS: (usize, usize) = (64, 16);
+/// Bytes of what the kernel hands over in one piece.
+const LONGEST_PIECE: usize = 65_535;
 /// Bytes. Underlays with long frames exist.
 const LONGEST_DATAGRAM: usize = 9_216;
+/// Parts that one write is gathered from.
+const MAX_PARTS: usize = 64;
 /// After an error that says nothing about its end.
 const PAUSE: Duration = Duration::from_millis(100);
 const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -39,7 +46,6 @@ pub(super) struct Worker {
     opened: InboundBatch,
     read: TunBatch,
     sealed: OutboundBatch,
-    outbox: Outbox,
 }
 
 /// Whether a turn found anything to do.
@@ -51,18 +57,33 @@ enum Turn {
 
 impl Worker {
     pub(super) fn new(number: usize, shared: Arc<Shared>, seat: Arc<Seat>) -> Self {
-        let longest = (shared.mtu + OVERHEAD).max(LONGEST_DATAGRAM);
+        let received = if shared.sockets.merges() {
+            ReceiveBatch::new(UDP_SLOTS.1, LONGEST_PIECE)
+        } else {
+            ReceiveBatch::new(UDP_SLOTS.0, LONGEST_DATAGRAM)
+        };
         Self {
             number,
             queue: None,
-            received: ReceiveBatch::new(longest),
+            received,
             opened: InboundBatch::default(),
-            read: TunBatch::new(TUN_SLOTS, shared.mtu),
+            read: TunBatch::new(TUN_SLOTS.0, shared.mtu),
             sealed: OutboundBatch::default(),
-            outbox: Outbox::new(number, shared.mtu + OVERHEAD),
             shared,
             seat,
         }
+    }
+
+    /// Makes the buffers fit what the queue's kernel leaves to us.
+    fn seat_queue(&mut self, queue: Arc<TunQueue>) {
+        let Offloads { tcp, udp } = queue.offloads();
+        self.opened = InboundBatch::merging(Merge { tcp, udp });
+        self.read = if tcp || udp {
+            TunBatch::new(TUN_SLOTS.1, LONGEST_PIECE)
+        } else {
+            TunBatch::new(TUN_SLOTS.0, self.shared.mtu)
+        };
+        self.queue = Some(queue);
     }
 
     /// Moves packets until the shards are stopped.
@@ -97,7 +118,7 @@ impl Worker {
     fn watch(&mut self, waiter: &mut Waiter) -> Option<Source> {
         if let Some(queue) = self.seat.take() {
             self.seat.lost.store(false, Ordering::Release);
-            self.queue = Some(queue);
+            self.seat_queue(queue);
         }
         waiter.clear();
         for (_, socket) in self.shared.sockets.of_shard(self.number) {
@@ -141,10 +162,13 @@ impl Worker {
             socket: id,
             from: NOBODY,
             bytes: &[],
+            segment: 0,
+            ecn: 0,
         }; BATCH_SLOTS];
         let mut count = 0;
         for (slot, datagram) in arrived.iter_mut().zip(self.received.datagrams()) {
             (slot.from, slot.bytes) = (datagram.from, datagram.bytes);
+            (slot.segment, slot.ecn) = (datagram.segment, datagram.ecn);
             count += 1;
         }
         open_batch(
@@ -160,8 +184,11 @@ impl Worker {
     /// Writes what was opened to the TUN.
     fn write(&mut self) {
         let Some(queue) = &self.queue else { return };
-        match queue.write_batch(self.opened.packets()) {
-            Ok(counts) => self.shared.counters.add_written(&counts),
+        let mut counts = WriteCounts::default();
+        let written = write_runs(queue, &self.opened, &mut counts);
+        self.shared.counters.add_written(&counts);
+        match written {
+            Ok(()) => {}
             Err(TunIoError::DeviceLost) => self.lose_device(),
             Err(error) => tracing::debug!(reason = %error, "can't write to the TUN"),
         }
@@ -184,10 +211,15 @@ impl Worker {
         if self.read.is_empty() {
             return Turn::Idle;
         }
-        let mut packets: [&[u8]; TUN_SLOTS] = [&[]; TUN_SLOTS];
+        let mut packets = [InnerPacket::default(); TUN_SLOTS.0];
         let mut count = 0;
         for (slot, packet) in packets.iter_mut().zip(self.read.packets()) {
-            *slot = packet.bytes;
+            let Some(offload) = virtio::offload(packet.header) else {
+                table.drops().count(DropReason::Malformed);
+                continue;
+            };
+            let bytes = packet.bytes;
+            *slot = InnerPacket { bytes, offload };
             count += 1;
         }
         seal_batch(
@@ -196,15 +228,28 @@ impl Worker {
             &mut self.sealed,
         );
         hand_over(&self.shared, table, &mut self.sealed.items);
-        for outgoing in self.sealed.datagrams() {
-            let way = (outgoing.socket, outgoing.to);
-            self.outbox
-                .push(&self.shared.sockets, way, None, outgoing.bytes);
-        }
-        let sent = self.outbox.flush(&self.shared.sockets);
+        let sent = self.shared.sockets.send(self.number, self.sealed.runs());
         self.shared.counters.add_sent(&sent);
         Turn::Busy
     }
+}
+
+fn write_runs(
+    queue: &TunQueue,
+    batch: &InboundBatch,
+    counts: &mut WriteCounts,
+) -> Result<(), TunIoError> {
+    for (merged, parts) in batch.runs() {
+        let mut gathered = [IoSlice::new(&[]); MAX_PARTS];
+        let mut count = 0;
+        for (slot, part) in gathered.iter_mut().zip(parts) {
+            *slot = IoSlice::new(part);
+            count += 1;
+        }
+        let header = merged.map(virtio::header).unwrap_or_default();
+        queue.write_gathered(header, gathered.get(..count).unwrap_or_default(), counts)?;
+    }
+    Ok(())
 }
 
 /// Gives items to the slow half, and counts those for which its queue has no room.

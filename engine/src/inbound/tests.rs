@@ -7,7 +7,8 @@ use podmesh_proto::key::SecretKey;
 
 use super::*;
 use crate::drops::Drops;
-use crate::outbound::{OutboundBatch, seal_batch};
+use crate::offload::{Cut, Offload, SegmentKind, Segments};
+use crate::outbound::{InnerPacket, OutboundBatch, seal_batch};
 use crate::packet::control_packet;
 use crate::testing::{nets, packet4};
 use crate::tunnel::{Sealed, TunnelKeys};
@@ -106,11 +107,20 @@ impl Scene {
                 socket,
                 from,
                 bytes,
+                segment: bytes.len(),
+                ecn: 0,
             }],
             &mut batch,
         );
         batch
     }
+}
+
+fn packets(batch: &InboundBatch) -> Vec<Vec<u8>> {
+    batch
+        .runs()
+        .map(|(_, parts)| parts.flatten().copied().collect())
+        .collect()
 }
 
 fn packet6(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
@@ -141,11 +151,7 @@ fn the_longest_prefix_owner_over_all_peers_may_speak_for_a_source_and_nobody_els
     ] {
         let packet = packet4(source, "10.42.1.5", b"data");
         let batch = scene.open(&packet);
-        assert_eq!(
-            batch.packets().collect::<Vec<_>>().len(),
-            usize::from(passes),
-            "{source}"
-        );
+        assert_eq!(packets(&batch).len(), usize::from(passes), "{source}");
     }
     assert_eq!(scene.table.drops().of(DropReason::InnerForeignSource), 7);
 }
@@ -254,12 +260,12 @@ fn sixty_bad_packets_of_an_authenticated_peer_go_nowhere() {
     for (what, packet, reason) in bad {
         let before = scene.table.drops().of(reason);
         let batch = scene.open(&packet);
-        assert_eq!(batch.packets().count(), 0, "{what}");
+        assert_eq!(packets(&batch).len(), 0, "{what}");
         assert!(batch.items.is_empty(), "{what}: {:?}", batch.items);
         assert_eq!(scene.table.drops().of(reason), before + 1, "{what}");
     }
     let good = packet4("10.77.0.2", "10.42.1.5", b"still fine");
-    assert_eq!(scene.open(&good).packets().collect::<Vec<_>>(), [good]);
+    assert_eq!(packets(&scene.open(&good)), [good]);
     let echo = control_packet(PEER6.parse().unwrap(), OWN6.parse().unwrap(), b"echo");
     assert!(matches!(
         scene.open(&echo).items[..],
@@ -272,7 +278,7 @@ fn trailing_bytes_after_a_packet_are_cut() {
     let mut scene = Scene::new();
     let good = packet4("10.77.0.2", "10.42.1.5", b"data");
     let padded = [good.clone(), vec![0; 12]].concat();
-    assert_eq!(scene.open(&padded).packets().collect::<Vec<_>>(), [good]);
+    assert_eq!(packets(&scene.open(&padded)), [good]);
 }
 
 #[test]
@@ -283,11 +289,11 @@ fn replays_and_counters_at_the_end_of_their_range_are_refused() {
     let Ok(Sealed::Data(length)) = scene.far_end.seal(&packet, &mut sealed) else {
         panic!("not sealed");
     };
-    assert_eq!(scene.arrive(&sealed[..length]).packets().count(), 1);
-    assert_eq!(scene.arrive(&sealed[..length]).packets().count(), 0);
+    assert_eq!(packets(&scene.arrive(&sealed[..length])).len(), 1);
+    assert_eq!(packets(&scene.arrive(&sealed[..length])).len(), 0);
     for counter in [u64::MAX, u64::MAX - 1, u64::MAX - 1_024, u64::MAX - 8_000] {
         sealed[8..16].copy_from_slice(&counter.to_le_bytes());
-        assert_eq!(scene.arrive(&sealed[..length]).packets().count(), 0);
+        assert_eq!(packets(&scene.arrive(&sealed[..length])).len(), 0);
     }
     assert_eq!(scene.table.drops().of(DropReason::NotAuthentic), 5);
 }
@@ -312,7 +318,7 @@ fn any_datagram_of_any_length_is_survived() {
             if length >= 8 && first <= 4 {
                 bytes[1..8].copy_from_slice(&[0, 0, 0, 1, 7, 0, 0]);
             }
-            assert_eq!(scene.arrive(&bytes).packets().count(), 0);
+            assert_eq!(packets(&scene.arrive(&bytes)).len(), 0);
         }
     }
 }
@@ -357,9 +363,9 @@ fn outbound_packets_need_an_own_source_a_member_to_go_to_and_no_trick() {
     for (packet, reason) in cases {
         let mut batch = OutboundBatch::default();
         let before = reason.map(|reason| scene.table.drops().of(reason));
-        seal_batch(&scene.table, &[packet.as_slice()], &mut batch);
+        seal_batch(&scene.table, &[packet.as_slice().into()], &mut batch);
         assert_eq!(
-            batch.datagrams().count(),
+            batch.runs().flat_map(|run| run.datagrams()).count(),
             usize::from(reason.is_none()),
             "{packet:02x?}"
         );
@@ -387,11 +393,13 @@ fn a_batch_keeps_each_peers_order_and_counts_what_it_carries() {
             socket: SocketId::MAIN,
             from: scene.from,
             bytes,
+            segment: bytes.len(),
+            ecn: 0,
         })
         .collect();
     let mut batch = InboundBatch::default();
     open_batch(&scene.table, &arrived, &mut batch);
-    let numbers: Vec<u8> = batch.packets().map(|packet| packet[20]).collect();
+    let numbers: Vec<u8> = packets(&batch).iter().map(|packet| packet[20]).collect();
     assert_eq!(numbers, (0..20).collect::<Vec<u8>>());
     let counters = &scene.rogue.counters;
     assert_eq!(counters.received_packets.load(Ordering::Relaxed), 20);
@@ -400,4 +408,108 @@ fn a_batch_keeps_each_peers_order_and_counts_what_it_carries() {
     let owner: IpAddr = "10.42.2.3".parse().unwrap();
     let prefix: IpNet = owner.into();
     assert!(matches!(scene.table.owner(prefix.addr()), Owned::By(1, _)));
+}
+
+/// An IPv4 TCP packet of `length` bytes of payload; its checksums are left to the stages.
+fn tcp(source: [u8; 4], destination: [u8; 4], length: usize) -> Vec<u8> {
+    let total = u16::try_from(40 + length).unwrap();
+    let mut packet = vec![0x45, 2];
+    packet.extend(total.to_be_bytes());
+    packet.extend([0, 1, 0x40, 0, 64, 6, 0, 0]);
+    packet.extend(source);
+    packet.extend(destination);
+    packet.extend([
+        0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x18, 4, 0, 0, 0, 0, 0,
+    ]);
+    packet.extend((0..length).map(|n| n.to_le_bytes()[0]));
+    packet
+}
+
+#[test]
+fn a_super_packet_leaves_as_runs_and_runs_arrive_as_super_packets() {
+    let mut scene = Scene::new();
+    let both = Offload {
+        checksum: None,
+        cut: Some(Cut {
+            kind: SegmentKind::Tcp4,
+            size: 1_000,
+        }),
+    };
+    let packet = tcp([10, 42, 1, 5], [10, 42, 2, 9], 60_500);
+    let super_packet = InnerPacket {
+        bytes: &packet,
+        offload: both,
+    };
+    let mut sealed = OutboundBatch::default();
+    let plain = packet4("10.42.1.5", "10.42.2.9", b"alone");
+    let three = [super_packet, plain.as_slice().into(), super_packet];
+    seal_batch(&scene.table, &three, &mut sealed);
+    let runs: Vec<_> = sealed
+        .runs()
+        .map(|run| (run.bytes.len(), run.segment, run.ecn))
+        .collect();
+    // 61 segments of 1,000 bytes, the last of 500, with 40 of their own header and 32 of the tunnel's.
+    let whole = 60 * 1_072 + 572;
+    let alone = plain.len() + 32;
+    assert_eq!(
+        runs,
+        [(whole, 1_072, 2), (alone, alone, 0), (whole, 1_072, 2)]
+    );
+    let sent = &scene.rogue.counters.sent_packets;
+    assert_eq!(sent.load(Ordering::Relaxed), 123);
+    let mut arena = vec![0; 70_000];
+    let first = sealed.runs().next().unwrap();
+    let mut payload: Vec<u8> = Vec::new();
+    for datagram in first.datagrams() {
+        let Ok(Opened::Packet(length)) = scene.far_end.open(None, datagram, &mut arena) else {
+            panic!("not opened");
+        };
+        payload.extend(&arena[40..length]);
+    }
+    assert!(payload == packet[40..]);
+
+    // The way back: what the peer seals comes in two pieces, one of them marked as congested.
+    let back = tcp([10, 42, 2, 9], [10, 42, 1, 5], 30_500);
+    let mut segments = Segments::new(&back, both).unwrap();
+    let mut scratch = vec![0; segments.longest()];
+    let mut pieces = [Vec::new(), Vec::new()];
+    let mut number = 0;
+    while let Some(segment) = segments.next(&mut scratch) {
+        let mut out = vec![0; buffer_for(segment.len())];
+        let Ok(Sealed::Data(length)) = scene.far_end.seal(segment, &mut out) else {
+            panic!("not sealed");
+        };
+        pieces[number / 20].extend(&out[..length]);
+        number += 1;
+    }
+    let arrived = [(0, 0), (1, 3)].map(|(piece, ecn)| Arrived {
+        socket: SocketId::MAIN,
+        from: scene.from,
+        bytes: &pieces[piece],
+        segment: 1_072,
+        ecn,
+    });
+    let mut batch = InboundBatch::merging(Merge {
+        tcp: true,
+        udp: true,
+    });
+    open_batch(&scene.table, &arrived, &mut batch);
+    let runs: Vec<(Option<u16>, usize)> = batch
+        .runs()
+        .map(|(merged, parts)| (merged.map(|merged| merged.size), parts.count()))
+        .collect();
+    // Marked and unmarked packets are not mixed.
+    assert_eq!(runs, [(Some(1_000), 20), (Some(1_000), 11)]);
+    let bytes: Vec<Vec<u8>> = packets(&batch);
+    let joined: Vec<u8> = bytes.iter().flat_map(|run| run[40..].to_vec()).collect();
+    assert!(joined == back[40..]);
+    assert_eq!((bytes[0][1] & 3, bytes[1][1] & 3), (2, 3));
+    assert_eq!(
+        scene
+            .rogue
+            .counters
+            .received_packets
+            .load(Ordering::Relaxed),
+        31
+    );
 }

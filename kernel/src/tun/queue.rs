@@ -31,6 +31,32 @@ pub enum TunIoError {
     Io(#[from] io::Error),
 }
 
+/// What the kernel may leave to us: packets come without checksums, and uncut; and it takes such.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Checksums, and TCP of up to 64 KiB in one packet.
+    pub tcp: bool,
+    /// The same with UDP (Linux 6.2).
+    pub udp: bool,
+}
+
+impl Offloads {
+    /// All that are known.
+    pub const ALL: Self = Self {
+        tcp: true,
+        udp: true,
+    };
+
+    fn bits(self) -> libc::c_ulong {
+        // Without TSO_ECN the kernel cuts whatever carries a congestion mark; USO for one address
+        // family alone is refused.
+        let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+        let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+        let bits = if self.tcp { tcp } else { 0 } | if self.udp { udp } else { 0 };
+        libc::c_ulong::from(bits)
+    }
+}
+
 /// What became of the packets of one [`TunQueue::write_batch`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WriteCounts {
@@ -95,9 +121,16 @@ impl VnetHeader {
 #[derive(Debug)]
 pub struct TunQueue {
     fd: OwnedFd,
+    offloads: Offloads,
 }
 
 impl TunQueue {
+    /// What the kernel leaves to us on this queue.
+    #[must_use]
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
     /// Fills `batch` with the packets that wait, without blocking, and returns how many there are.
     /// Packets longer than a slot are dropped and counted in [`TunBatch::oversized`].
     ///
@@ -203,8 +236,9 @@ impl TunQueue {
         }
     }
 
-    /// Makes `fd`, freshly opened and nonblocking, a queue of the device `name` without offloads.
-    pub(super) fn attach(fd: OwnedFd, name: &str) -> io::Result<Self> {
+    /// Makes `fd`, freshly opened and nonblocking, a queue of the device `name`, with the first of
+    /// `wanted` that the kernel takes.
+    pub(super) fn attach(fd: OwnedFd, name: &str, wanted: &[Offloads]) -> io::Result<Self> {
         let mut request = interface_request(name);
         request.ifr_ifru.ifru_flags = FLAGS;
         // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
@@ -218,10 +252,8 @@ impl TunQueue {
                 &raw const header_length,
             )
         })?;
-        let no_offloads: libc::c_ulong = 0;
-        // SAFETY: TUNSETOFFLOAD takes its argument by value.
-        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, no_offloads) })?;
-        Ok(Self { fd })
+        let offloads = set_offloads(&fd, wanted)?;
+        Ok(Self { fd, offloads })
     }
 
     /// Lets the device live on when its last queue is closed.
@@ -230,6 +262,21 @@ impl TunQueue {
         // SAFETY: TUNSETPERSIST takes its argument by value.
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETPERSIST, on) })
     }
+}
+
+/// Sets the best of `wanted` that the kernel takes; none at all if it takes none.
+fn set_offloads(fd: &OwnedFd, wanted: &[Offloads]) -> io::Result<Offloads> {
+    let none = Offloads::default();
+    for offloads in wanted.iter().copied().chain([none]) {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        let set =
+            check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, offloads.bits()) });
+        match set {
+            Err(error) if offloads != none && error.raw_os_error() == Some(libc::EINVAL) => {}
+            result => return result.map(|()| offloads),
+        }
+    }
+    Ok(none)
 }
 
 impl AsFd for TunQueue {

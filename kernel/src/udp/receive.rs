@@ -6,38 +6,54 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::{mem, ptr};
 
+use super::control::Incoming;
 use super::socket_options::{ADDRESS_LENGTH, RawAddress};
 use super::{BATCH_SLOTS, UdpSocket};
 
-/// [`BATCH_SLOTS`] buffers in one allocation, filled by [`UdpSocket::receive_batch`] and reused.
+/// At most [`BATCH_SLOTS`] buffers in one allocation, filled by [`UdpSocket::receive_batch`] and reused.
 pub struct ReceiveBatch {
     arena: Box<[u8]>,
     slot: usize,
+    slots: usize,
     addresses: Box<[RawAddress; BATCH_SLOTS]>,
-    /// Length of each datagram received, `None` for one that did not fit.
-    lengths: Vec<Option<usize>>,
+    controls: Box<[Incoming; BATCH_SLOTS]>,
+    /// What was received, `None` for what did not fit.
+    received: Vec<Option<Arrival>>,
     oversized: u64,
 }
 
-/// One datagram that was received.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    length: usize,
+    segment: usize,
+    ecn: u8,
+}
+
+/// One datagram that was received, or several of one sender in one piece.
 #[derive(Debug)]
 pub struct Datagram<'a> {
     /// Who sent it.
     pub from: SocketAddr,
     /// Its payload, to be decrypted in place.
     pub bytes: &'a mut [u8],
+    /// Bytes of each datagram in it but the last, which may be shorter.
+    pub segment: usize,
+    /// Congestion marking of the outer header (RFC 3168), two bits.
+    pub ecn: u8,
 }
 
 impl ReceiveBatch {
-    /// Makes room for 64 datagrams of at most `capacity` bytes each.
+    /// Makes room for `slots` datagrams, at most 64, of at most `capacity` bytes each.
     #[must_use]
-    pub fn new(capacity: usize) -> Self {
-        let slot = capacity.max(1);
+    pub fn new(slots: usize, capacity: usize) -> Self {
+        let (slot, slots) = (capacity.max(1), slots.clamp(1, BATCH_SLOTS));
         Self {
-            arena: vec![0; BATCH_SLOTS * slot].into_boxed_slice(),
+            arena: vec![0; slots * slot].into_boxed_slice(),
             slot,
+            slots,
             addresses: Box::new([RawAddress::EMPTY; BATCH_SLOTS]),
-            lengths: Vec::with_capacity(BATCH_SLOTS),
+            controls: Box::new([Incoming::EMPTY; BATCH_SLOTS]),
+            received: Vec::with_capacity(slots),
             oversized: 0,
         }
     }
@@ -47,11 +63,14 @@ impl ReceiveBatch {
         self.arena
             .chunks_exact_mut(self.slot)
             .zip(self.addresses.iter())
-            .zip(&self.lengths)
-            .filter_map(|((slot, address), length)| {
+            .zip(&self.received)
+            .filter_map(|((slot, address), arrival)| {
+                let arrival = (*arrival)?;
                 Some(Datagram {
                     from: address.get()?,
-                    bytes: slot.get_mut(..(*length)?)?,
+                    bytes: slot.get_mut(..arrival.length)?,
+                    segment: arrival.segment,
+                    ecn: arrival.ecn,
                 })
             })
     }
@@ -59,13 +78,13 @@ impl ReceiveBatch {
     /// Slots that the last call filled.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.lengths.len()
+        self.received.len()
     }
 
     /// Whether the last call found nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.lengths.is_empty()
+        self.received.is_empty()
     }
 
     /// Datagrams dropped since the start because they were longer than a slot.
@@ -76,14 +95,14 @@ impl ReceiveBatch {
 }
 
 impl UdpSocket {
-    /// Receives the datagrams that wait, at most 64, without blocking, and returns how many there
-    /// are.
+    /// Receives the datagrams that wait, at most as many as the batch has slots, without blocking,
+    /// and returns how many slots are filled.
     ///
     /// # Errors
     ///
     /// The kernel's answer. Nothing waiting is no error.
     pub fn receive_batch(&self, batch: &mut ReceiveBatch) -> io::Result<usize> {
-        batch.lengths.clear();
+        batch.received.clear();
         let mut vectors = [libc::iovec {
             iov_base: ptr::null_mut(),
             iov_len: 0,
@@ -93,24 +112,27 @@ impl UdpSocket {
         let slots = batch
             .arena
             .chunks_exact_mut(batch.slot)
-            .zip(batch.addresses.iter_mut());
-        for ((message, vector), (slot, address)) in messages.iter_mut().zip(&mut vectors).zip(slots)
-        {
+            .zip(batch.addresses.iter_mut())
+            .zip(batch.controls.iter_mut());
+        let parts = messages.iter_mut().zip(&mut vectors);
+        for ((message, vector), ((slot, address), control)) in parts.zip(slots) {
             vector.iov_base = slot.as_mut_ptr().cast();
             vector.iov_len = slot.len();
             message.msg_hdr.msg_iov = vector;
             message.msg_hdr.msg_iovlen = 1;
             message.msg_hdr.msg_name = ptr::from_mut(address).cast();
             message.msg_hdr.msg_namelen = ADDRESS_LENGTH as libc::socklen_t;
+            message.msg_hdr.msg_control = ptr::from_mut(control).cast();
+            message.msg_hdr.msg_controllen = size_of::<Incoming>() as _;
         }
         let received = loop {
-            // SAFETY: each of the 64 messages points to one vector, one slot and one address of
-            // its own, which outlive the call and which nobody else touches meanwhile.
+            // SAFETY: each of the messages points to one vector, one slot, one address and one room
+            // for control messages of its own, which outlive the call and which nobody else touches meanwhile.
             let received = unsafe {
                 libc::recvmmsg(
                     self.as_raw_fd(),
                     messages.as_mut_ptr(),
-                    BATCH_SLOTS as libc::c_uint,
+                    batch.slots as libc::c_uint,
                     0,
                     ptr::null_mut(),
                 )
@@ -125,12 +147,16 @@ impl UdpSocket {
                 _ => return Err(error),
             }
         };
-        for message in messages.iter().take(received) {
+        for (message, control) in messages.iter().zip(batch.controls.iter()).take(received) {
             let cut = message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
             batch.oversized += u64::from(cut);
-            batch
-                .lengths
-                .push((!cut).then_some(message.msg_len as usize));
+            let length = message.msg_len as usize;
+            let (segment, ecn) = control.read(message.msg_hdr.msg_controllen as _);
+            batch.received.push((!cut).then_some(Arrival {
+                length,
+                segment: segment.unwrap_or(length),
+                ecn,
+            }));
         }
         Ok(received)
     }

@@ -7,6 +7,7 @@ use std::ops::{AddAssign, Range};
 use std::os::fd::AsRawFd;
 use std::{mem, ptr};
 
+use super::control::FourBytes;
 use super::socket_options::RawAddress;
 use super::{BATCH_SLOTS, UdpSocket};
 
@@ -49,19 +50,20 @@ impl SendCounts {
             + self.other
     }
 
-    fn count_loss(&mut self, errno: i32) {
+    /// Counts datagrams that the kernel refused for the reason `errno`.
+    pub(super) fn count_losses(&mut self, errno: i32, number: usize) {
         match errno {
             libc::ENETUNREACH
             | libc::EHOSTUNREACH
             | libc::ENETDOWN
             | libc::EHOSTDOWN
-            | libc::EADDRNOTAVAIL => self.unreachable += 1,
-            libc::EPERM | libc::EACCES => self.refused += 1,
-            libc::ENOBUFS | libc::ENOMEM => self.no_buffers += 1,
-            libc::EAGAIN => self.would_block += 1,
-            libc::EMSGSIZE => self.too_long += 1,
+            | libc::EADDRNOTAVAIL => self.unreachable += number,
+            libc::EPERM | libc::EACCES => self.refused += number,
+            libc::ENOBUFS | libc::ENOMEM => self.no_buffers += number,
+            libc::EAGAIN => self.would_block += number,
+            libc::EMSGSIZE => self.too_long += number,
             _ => {
-                self.other += 1;
+                self.other += number;
                 self.other_errno = Some(errno);
             }
         }
@@ -245,30 +247,13 @@ impl UdpSocket {
                 {
                     libc::EINTR => 0,
                     errno => {
-                        counts.count_loss(errno);
+                        counts.count_losses(errno, 1);
                         1
                     }
                 },
             };
             messages = messages.get_mut(done..).unwrap_or_default();
         }
-    }
-}
-
-/// A control message with four bytes of data, laid out as CMSG_SPACE(4) is.
-#[derive(Clone, Copy)]
-#[repr(C, align(8))]
-struct FourBytes {
-    header: libc::cmsghdr,
-    value: [u8; 4],
-}
-
-impl FourBytes {
-    fn set(&mut self, (level, kind): (libc::c_int, libc::c_int), value: [u8; 4]) {
-        // The value's own bytes, without the padding behind it, as CMSG_LEN(4).
-        self.header.cmsg_len = (mem::offset_of!(Self, value) + self.value.len()) as _;
-        (self.header.cmsg_level, self.header.cmsg_type) = (level, kind);
-        self.value = value;
     }
 }
 
@@ -281,8 +266,10 @@ struct Control {
 }
 
 impl Control {
-    // SAFETY: only integers, for which zeroes are valid.
-    const EMPTY: Self = unsafe { mem::zeroed() };
+    const EMPTY: Self = Self {
+        ttl: FourBytes::EMPTY,
+        options: FourBytes::EMPTY,
+    };
 
     /// The number of bytes that are meant.
     fn set(&mut self, to: SocketAddr, limit: HopLimit) -> usize {
@@ -292,7 +279,7 @@ impl Control {
             (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT)
         };
         self.ttl
-            .set(kind, libc::c_int::from(limit.ttl).to_ne_bytes());
+            .set(kind, &libc::c_int::from(limit.ttl).to_ne_bytes());
         if !limit.strict || !to.is_ipv4() {
             return size_of::<FourBytes>();
         }
@@ -301,7 +288,7 @@ impl Control {
         let counter = 16_u8.saturating_sub(limit.ttl).min(14);
         let option = [libc::IPOPT_TIMESTAMP, 4, 5, counter << 4];
         self.options
-            .set((libc::IPPROTO_IP, libc::IP_RETOPTS), option);
+            .set((libc::IPPROTO_IP, libc::IP_RETOPTS), &option);
         size_of::<Self>()
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use super::control::UDP_GRO;
 use super::{Options, PathMtu};
 
 /// Bytes of the longest address we hand to the kernel, a `sockaddr_in6`.
@@ -154,10 +155,21 @@ pub(super) fn apply(
         ),
     };
     set(socket, level, name, value).map_err(step("set fragmentation of"))?;
+    let (level, name) = if address.is_ipv4() {
+        (libc::IPPROTO_IP, libc::IP_RECVTOS)
+    } else {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS)
+    };
+    set(socket, level, name, 1).map_err(step("read congestion marks of"))?;
     if address.is_ipv6() {
         set(socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).map_err(step("separate"))?;
     }
     Ok(())
+}
+
+/// Lets datagrams that came together arrive in one piece; false if the kernel doesn't know how.
+pub(super) fn merge(socket: &OwnedFd) -> bool {
+    set(socket, UDP_GRO.0, UDP_GRO.1, 1).is_ok()
 }
 
 /// Binds the socket.

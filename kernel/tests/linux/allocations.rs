@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::net::{SocketAddr, UdpSocket as StdSocket};
 use std::time::{Duration, Instant};
 
-use podmesh_kernel::tun::{TunBatch, TunDevice};
+use podmesh_kernel::tun::{Offloads, TunBatch, TunDevice};
 use podmesh_kernel::udp::{HopLimit, Options, ReceiveBatch, SendBatch, UdpSocket};
 use podmesh_kernel::wait::Waiter;
 
@@ -49,7 +49,7 @@ fn count(work: impl FnOnce()) -> u64 {
 fn moving_packets_does_not_allocate() {
     isolated(|| {
         assert_eq!(count(|| drop(vec![1, 2, 3])), 1);
-        let device = TunDevice::open("mesh0", 1).expect("a device");
+        let device = TunDevice::open("mesh0", 1, Offloads::default()).expect("a device");
         ip("link set mesh0 up");
         ip("addr add 10.77.0.1/16 dev mesh0");
         let queue = &device.queues()[0];
@@ -58,7 +58,7 @@ fn moving_packets_does_not_allocate() {
         let to = b.local_addr().expect("an address");
         let (mut tun, mut received, mut sent) = (
             TunBatch::new(64, 1500),
-            ReceiveBatch::new(2048),
+            ReceiveBatch::new(64, 2048),
             SendBatch::new(1 << 17),
         );
         let mut waiter = Waiter::new().expect("a waiter");

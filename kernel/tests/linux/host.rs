@@ -6,7 +6,7 @@ use podmesh_kernel::host::{
     Change, HostState, Inside, Outcome, PeerRoute, Problem, Reconciler, ensure_fail_closed_routes,
 };
 use podmesh_kernel::netlink::Netlink;
-use podmesh_kernel::tun::TunDevice;
+use podmesh_kernel::tun::{Offloads, TunDevice};
 
 use crate::sandbox::{ip, isolated_async, try_ip};
 
@@ -55,7 +55,7 @@ impl Node {
         ip("route add default via 2001:db8::1");
         let netlink = Arc::new(Netlink::connect().expect("a connection"));
         let reconciler = Reconciler::new(Arc::clone(&netlink));
-        let device = Some(TunDevice::open("mesh0", 2).expect("a device"));
+        let device = Some(TunDevice::open("mesh0", 2, Offloads::default()).expect("a device"));
         Self {
             netlink,
             reconciler,
@@ -184,7 +184,8 @@ fn whatever_is_taken_away_comes_back() {
         ] {
             ip(damage);
             if damage == "link del mesh0" {
-                node.device = Some(TunDevice::open("mesh0", 2).expect("a device"));
+                node.device =
+                    Some(TunDevice::open("mesh0", 2, Offloads::default()).expect("a device"));
             }
             assert_ne!(node.settle(&state()).await, 0, "{damage}");
             assert_eq!(node.settle(&state()).await, 0, "{damage}");

@@ -4,6 +4,7 @@
 
 mod allocations;
 mod host;
+mod runs;
 mod sandbox;
 mod tables;
 mod tun;

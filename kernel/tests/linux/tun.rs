@@ -2,7 +2,7 @@ use std::net::UdpSocket;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podmesh_kernel::tun::{TunBatch, TunDevice, TunError, TunIoError, TunQueue};
+use podmesh_kernel::tun::{Offloads, TunBatch, TunDevice, TunError, TunIoError, TunQueue};
 use podmesh_kernel::wait::Waiter;
 
 use crate::sandbox::{ip, isolated};
@@ -66,14 +66,15 @@ fn up(name: &str) {
 #[test]
 fn the_device_outlives_its_queues_and_keeps_index_and_addresses() {
     isolated(|| {
-        let device = TunDevice::open("mesh0", 4).expect("a new device");
+        let device = TunDevice::open("mesh0", 4, Offloads::default()).expect("a new device");
         assert_eq!(device.queues().len(), 4);
         let index = device.index();
         up("mesh0");
         drop(device);
         assert!(ip("-4 addr show dev mesh0").contains("10.77.0.1/16"));
         for queues in [1, 3, 8] {
-            let device = TunDevice::open("mesh0", queues).expect("the device of before");
+            let device = TunDevice::open("mesh0", queues, Offloads::default())
+                .expect("the device of before");
             assert_eq!((device.index(), device.queues().len()), (index, queues));
         }
     });
@@ -82,9 +83,10 @@ fn the_device_outlives_its_queues_and_keeps_index_and_addresses() {
 #[test]
 fn no_orphan_queue_swallows_packets_after_a_restart_with_fewer() {
     isolated(|| {
-        drop(TunDevice::open("mesh0", 4).expect("a new device"));
+        drop(TunDevice::open("mesh0", 4, Offloads::default()).expect("a new device"));
         up("mesh0");
-        let device = TunDevice::open("mesh0", 1).expect("the device of before");
+        let device =
+            TunDevice::open("mesh0", 1, Offloads::default()).expect("the device of before");
         wait_until_it_carries(&device);
         // Many flows, so that the kernel would use each queue it believes in.
         for port in 1..=200 {
@@ -105,7 +107,7 @@ fn no_orphan_queue_swallows_packets_after_a_restart_with_fewer() {
 #[test]
 fn packets_go_both_ways_through_the_kernel() {
     isolated(|| {
-        let device = TunDevice::open("mesh0", 2).expect("a new device");
+        let device = TunDevice::open("mesh0", 2, Offloads::default()).expect("a new device");
         up("mesh0");
         let socket = UdpSocket::bind("10.77.0.1:7000").expect("a socket");
         socket
@@ -143,7 +145,7 @@ fn packets_go_both_ways_through_the_kernel() {
 #[test]
 fn a_bad_packet_and_a_device_that_is_down_are_counted_and_nothing_more() {
     isolated(|| {
-        let device = TunDevice::open("mesh0", 1).expect("a new device");
+        let device = TunDevice::open("mesh0", 1, Offloads::default()).expect("a new device");
         let queue = &device.queues()[0];
         let good = udp_packet([10, 77, 0, 1], 7000, b"x");
         let counts = queue.write_batch([&good, &good]).expect("no fatal error");
@@ -162,7 +164,7 @@ fn a_bad_packet_and_a_device_that_is_down_are_counted_and_nothing_more() {
 #[test]
 fn a_deleted_device_is_noticed_by_waiting_reading_and_writing() {
     isolated(|| {
-        let device = TunDevice::open("mesh0", 2).expect("a new device");
+        let device = TunDevice::open("mesh0", 2, Offloads::default()).expect("a new device");
         up("mesh0");
         let mut waiter = Waiter::new().expect("a waiter");
         let source = waiter.watch(&device.queues()[1]);
@@ -183,7 +185,7 @@ fn a_deleted_device_is_noticed_by_waiting_reading_and_writing() {
         }
         // And it can be made again while the dead queues are still open.
         assert_eq!(
-            TunDevice::open("mesh0", 2)
+            TunDevice::open("mesh0", 2, Offloads::default())
                 .expect("a new device")
                 .queues()
                 .len(),
@@ -204,15 +206,15 @@ fn a_name_that_is_taken_says_by_what() {
             ("veth1", "veth"),
             ("lo", "plain"),
         ] {
-            match TunDevice::open(name, 1) {
+            match TunDevice::open(name, 1, Offloads::default()) {
                 Err(TunError::OtherKind { found, .. }) => {
                     assert!(found.contains(kind), "{name}: {found}");
                 }
                 other => panic!("{name}: {other:?}"),
             }
         }
-        let held = TunDevice::open("mesh0", 3).expect("a new device");
-        let second = TunDevice::open("mesh0", 1);
+        let held = TunDevice::open("mesh0", 3, Offloads::default()).expect("a new device");
+        let second = TunDevice::open("mesh0", 1, Offloads::default());
         assert!(
             matches!(second, Err(TunError::InUse { queues: 3, .. })),
             "{second:?}"
@@ -224,7 +226,7 @@ fn a_name_that_is_taken_says_by_what() {
 #[test]
 fn a_packet_longer_than_its_slot_is_dropped_and_counted() {
     isolated(|| {
-        let device = TunDevice::open("mesh0", 1).expect("a new device");
+        let device = TunDevice::open("mesh0", 1, Offloads::default()).expect("a new device");
         up("mesh0");
         let socket = UdpSocket::bind("10.77.0.1:0").expect("a socket");
         drain(device.queues());

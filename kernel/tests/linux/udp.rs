@@ -18,7 +18,7 @@ fn receive(socket: &UdpSocket) -> Vec<(SocketAddr, Vec<u8>)> {
     let mut waiter = Waiter::new().expect("a waiter");
     waiter.watch(socket);
     waiter.wait(Some(Duration::from_secs(5))).expect("a wait");
-    let mut batch = ReceiveBatch::new(2048);
+    let mut batch = ReceiveBatch::new(64, 2048);
     let mut all = Vec::new();
     while socket.receive_batch(&mut batch).expect("a receive") > 0 {
         all.extend(
@@ -111,7 +111,7 @@ fn a_datagram_longer_than_its_slot_is_dropped_and_counted() {
             batch.push(to, &vec![7; length]).expect("room");
         }
         assert_eq!(sender.send_batch(&mut batch).sent, 3);
-        let mut received = ReceiveBatch::new(100);
+        let mut received = ReceiveBatch::new(64, 100);
         assert_eq!(receiver.receive_batch(&mut received).expect("a receive"), 3);
         let lengths: Vec<_> = received
             .datagrams()

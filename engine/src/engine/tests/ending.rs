@@ -19,8 +19,8 @@ fn a_revoked_node_loses_its_tunnels_at_once_and_for_good() {
     // A thread that still holds the former table can't send either.
     let mut batch = crate::outbound::OutboundBatch::default();
     let packet = packet4("10.42.1.5", "10.42.3.9", b"too late");
-    crate::outbound::seal_batch(&old_table, std::slice::from_ref(&packet), &mut batch);
-    assert_eq!(batch.datagrams().count() + batch.items.len(), 0);
+    crate::outbound::seal_batch(&old_table, &[packet.as_slice().into()], &mut batch);
+    assert_eq!(batch.runs().count() + batch.items.len(), 0);
     world.run(Duration::from_millis(100));
     let before = world.delivered[2].len();
     for node in 0..2 {

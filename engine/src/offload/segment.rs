@@ -1,0 +1,259 @@
+//! Cutting a super-packet.
+
+use super::checksum::{Sum, pseudo_header};
+use super::{
+    ChecksumGap, Cut, IPV4_HEADER, IPV6_HEADER, Offload, SegmentKind, TCP, UDP, UDP_HEADER,
+};
+use crate::packet::Header;
+
+const FIN: u8 = 0x01;
+const PUSH: u8 = 0x08;
+/// Congestion window reduced: only the first segment says it (RFC 3168 §6.1.2).
+const CWR: u8 = 0x80;
+const TCP_CHECKSUM: usize = 16;
+const UDP_CHECKSUM: usize = 6;
+/// Both addresses, in the IP header.
+const ADDRESSES: (std::ops::Range<usize>, std::ops::Range<usize>) = (12..20, 8..40);
+
+/// The kernel's description doesn't fit the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the packet can't be cut as its description says")]
+pub struct NotCuttable;
+
+/// The packets that a packet from the kernel stands for, one after the other.
+#[derive(Debug)]
+pub struct Segments<'a> {
+    packet: &'a [u8],
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Done,
+    /// Nothing to be done.
+    Whole,
+    Fill(ChecksumGap),
+    Cut(Shape),
+}
+
+/// How far a cut is.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    is_v4: bool,
+    protocol: u8,
+    /// Bytes before the transport header, and before the payload.
+    transport: usize,
+    headers: usize,
+    size: usize,
+    /// Payload that is cut already.
+    done: usize,
+    number: u16,
+}
+
+impl<'a> Segments<'a> {
+    /// Of a packet as the kernel gave it. What lies behind the end that its IP header names is
+    /// left out.
+    ///
+    /// # Errors
+    /// The description contradicts the packet.
+    pub fn new(packet: &'a [u8], offload: Offload) -> Result<Self, NotCuttable> {
+        let work = match offload {
+            Offload { cut: Some(cut), .. } => Work::Cut(Shape::new(packet, cut)?),
+            Offload {
+                checksum: Some(gap),
+                ..
+            } => {
+                let field = usize::from(gap.start) + usize::from(gap.offset);
+                packet.get(field..field + 2).ok_or(NotCuttable)?;
+                Work::Fill(gap)
+            }
+            _ => Work::Whole,
+        };
+        let packet = match work {
+            // A super-packet's own length fields may not be able to hold its length.
+            Work::Cut(_) => packet,
+            _ => {
+                let header = Header::parse(packet).ok_or(NotCuttable)?;
+                packet.get(..header.length).ok_or(NotCuttable)?
+            }
+        };
+        Ok(Self { packet, work })
+    }
+
+    /// Bytes of the longest packet to come.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        match &self.work {
+            Work::Cut(shape) => (shape.headers + shape.size).min(self.packet.len()),
+            _ => self.packet.len(),
+        }
+    }
+
+    /// The next packet, made in `scratch` if it isn't in the original as it must be. `scratch` is at
+    /// least [`Self::longest`] bytes; with less there is no next packet.
+    pub fn next<'s>(&mut self, scratch: &'s mut [u8]) -> Option<&'s [u8]>
+    where
+        'a: 's,
+    {
+        match std::mem::replace(&mut self.work, Work::Done) {
+            Work::Done => None,
+            Work::Whole => Some(self.packet),
+            Work::Fill(gap) => fill(self.packet, gap, scratch),
+            Work::Cut(shape) => {
+                let (segment, rest) = shape.cut(self.packet, scratch)?;
+                if let Some(rest) = rest {
+                    self.work = Work::Cut(rest);
+                }
+                Some(segment)
+            }
+        }
+    }
+}
+
+fn fill<'s>(packet: &[u8], gap: ChecksumGap, scratch: &'s mut [u8]) -> Option<&'s [u8]> {
+    let out = scratch.get_mut(..packet.len())?;
+    out.copy_from_slice(packet);
+    let start = usize::from(gap.start);
+    let sum = Sum::default().add(out.get(start..)?).checksum();
+    let field = start + usize::from(gap.offset);
+    let is_udp = usize::from(gap.offset) == UDP_CHECKSUM;
+    out.get_mut(field..field + 2)?
+        .copy_from_slice(&if is_udp { never_zero(sum) } else { sum });
+    Some(out)
+}
+
+/// Zero means "no checksum" in UDP (RFC 768).
+fn never_zero(sum: [u8; 2]) -> [u8; 2] {
+    if sum == [0, 0] { [0xff, 0xff] } else { sum }
+}
+
+impl Shape {
+    fn new(packet: &[u8], cut: Cut) -> Result<Self, NotCuttable> {
+        let version = packet.first().ok_or(NotCuttable)? >> 4;
+        let is_v4 = match (cut.kind, version) {
+            (SegmentKind::Tcp4 | SegmentKind::Udp, 4) => true,
+            (SegmentKind::Tcp6 | SegmentKind::Udp, 6) => false,
+            _ => return Err(NotCuttable),
+        };
+        let (transport, protocol) = transport_of(packet, is_v4).ok_or(NotCuttable)?;
+        let headers = match (cut.kind, protocol) {
+            (SegmentKind::Udp, UDP) => transport + UDP_HEADER,
+            (SegmentKind::Tcp4 | SegmentKind::Tcp6, TCP) => {
+                let offset = packet.get(transport + 12).ok_or(NotCuttable)? >> 4;
+                transport + usize::from(offset.max(5)) * 4
+            }
+            _ => return Err(NotCuttable),
+        };
+        if cut.size == 0 || packet.len() <= headers {
+            return Err(NotCuttable);
+        }
+        Ok(Self {
+            is_v4,
+            protocol,
+            transport,
+            headers,
+            size: usize::from(cut.size),
+            done: 0,
+            number: 0,
+        })
+    }
+
+    /// Makes the next segment in `scratch`; gives what remains after it.
+    fn cut<'s>(self, packet: &[u8], scratch: &'s mut [u8]) -> Option<(&'s [u8], Option<Self>)> {
+        let payload = packet.get(self.headers + self.done..)?;
+        let (payload, is_last) = match payload.get(..self.size) {
+            Some(full) if payload.len() > self.size => (full, false),
+            _ => (payload, true),
+        };
+        let out = scratch.get_mut(..self.headers + payload.len())?;
+        let (head, body) = out.split_at_mut_checked(self.headers)?;
+        head.copy_from_slice(packet.get(..self.headers)?);
+        body.copy_from_slice(payload);
+        self.mend_network(out)?;
+        self.mend_transport(out, is_last)?;
+        let rest = Self {
+            done: self.done + payload.len(),
+            number: self.number.wrapping_add(1),
+            ..self
+        };
+        Some((out, (!is_last).then_some(rest)))
+    }
+
+    fn mend_network(&self, segment: &mut [u8]) -> Option<()> {
+        let length = segment.len();
+        if !self.is_v4 {
+            let length = u16::try_from(length - IPV6_HEADER).ok()?;
+            segment
+                .get_mut(4..6)?
+                .copy_from_slice(&length.to_be_bytes());
+            return Some(());
+        }
+        let header = segment.get_mut(..self.transport)?;
+        let length = u16::try_from(length).ok()?;
+        header.get_mut(2..4)?.copy_from_slice(&length.to_be_bytes());
+        let id = header.get_mut(4..6)?.first_chunk_mut::<2>()?;
+        *id = u16::from_be_bytes(*id)
+            .wrapping_add(self.number)
+            .to_be_bytes();
+        header.get_mut(10..12)?.fill(0);
+        let sum = Sum::default().add(header).checksum();
+        header.get_mut(10..12)?.copy_from_slice(&sum);
+        Some(())
+    }
+
+    fn mend_transport(&self, segment: &mut [u8], is_last: bool) -> Option<()> {
+        let (network, transport) = segment.split_at_mut_checked(self.transport)?;
+        let length = transport.len();
+        let field = if self.protocol == TCP {
+            let sequence = transport.get_mut(4..8)?.first_chunk_mut::<4>()?;
+            let before = u32::try_from(self.done).ok()?;
+            *sequence = u32::from_be_bytes(*sequence)
+                .wrapping_add(before)
+                .to_be_bytes();
+            let flags = transport.get_mut(13)?;
+            if !is_last {
+                *flags &= !(FIN | PUSH);
+            }
+            if self.number > 0 {
+                *flags &= !CWR;
+            }
+            TCP_CHECKSUM
+        } else {
+            let length = u16::try_from(length).ok()?;
+            transport
+                .get_mut(4..6)?
+                .copy_from_slice(&length.to_be_bytes());
+            UDP_CHECKSUM
+        };
+        transport.get_mut(field..field + 2)?.fill(0);
+        let addresses = addresses_of(network, self.is_v4)?;
+        let sum = pseudo_header(addresses, self.protocol, length).add(transport);
+        let sum = match self.protocol {
+            UDP => never_zero(sum.checksum()),
+            _ => sum.checksum(),
+        };
+        transport.get_mut(field..field + 2)?.copy_from_slice(&sum);
+        Some(())
+    }
+}
+
+/// Where the transport header begins, and its protocol. IPv6 extension headers are stepped over;
+/// fragments have none.
+fn transport_of(packet: &[u8], is_v4: bool) -> Option<(usize, u8)> {
+    if is_v4 {
+        let length = usize::from(packet.first()? & 0x0f) * 4;
+        let fragment = u16::from_be_bytes(*packet.get(6..8)?.first_chunk()?) & 0x3fff;
+        return (length >= IPV4_HEADER && fragment == 0).then_some((length, *packet.get(9)?));
+    }
+    let (mut next, mut at) = (*packet.get(6)?, IPV6_HEADER);
+    // Hop-by-hop options, routing and destination options (RFC 8200 §4.1).
+    while matches!(next, 0 | 43 | 60) {
+        let length = usize::from(*packet.get(at + 1)?) * 8 + 8;
+        (next, at) = (*packet.get(at)?, at + length);
+    }
+    Some((at, next))
+}
+
+fn addresses_of(network: &[u8], is_v4: bool) -> Option<&[u8]> {
+    network.get(if is_v4 { ADDRESSES.0 } else { ADDRESSES.1 })
+}
