@@ -64,6 +64,18 @@ demo: deps ## three sites, real NATs, pods; a planet dies, a node loses power
 soak: deps build ## the long bars, resumable, one JSON line each in target/soak.jsonl
 	./tests/soak.sh
 
+# Other tunnels, to be compared with; the distribution's own where it has them.
+PEERS := target/bench/peers
+PEER_PACKAGES := nebula tinc
+
+bench: deps build ## podmesh against other tunnels, in one run (about 20 minutes)
+	@missing=""; for p in $(PEER_PACKAGES); do dpkg-query -W $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then echo "== installing Debian packages:$$missing"; \
+	  apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing >/dev/null; fi
+	@echo "== installing other tunnels into $(PEERS) (a few minutes the first time)"
+	$(CARGO) install -q --locked --root $(PEERS) boringtun-cli@0.7.1 gotatun-cli@0.10.2
+	$(BIN)/bench $(BENCH)
+
 clean-lab: root ## remove what a killed lab left behind
 	$(BIN)/lab clean
 

@@ -30,6 +30,10 @@ pub(crate) struct Cli {
     /// Read the configuration, say whether it is good, and end
     #[arg(long)]
     pub(crate) check: bool,
+    /// Take interface and sockets over from the meshd that runs, which ends. For a new version
+    /// without systemd, whose restart does the same
+    #[arg(long)]
+    pub(crate) replace: bool,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }

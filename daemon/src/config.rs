@@ -12,6 +12,7 @@ use podmesh_proto::limits::MAX_CANDIDATES;
 use serde::Deserialize;
 
 use crate::cli::Cli;
+use crate::device_mtu;
 use crate::logs;
 use crate::offloads::OffloadSet;
 
@@ -21,7 +22,6 @@ const MAX_FILE: u64 = 64 * 1024;
 const MAX_SHARDS: usize = 64;
 /// Bytes. No link with IPv6 may carry less (RFC 8200 §5).
 const MIN_MTU: u32 = 1280;
-const MAX_MTU: u32 = 65_535;
 const KEYS: [&str; 12] = [
     "name",
     "device",
@@ -44,8 +44,8 @@ pub(crate) struct Config {
     pub(crate) name: Option<Name>,
     /// Name of the mesh interface.
     pub(crate) device: String,
-    /// Bytes, of packets inside the mesh.
-    pub(crate) mtu: u32,
+    /// Bytes, of packets inside the mesh; what the machine's networks suggest if absent.
+    pub(crate) mtu: Option<u32>,
     /// Data threads; one per processor, at most four, if absent.
     pub(crate) shards: Option<usize>,
     /// What may be done for many packets at once, where the kernel can.
@@ -71,7 +71,7 @@ impl Default for Config {
         Self {
             name: None,
             device: "mesh0".to_owned(),
-            mtu: 1380,
+            mtu: None,
             shards: None,
             offloads: OffloadSet::ALL,
             port: None,
@@ -250,7 +250,7 @@ impl Default for Raw {
         Self {
             name: String::new(),
             device: config.device,
-            mtu: config.mtu,
+            mtu: 0,
             shards: 0,
             offloads: config.offloads.names().map(str::to_owned).collect(),
             port: 0,
@@ -276,8 +276,9 @@ impl Raw {
                 )
             })?),
         };
-        if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
-            return Err(wrong("mtu", self.mtu, "use 1280 to 65535 bytes"));
+        if self.mtu != 0 && !(MIN_MTU..=device_mtu::MOST).contains(&self.mtu) {
+            let advice = "use 1280 to 9000 bytes, or 0 to leave it to meshd";
+            return Err(wrong("mtu", self.mtu, advice));
         }
         if self.shards > MAX_SHARDS {
             return Err(wrong(
@@ -300,7 +301,7 @@ impl Raw {
         Ok(Config {
             name,
             device: interface("device", self.device)?,
-            mtu: self.mtu,
+            mtu: Some(self.mtu).filter(|mtu| *mtu > 0),
             shards: Some(self.shards).filter(|shards| *shards > 0),
             offloads: OffloadSet::parse(&self.offloads)
                 .map_err(|name| wrong("offloads", name, "use tso, uso, udp-gso and udp-gro"))?,
@@ -461,7 +462,7 @@ mod tests {
         assert_eq!(config.name, Some("home-1".parse().unwrap()));
         assert_eq!(
             (config.mtu, config.shards, config.port),
-            (1280, Some(2), Some(41_000))
+            (Some(1280), Some(2), Some(41_000))
         );
         assert_eq!(config.endpoints.len(), 2);
         assert_eq!(config.subnet_env, None);
@@ -480,7 +481,7 @@ mod tests {
             ("MTU = 1400", "did you mean 'mtu'?"),
             (
                 "mtu = 1279",
-                "mtu = 1279 is not possible; use 1280 to 65535 bytes",
+                "mtu = 1279 is not possible; use 1280 to 9000 bytes, or 0 to leave it to meshd",
             ),
             ("mtu = \"big\"", "invalid type"),
             ("mtu = -1", "line 1, mtu = -1: invalid value"),

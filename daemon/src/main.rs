@@ -4,6 +4,8 @@
 mod cli;
 mod clock;
 mod config;
+mod device_mtu;
+mod handover;
 mod host;
 mod identity;
 mod local_socket;

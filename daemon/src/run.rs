@@ -11,12 +11,14 @@ mod rotation;
 mod start;
 mod views;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_engine::engine::Engine;
 use podmesh_engine::host_plan::HostPlan;
 use podmesh_engine::output::{Output, PlanetEvent, SlowItem, Transmit};
+use podmesh_engine::reach::Passage;
 use podmesh_kernel::process;
 use podmesh_kernel::tun::{TunDevice, TunQueue};
 use podmesh_proto::id::PlanetId;
@@ -34,6 +36,8 @@ use self::start::StartFailure;
 use crate::cli::Cli;
 use crate::clock;
 use crate::config::Config;
+use crate::device_mtu;
+use crate::handover::{self, Handover, Heir};
 use crate::host::{Host, HostReport};
 use crate::identity::Identity;
 use crate::local_socket::Asked;
@@ -70,8 +74,12 @@ struct Node {
     /// Why the last join failed, and what to do.
     join_trouble: Option<Failure>,
     identity: Identity,
+    /// Bytes, of the interface.
+    mtu: u32,
     /// Serves the local socket, and removes it when it is ended.
     local: JoinHandle<()>,
+    /// Where the next meshd may knock.
+    handover: Arc<Handover>,
     /// Keeps a second meshd out as long as this one runs.
     _dir: StateDir,
 }
@@ -100,8 +108,11 @@ pub(crate) fn serve(cli: &Cli, config: Config) -> Result<(), StartFailure> {
         .enable_all()
         .build()?;
     let outcome = runtime.block_on(async {
-        let (node, inputs) = start::prepare(cli, config)?;
-        decide(node, inputs, &Service::from_environment()).await?;
+        let service = Service::from_environment();
+        let mtu = device_mtu::choose(&config).await;
+        let inherited = start::inherit(cli)?;
+        let (node, inputs) = start::prepare(cli, config, mtu, (inherited, &service)).await?;
+        decide(node, inputs, &service).await?;
         Ok(())
     });
     // Whatever still hangs, a name's resolution for example, must not hold up the end.
@@ -119,8 +130,10 @@ async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::i
     node.do_outputs();
     node.clear_host_unless_member();
     node.join_unattended();
+    service.keep(&node.inventory());
     service.ready();
-    loop {
+    let handover = Arc::clone(&node.handover);
+    let heir = loop {
         let now = clock::now();
         if node
             .engine
@@ -132,8 +145,9 @@ async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::i
         node.do_outputs();
         let timer = clock::deadline(node.engine.poll_timeout(), now);
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            heir = handover.heir() => break Some(heir),
             _ = hang_up.recv() => tracing::info!("nothing to reload; restart meshd to read its configuration"),
             _ = inputs.items.recv_many(&mut items, BUDGET) => node.take_items(&mut items),
             Some(event) = inputs.links.recv() => node.take_link_event(event),
@@ -147,10 +161,14 @@ async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::i
                 service.alive();
             }
         }
+    };
+    if heir.is_some() {
+        tracing::info!("another meshd takes over");
+    } else {
+        tracing::info!("meshd is ending; interface, routes and rules stay");
+        service.stopping();
     }
-    tracing::info!("meshd is ending; interface, routes and rules stay");
-    service.stopping();
-    node.stop().await;
+    node.stop(heir).await;
     Ok(())
 }
 
@@ -169,7 +187,7 @@ impl Node {
         match status.state {
             NodeState::NotJoined | NodeState::Joining => {
                 self.host
-                    .set(HostPlan::empty(&self.config.device, self.config.mtu));
+                    .set(HostPlan::empty(&self.config.device, self.mtu));
             }
             NodeState::Online | NodeState::PlanetsDown | NodeState::Revoked | NodeState::Ended => {}
         }
@@ -280,8 +298,16 @@ impl Node {
     fn transmit(&mut self, datagram: &Transmit) {
         let shared = self.shards.shared();
         let way = (datagram.socket, datagram.to);
+        if datagram.passage == Passage::Whole {
+            // Longer than the device carries, perhaps: its loss is an answer, too.
+            if let Err(error) = shared.sockets.send_whole(way, &datagram.bytes) {
+                tracing::trace!(to = %datagram.to, reason = %error, "a datagram was not sent whole");
+            }
+            return;
+        }
+        let reach = datagram.passage.reach();
         self.outbox
-            .push(&shared.sockets, way, datagram.reach, &datagram.bytes);
+            .push(&shared.sockets, way, reach, &datagram.bytes);
         let sent = self.outbox.flush(&shared.sockets);
         shared.counters.add_sent(&sent);
         if sent.lost() > 0 {
@@ -332,20 +358,27 @@ impl Node {
     }
 
     /// Ends in order. Interface, addresses, routes, rules and the guard stay in place.
-    async fn stop(mut self) {
+    /// Everything that outlives this process.
+    fn inventory(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        handover::inventory(&self.queues, &self.shards.shared().sockets)
+    }
+
+    /// Packets move to the last moment: what else there is to do comes first.
+    async fn stop(mut self, heir: Option<Heir>) {
+        self.engine.handle_stop(clock::now());
         self.do_outputs();
         let Self {
             links,
             shards,
             writer,
             local,
+            queues,
             ..
         } = self;
         local.abort();
         // The abort is what is waited for.
         let _ = local.await;
         drop(links);
-        shards.stop();
         sleep(LAST_WORDS).await;
         let (done, written) = tokio::sync::oneshot::channel();
         // A disk that hangs must not keep meshd from ending.
@@ -354,5 +387,12 @@ impl Node {
             let _ = done.send(());
         });
         let _ = tokio::time::timeout(LAST_WRITE, written).await;
+        let sockets = Arc::clone(&shards.shared().sockets);
+        shards.stop();
+        if let Some(heir) = heir
+            && let Err(error) = heir.bequeath(&handover::inventory(&queues, &sockets))
+        {
+            tracing::warn!(reason = %error, "the other meshd is gone");
+        }
     }
 }

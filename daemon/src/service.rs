@@ -3,10 +3,13 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
+
+use podmesh_kernel::descriptors::{self, Descriptors};
 
 /// The notification socket of systemd (sd_notify(3)), if it started us.
 pub(crate) struct Service {
@@ -42,12 +45,45 @@ impl Service {
         self.say("STOPPING=1");
     }
 
+    /// The service manager keeps these open for the next start, whatever becomes of this process. It
+    /// looks after them without polling: an error that waits on a socket is none of its.
+    pub(crate) fn keep(&self, all: &[(String, BorrowedFd<'_>)]) {
+        let Some(socket) = &self.socket else {
+            return;
+        };
+        for one in all {
+            let words = format!("FDSTORE=1\nFDPOLL=0\nFDNAME={}", one.0);
+            // One that has no room for them makes the next start a little slower.
+            let _ = descriptors::send_with(socket, words.as_bytes(), std::slice::from_ref(one));
+        }
+    }
+
+    /// The service manager lets these go.
+    pub(crate) fn let_go(&self, names: impl Iterator<Item = String>) {
+        for name in names {
+            self.say(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+        }
+    }
+
     fn say(&self, words: &str) {
         if let Some(socket) = &self.socket {
             // A service manager that doesn't listen is its own problem.
             let _ = socket.send(words.as_bytes());
         }
     }
+}
+
+/// What the service manager has kept open since the last meshd (sd_listen_fds(3)). To be called once,
+/// before anything else is opened.
+pub(crate) fn kept() -> Descriptors {
+    let of_this_process =
+        env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+    if !of_this_process || names.is_empty() {
+        return Descriptors::default();
+    }
+    let names: Vec<&str> = names.split(':').collect();
+    Descriptors::passed_at_start(&names)
 }
 
 /// Where the service manager has put a credential of this name.

@@ -1,11 +1,13 @@
 //! The node's UDP sockets: the main port, bound once per shard, and the spare port.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use podmesh_engine::outbound::Outgoing;
 use podmesh_engine::path_id::SocketId;
 use podmesh_engine::reach::Reach;
+use podmesh_kernel::descriptors::Descriptors;
 use podmesh_kernel::udp::{
     BATCH_SLOTS, BindError, HopLimit, Options, SendBatch, SendCounts, SendRun, UdpSocket,
     steer_by_receiver,
@@ -13,6 +15,8 @@ use podmesh_kernel::udp::{
 
 use crate::offloads::OffloadSet;
 
+/// Of descriptors that are handed over: those of a shard have its number behind them.
+const NAMES: [&str; 4] = ["udp4-", "udp6-", "spare4", "spare6"];
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
@@ -37,11 +41,7 @@ impl Sockets {
     /// # Errors
     /// Another program has the port, or the machine has neither IPv4 nor IPv6.
     pub(crate) fn bind(port: u16, shards: usize, offloads: OffloadSet) -> Result<Self, BindError> {
-        let options = Options {
-            segment: offloads.udp_gso,
-            merge: offloads.udp_gro,
-            ..Options::default()
-        };
+        let options = options(offloads);
         let mut v4 = bind_family(V4, port, shards, &options)?.into_iter();
         let mut v6 = bind_family(V6, port, shards, &options)?.into_iter();
         let pairs: Vec<Pair> = (0..shards)
@@ -57,6 +57,65 @@ impl Sockets {
             spare,
             ports,
         })
+    }
+
+    /// Takes over the sockets of another meshd; none if they aren't those that this one would bind.
+    pub(crate) fn adopt(
+        port: u16,
+        shards: usize,
+        offloads: OffloadSet,
+        mut descriptors: Descriptors,
+    ) -> Option<Self> {
+        let options = options(offloads);
+        let adopt = |descriptor| UdpSocket::adopt(descriptor, &options).ok();
+        let mut row = |stem: &str| -> Option<Vec<UdpSocket>> {
+            descriptors.take_row(stem).into_iter().map(adopt).collect()
+        };
+        let (v4, v6) = (row(NAMES[0])?, row(NAMES[1])?);
+        let fits = |row: &[UdpSocket]| row.is_empty() || row.len() == shards;
+        if !fits(&v4) || !fits(&v6) || v4.len() + v6.len() == 0 {
+            return None;
+        }
+        let (mut v4, mut v6) = (v4.into_iter(), v6.into_iter());
+        let pairs: Vec<Pair> = (0..shards)
+            .map(|_| Pair {
+                v4: v4.next(),
+                v6: v6.next(),
+            })
+            .collect();
+        let mut single = |name| descriptors.take(name).and_then(adopt);
+        let spare = Pair {
+            v4: single(NAMES[2]),
+            v6: single(NAMES[3]),
+        };
+        let ports = [port, spare.port()?];
+        let is_ours = pairs.iter().all(|pair| pair.port() == Some(port));
+        is_ours.then_some(Self {
+            shards: pairs,
+            spare,
+            ports,
+        })
+    }
+
+    /// All descriptors, by the names that [`Self::adopt`] looks for.
+    pub(crate) fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let [v4, v6, spare4, spare6] = NAMES;
+        let shards = (0..)
+            .zip(&self.shards)
+            .flat_map(|(number, pair): (usize, _)| {
+                [
+                    (format!("{v4}{number}"), &pair.v4),
+                    (format!("{v6}{number}"), &pair.v6),
+                ]
+            });
+        let spare = [
+            (spare4.to_owned(), &self.spare.v4),
+            (spare6.to_owned(), &self.spare.v6),
+        ];
+        shards
+            .chain(spare)
+            .filter_map(|(name, socket)| Some((name, socket.as_ref()?.as_fd())))
+            .collect()
     }
 
     /// UDP ports of the main and the spare sockets.
@@ -118,6 +177,21 @@ impl Sockets {
             }
         }
         counts
+    }
+
+    /// Sends a datagram in one piece, or not at all: from a socket of the first shard.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub(crate) fn send_whole(
+        &self,
+        (id, to): (SocketId, SocketAddr),
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        match self.sender(0, id, to.is_ipv4()) {
+            Some(socket) => socket.send_whole(to, bytes),
+            None => Err(ErrorKind::NetworkUnreachable.into()),
+        }
     }
 
     fn sender(&self, shard: usize, id: SocketId, is_ipv4: bool) -> Option<&UdpSocket> {
@@ -214,6 +288,14 @@ fn send(sockets: &Sockets, (shard, number): (usize, usize), batch: &mut SendBatc
     SendCounts {
         unreachable,
         ..SendCounts::default()
+    }
+}
+
+fn options(offloads: OffloadSet) -> Options {
+    Options {
+        segment: offloads.udp_gso,
+        merge: offloads.udp_gro,
+        ..Options::default()
     }
 }
 

@@ -41,6 +41,16 @@ pub enum ControlMessage {
         /// By it and a planet.
         renewed: Box<Renewed>,
     },
+    /// Tell me that a packet as long as this one has arrived.
+    SizeRequest {
+        /// Repeated by the answer.
+        id: u64,
+    },
+    /// The answer, as short as can be.
+    SizeReply {
+        /// Of the request.
+        id: u64,
+    },
 }
 
 impl ControlMessage {

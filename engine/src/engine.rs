@@ -31,6 +31,7 @@ use crate::peers::Peers;
 use crate::planets::Planets;
 use crate::publishing::OwnEndpoints;
 use crate::random::Random;
+use crate::reach::Passage;
 use crate::timers::{Timer, Timers};
 use crate::tunnel::{TunnelKeys, buffer_for};
 
@@ -338,6 +339,13 @@ impl Engine {
         self.forget_waiting(now);
     }
 
+    /// This life ends in good order: what makes the next one begin quickly goes to disk.
+    pub fn handle_stop(&mut self, now: Now) {
+        if self.members.is_some() {
+            self.persist(now);
+        }
+    }
+
     /// Gives packets of the host to the fast half's stage.
     fn send_pod_packets(&mut self, packets: &[&[u8]], now: Now) {
         let mut batch = OutboundBatch::default();
@@ -347,7 +355,7 @@ impl Engine {
             run.datagrams().map(move |bytes| Transmit {
                 socket: run.socket,
                 to: run.to,
-                reach: None,
+                passage: Passage::Ordinary,
                 bytes: bytes.to_vec(),
             })
         });

@@ -45,11 +45,12 @@ pub struct PeerRoute {
     pub mtu: Option<u32>,
 }
 
-/// The plan of a member with these peers (each with the prefixes that lead to it).
+/// The plan of a member with these peers: each with the prefixes that lead to it, and the bytes of the
+/// longest packet that its path carries.
 #[must_use]
 pub fn host_plan<'a>(
     own: &Member,
-    peers: impl IntoIterator<Item = (&'a Name, &'a [IpNet])>,
+    peers: impl IntoIterator<Item = (&'a Name, &'a [IpNet], u32)>,
     network: &Network,
     device: &str,
     mtu: u32,
@@ -62,11 +63,11 @@ pub fn host_plan<'a>(
         .collect();
     let mut peer_routes: Vec<PeerRoute> = peers
         .into_iter()
-        .flat_map(|(peer, prefixes)| {
-            prefixes.iter().map(|prefix| PeerRoute {
+        .flat_map(|(peer, prefixes, carried)| {
+            prefixes.iter().map(move |prefix| PeerRoute {
                 prefix: prefix.trunc(),
                 peer: peer.clone(),
-                mtu: None,
+                mtu: Some(carried).filter(|carried| *carried < mtu),
             })
         })
         .collect();
@@ -132,7 +133,7 @@ impl HostPlan {
             prefix: route.prefix,
             via: self.device.clone(),
             peer: Some(route.peer.clone()),
-            mtu: route.mtu,
+            mtu: route.mtu.or(Some(self.mtu)),
         });
         let backstops = self.protected.iter().map(|range| RouteView {
             prefix: *range,

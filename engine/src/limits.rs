@@ -9,7 +9,10 @@ pub const WIREGUARD_OVERHEAD: usize = 32;
 /// Bytes. The smallest buffer that a tunnel may write a message of any kind into.
 pub const MIN_TUNNEL_BUFFER: usize = 148;
 /// Bytes. Inner MTU below which IPv6 doesn't work (RFC 8200 §5).
-pub const MIN_MTU: u32 = 1280;
+pub const MIN_MTU: u16 = 1_280;
+/// Bytes. Inner MTU towards `WireGuard` peers that don't speak podmesh, which can't be asked: what fits
+/// Ethernet over either family.
+pub const STOCK_MTU: u16 = 1_420;
 /// Messages that a tunnel may count on one session (`Reject-After-Messages` of the `WireGuard` paper
 /// §6.1): above, the replay window's arithmetic would overflow.
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);

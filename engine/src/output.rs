@@ -13,7 +13,7 @@ use crate::error::{JoinError, PingError};
 use crate::forwarding::{ForwardingTable, PeerIndex};
 use crate::host_plan::HostPlan;
 use crate::path_id::{PathId, SocketId};
-use crate::reach::Reach;
+use crate::reach::Passage;
 use crate::stored::StoredState;
 
 /// What the shell has to do.
@@ -58,8 +58,8 @@ pub struct Transmit {
     pub socket: SocketId,
     /// To this endpoint.
     pub to: SocketAddr,
-    /// An opener gets no farther than this: it opens a NAT without reaching the peer's.
-    pub reach: Option<Reach>,
+    /// How.
+    pub passage: Passage,
     /// The datagram.
     pub bytes: Vec<u8>,
 }

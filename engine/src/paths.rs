@@ -31,6 +31,7 @@ mod budget;
 mod driving;
 mod echoing;
 mod knocking;
+mod mtu;
 mod pairing;
 mod probing;
 mod punching;
@@ -79,7 +80,8 @@ pub struct Paths {
     alarm: Option<Moment>,
     lost_at: Option<Moment>,
     last_good: Vec<PathId>,
-    echo_length: u16,
+    /// Bytes of the longest inner packet of the device.
+    device_mtu: u16,
     history: VecDeque<Switch>,
     actions: VecDeque<PathAction>,
 }
@@ -103,15 +105,18 @@ impl Paths {
             alarm: None,
             lost_at: None,
             last_good: Vec::new(),
-            echo_length: 1_280,
+            device_mtu: mtu::LEAST,
             history: VecDeque::new(),
             actions: VecDeque::new(),
         }
     }
 
-    /// Bytes of the largest inner packet: a path is proven with echoes of this size.
-    pub fn set_mtu(&mut self, mtu: u16) {
-        self.echo_length = mtu;
+    /// Bytes of the longest inner packet that the device carries, at least 1,280.
+    pub fn set_device_mtu(&mut self, mtu: u16) {
+        self.device_mtu = mtu.max(mtu::LEAST);
+        for trial in self.trials.values_mut() {
+            trial.mtu.forget();
+        }
     }
 
     /// How this node can be reached. Call it when the record with these endpoints has been handed
@@ -192,6 +197,7 @@ impl Paths {
             trial.pings.burst(now.moment);
         }
         self.last_good.truncate(MAX_LAST_GOOD);
+        self.session.resume();
         self.drive(now);
     }
 
@@ -237,6 +243,15 @@ impl Paths {
     /// The answer to an echo came through the tunnel over `path`.
     pub fn handle_echo_reply(&mut self, path: PathId, id: u64, now: Now) {
         self.echo_answered(path, id, now);
+        self.drive(now);
+    }
+
+    /// The answer to a probe of the path's MTU came through the tunnel.
+    pub fn handle_size_reply(&mut self, id: u64, now: Now) {
+        let most = self.device_mtu;
+        for trial in self.trials.values_mut() {
+            trial.mtu.answer(id, most, now.moment);
+        }
         self.drive(now);
     }
 

@@ -52,6 +52,8 @@ pub(crate) struct Peer {
     pub(crate) sampled: Sampled,
     /// When data flowed last.
     pub(crate) busy: Option<Moment>,
+    /// Bytes of the longest inner packet that its path carries, as far as is known.
+    pub(crate) mtu: u16,
     /// When [`crate::timers`] wakes its paths.
     pub(crate) deadline: Option<Moment>,
     counter: u64,
@@ -106,6 +108,7 @@ impl Peer {
             handover: None,
             sampled: Sampled::default(),
             busy: None,
+            mtu: limits::MIN_MTU,
             deadline: None,
             counter: 0,
             incarnation: 0,

@@ -1,4 +1,27 @@
-//! How far an opener may go.
+//! How far a datagram may go, and in how many pieces.
+
+/// How a datagram travels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Passage {
+    /// To its destination, in fragments if need be.
+    #[default]
+    Ordinary,
+    /// So far and no farther: it opens a NAT without reaching the peer's.
+    Opener(Reach),
+    /// To its destination in one piece, or not at all.
+    Whole,
+}
+
+impl Passage {
+    /// How far an opener gets; none for anything else.
+    #[must_use]
+    pub const fn reach(self) -> Option<Reach> {
+        match self {
+            Self::Opener(reach) => Some(reach),
+            Self::Ordinary | Self::Whole => None,
+        }
+    }
+}
 
 /// How many routers let a datagram pass: those of this node's own site, so that it opens their NATs
 /// and never arrives.

@@ -19,6 +19,7 @@ use podmesh_proto::time::Now;
 use crate::drops::DropReason;
 use crate::engine::Engine;
 use crate::forwarding::PeerLink;
+use crate::limits;
 use crate::membership::Members;
 use crate::membership::holdings::MemberId;
 use crate::path_id::PathId;
@@ -288,7 +289,7 @@ impl Engine {
             path: path.map(|path| self.path_view(path)),
             rtt_ms: paths.and_then(|paths| paths.rtt()).map(millis),
             loss_percent: paths.and_then(|paths| paths.loss()),
-            mtu: Some(self.config.mtu),
+            mtu: Some(u32::from(peer.mtu)),
             handshake_s: handshake_age(&peer.link),
             rx_bytes: peer.link.counters.received_bytes.load(Ordering::Relaxed),
             tx_bytes: peer.link.counters.sent_bytes.load(Ordering::Relaxed),
@@ -317,7 +318,7 @@ impl Engine {
             path: path.map(|path| self.path_view(path)),
             rtt_ms: None,
             loss_percent: None,
-            mtu: Some(self.config.mtu),
+            mtu: Some(self.config.mtu.min(limits::STOCK_MTU.into())),
             handshake_s: handshake_age(&peer.link),
             rx_bytes: peer.link.counters.received_bytes.load(Ordering::Relaxed),
             tx_bytes: peer.link.counters.sent_bytes.load(Ordering::Relaxed),

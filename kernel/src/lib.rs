@@ -10,6 +10,7 @@
 mod blocking_netlink;
 
 pub mod address;
+pub mod descriptors;
 pub mod host;
 pub mod link;
 pub mod netlink;

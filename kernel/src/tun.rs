@@ -124,6 +124,32 @@ impl TunDevice {
         Ok(device)
     }
 
+    /// Takes over the device `name` with all its queues from another process.
+    ///
+    /// # Errors
+    ///
+    /// See [`TunError`]; in particular when the descriptors belong to another device, or others still
+    /// hold queues of this one.
+    pub fn adopt(name: &str, queues: Vec<OwnedFd>, offloads: Offloads) -> Result<Self, TunError> {
+        let queues = queues
+            .into_iter()
+            .map(|fd| {
+                TunQueue::adopt(fd, name, &[offloads, offloads.without_udp()])
+                    .map_err(|source| system("take over a queue of", name, source))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if queues.is_empty() || queues.len() > MAX_QUEUES {
+            return Err(TunError::QueueCount(queues.len()));
+        }
+        let device = Self {
+            name: name.to_owned(),
+            index: queue::index_of(name)?,
+            queues,
+        };
+        refuse_company(&device)?;
+        Ok(device)
+    }
+
     /// The interface's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -214,11 +240,8 @@ fn attach_queue(name: &str, offloads: Offloads) -> Result<TunQueue, TunError> {
             Some(libc::EACCES | libc::EPERM) => TunError::Permission,
             _ => system("open /dev/net/tun for", name, source),
         })?;
-    let less = Offloads {
-        udp: false,
-        ..offloads
-    };
-    TunQueue::attach(OwnedFd::from(file), name, &[offloads, less]).map_err(|source| {
+    let wanted = [offloads, offloads.without_udp()];
+    TunQueue::attach(OwnedFd::from(file), name, &wanted).map_err(|source| {
         match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => TunError::Permission,
             _ => system("attach a queue to", name, source),

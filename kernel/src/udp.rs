@@ -14,7 +14,7 @@ mod steering;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use self::segmentation::Segmentation;
 
@@ -93,6 +93,7 @@ pub struct UdpSocket {
     inner: std::net::UdpSocket,
     segmentation: Segmentation,
     merges: bool,
+    path_mtu: PathMtu,
 }
 
 impl UdpSocket {
@@ -118,6 +119,37 @@ impl UdpSocket {
             merges: options.merge && socket_options::merge(&inner),
             inner: std::net::UdpSocket::from(inner),
             segmentation: Segmentation::new(options.segment),
+            path_mtu: options.path_mtu,
+        })
+    }
+
+    /// Takes over a socket that another process has bound, and sets it up anew.
+    ///
+    /// # Errors
+    ///
+    /// When the descriptor is no UDP socket, or the process may not set the mark.
+    pub fn adopt(descriptor: OwnedFd, options: &Options) -> Result<Self, BindError> {
+        let inner = std::net::UdpSocket::from(descriptor);
+        let unknown = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        let address = inner.local_addr();
+        let failed = |step, address| {
+            move |source| BindError {
+                step,
+                address,
+                source,
+            }
+        };
+        let address = address.map_err(failed("take over", unknown))?;
+        inner
+            .set_nonblocking(true)
+            .map_err(failed("take over", address))?;
+        socket_options::apply(&inner, address, options)
+            .map_err(|(step, source)| failed(step, address)(source))?;
+        Ok(Self {
+            merges: options.merge && socket_options::merge(&inner),
+            inner,
+            segmentation: Segmentation::new(options.segment),
+            path_mtu: options.path_mtu,
         })
     }
 

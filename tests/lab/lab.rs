@@ -17,7 +17,7 @@ use crate::capture::{Capture, MESH_RANGES, Verdict};
 use crate::nat::Nat;
 use crate::node::Node;
 use crate::planet::Planet;
-use crate::registry::{self, Entry, FOLDER_PREFIX};
+use crate::registry::{self, Entry};
 use crate::site::{PublicAddresses, Site, SitePlan};
 use crate::wire::{Link, Wire};
 
@@ -119,7 +119,7 @@ impl Plan {
     pub fn up(self) -> Result<Lab> {
         registry::prepare();
         let number = registry::next_lab_number();
-        let folder = new_folder(number)?;
+        let folder = registry::new_folder(number)?;
         let wire = Arc::new(Wire::start(number, self.seed)?);
         let mut lab = Lab {
             name: self.name.clone(),
@@ -395,14 +395,6 @@ impl Drop for Lab {
 )]
 fn say(lab: &str, verdict: &Verdict) {
     println!("figure links of {lab}: {verdict}");
-}
-
-fn new_folder(number: u32) -> Result<PathBuf> {
-    let name = format!("{FOLDER_PREFIX}{}-{number}", std::process::id());
-    let folder = std::env::temp_dir().join(name);
-    registry::enter(Entry::Folder(folder.clone()));
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    Ok(folder)
 }
 
 /// Gives the folder a name that the next run does not take for a leftover.

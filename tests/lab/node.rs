@@ -147,7 +147,7 @@ impl Node {
         // A socket that a killed meshd has left must not look like the new one's.
         let _ = fs::remove_file(&socket);
         let name = format!("meshd on {}", self.name);
-        let meshd = Arc::new(self.launch(&name)?);
+        let meshd = Arc::new(self.launch(&name, &[])?);
         self.life().meshd = Some(Arc::clone(&meshd));
         wait::until(
             &format!("{name} to open its socket"),
@@ -164,6 +164,29 @@ impl Node {
             },
         )?
         .map_err(|status| anyhow::anyhow!("{name} ended ({status}): {}", meshd.last_words(5)))
+    }
+
+    /// Starts a meshd that takes over from the one that runs, and waits until that one has ended.
+    ///
+    /// # Errors
+    ///
+    /// If none runs, or it doesn't end in good order within ten seconds.
+    pub fn replace(&self) -> Result<()> {
+        let former = self.meshd()?;
+        let name = format!("meshd on {}", self.name);
+        let heir = Arc::new(self.launch(&name, &["--replace"])?);
+        self.life().meshd = Some(Arc::clone(&heir));
+        let status = wait::until(
+            "the former meshd to end",
+            Duration::from_secs(10),
+            || match (former.ended(), heir.ended()) {
+                (Some(status), None) => Ok(wait::Now(status)),
+                (None, None) => Ok(wait::NotYet("it still runs".into())),
+                (_, Some(_)) => anyhow::bail!("the heir ended: {}", heir.last_words(5)),
+            },
+        )?;
+        anyhow::ensure!(status.success(), "the former meshd ended with {status}");
+        Ok(())
     }
 
     /// Kills meshd with SIGKILL. Interfaces and rules stay as they are.
@@ -361,7 +384,7 @@ impl Node {
         })
     }
 
-    fn launch(&self, title: &str) -> Result<Process> {
+    fn launch(&self, title: &str, more: &[&str]) -> Result<Process> {
         let state = self.state_dir();
         let mut words = self.meshd_words()?;
         words.extend([
@@ -374,6 +397,7 @@ impl Node {
             "--config".into(),
             self.write_configuration()?.into(),
         ]);
+        words.extend(more.iter().map(OsString::from));
         let service = Service {
             shipped: "meshd",
             title,

@@ -81,7 +81,12 @@ impl CniPlace {
 }
 
 impl Pod {
-    pub(crate) fn add(lab: u32, name: &str, place: CniPlace) -> Result<Self> {
+    /// Makes a namespace of the lab with this number and has the plugin connect it.
+    ///
+    /// # Errors
+    ///
+    /// With the plugin's own error.
+    pub fn add(lab: u32, name: &str, place: CniPlace) -> Result<Self> {
         let namespace = Namespace::create(lab, &format!("pod-{name}"))?;
         let container_id = container_id(name);
         let path = namespace.path().display().to_string();

@@ -15,6 +15,8 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Context;
+
 use crate::sys;
 use crate::unit;
 use crate::wait;
@@ -79,13 +81,34 @@ pub(crate) fn strike_out(entry: &Entry) {
 }
 
 /// A number for the next lab of this process.
-pub(crate) fn next_lab_number() -> u32 {
+#[must_use]
+pub fn next_lab_number() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Makes the folder of the lab with this number.
+///
+/// # Errors
+///
+/// If the temporary folder can't be written.
+pub fn new_folder(number: u32) -> anyhow::Result<PathBuf> {
+    let name = format!("{FOLDER_PREFIX}{}-{number}", std::process::id());
+    let folder = std::env::temp_dir().join(name);
+    enter(Entry::Folder(folder.clone()));
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// Removes a folder that [`new_folder`] has made.
+pub fn delete_folder(folder: &Path) {
+    // What can't be removed now is removed by the next run.
+    let _ = fs::remove_dir_all(folder);
+    strike_out(&Entry::Folder(folder.to_owned()));
+}
+
 /// Prepares the process for labs: signals tear down, leftovers of dead runs are removed.
-pub(crate) fn prepare() {
+pub fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         remove_leftovers();

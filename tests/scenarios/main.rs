@@ -15,6 +15,7 @@ mod ended;
 mod first_start;
 mod interop;
 mod nat_grid;
+mod path_mtu;
 mod planet_loss;
 mod rekey;
 mod renewal;

@@ -81,6 +81,46 @@ fn an_orderly_stop_and_a_new_start_lose_nothing_on_the_node() {
     assert_eq!(PairReport::lost_in(&pairs), 0, "{pairs:?}");
 }
 
+#[test]
+fn a_meshd_that_is_replaced_leaves_a_gap_that_nobody_minds() {
+    let lab = world::three_sites("replaced-meshd");
+    let node = lab.node("cloud-b-1").unwrap();
+    let pods = ["a", "b"].map(|letter| node.add_pod(&format!("cloud-b-1-{letter}")).unwrap());
+    let far = lab.node("home-1").unwrap().add_pod("home-1-a").unwrap();
+    let pings = PingMatrix::start().unwrap();
+    for pod in &pods {
+        pings.add_pod(pod).unwrap();
+    }
+    let stream = Stream::between(&far, &pods[0]);
+    let back = Stream::between(&pods[1], &far);
+    pings.wait_for_all(5, Duration::from_secs(10)).unwrap();
+    let index = interface_index(node);
+
+    let start = Instant::now();
+    let mut gaps = Vec::new();
+    for _ in 0..world::times(5, 20) {
+        thread::sleep(Duration::from_secs(1));
+        let replaced = Instant::now();
+        node.replace().unwrap();
+        thread::sleep(Duration::from_secs(3));
+        gaps.push(stream.longest_gap_since(replaced));
+        gaps.push(back.longest_gap_since(replaced));
+        assert_eq!(interface_index(node), index, "mesh0 is the same device");
+    }
+    gaps.sort();
+    println!("figure gaps of the streams: {gaps:?}");
+    let p95 = gaps[(gaps.len() * 95).div_ceil(100) - 1];
+    assert!(p95 <= Duration::from_millis(250), "{gaps:?}");
+    stream.end();
+    back.end();
+    let same_node = pings.report(start, Instant::now());
+    assert_eq!(
+        PairReport::lost_in(&same_node),
+        0,
+        "on one node nobody notices: {same_node:?}"
+    );
+}
+
 fn interface_index(node: &Node) -> String {
     let shown = node
         .namespace()

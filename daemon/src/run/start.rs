@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use podmesh_engine::config::EngineConfig;
 use podmesh_engine::drops::Drops;
@@ -9,18 +10,21 @@ use podmesh_engine::engine::Engine;
 use podmesh_engine::error::StartError;
 use podmesh_engine::forwarding::ForwardingTable;
 use podmesh_engine::stored::{STORED_VERSION, StoredState};
-use podmesh_kernel::tun::{TunDevice, TunError};
+use podmesh_kernel::descriptors::Descriptors;
+use podmesh_kernel::tun::{TunDevice, TunError, TunQueue};
 use podmesh_kernel::udp::BindError;
 use tokio::sync::mpsc;
 
 use super::{Inputs, Node};
 use crate::cli::Cli;
 use crate::config::Config;
+use crate::handover::{self, Handover};
 use crate::host::{Host, HostConfig, HostReport};
 use crate::identity::Identity;
 use crate::local_socket::LocalSocket;
 use crate::node_file::NodeFiles;
 use crate::planet_link::{LastGood, PlanetLinks};
+use crate::service::{self, Service};
 use crate::shard::{Shards, Shared};
 use crate::sockets::{Outbox, Sockets, is_taken};
 use crate::state::{Document, Loaded, StateDir, StateError, Writer};
@@ -36,24 +40,29 @@ const LONGEST_CONTROL: usize = 2_048;
 const ITEMS: usize = 1_024;
 const EVENTS: usize = 256;
 const REQUESTS: usize = 64;
+/// For another meshd to end once it has given everything away.
+const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
 /// Opens everything that a node needs and starts its threads. Nothing of the host is touched before
 /// the state folder's lock is held.
 ///
 /// # Errors
 /// One sentence.
-pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), StartFailure> {
-    let dir = StateDir::open(&cli.state_dir)?;
+/// `mtu` is the interface's, bytes.
+pub(crate) async fn prepare(
+    cli: &Cli,
+    config: Config,
+    mtu: u32,
+    (inherited, service): (Descriptors, &Service),
+) -> Result<(Node, Inputs), StartFailure> {
+    let dir = open_state(cli).await?;
     let mut identity = Identity::load(&dir)?;
     let (document, stored) = load_state(&dir)?;
     let shards = config.shards.unwrap_or_else(default_shards);
-    let sockets = Arc::new(bind(&config, &mut identity, shards)?);
-    let queues: Vec<_> = TunDevice::open(&config.device, shards, config.offloads.tun())?
-        .into_queues()
-        .into_iter()
-        .map(Arc::new)
-        .collect();
-    let engine = engine(&config, &identity, stored, sockets.ports())?;
+    let (sockets, queues) = open_network(&config, &mut identity, shards, (inherited, service))?;
+    let sockets = Arc::new(sockets);
+    let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
+    let engine = engine((&config, mtu), &identity, stored, sockets.ports())?;
     // Last of what can fail for a reason of the machine's: who finds the socket finds a node.
     let local = LocalSocket::bind(&cli.runtime_dir)?;
     let (items, item_queue) = mpsc::channel(ITEMS);
@@ -61,9 +70,9 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
     let (requests, request_queue) = mpsc::channel(REQUESTS);
     let (reports, report_queue) = mpsc::channel::<HostReport>(1);
     let (checked, checked_queue) = mpsc::channel(1);
-    let mtu = usize::try_from(config.mtu).unwrap_or(usize::MAX);
     let table = Arc::new(ForwardingTable::empty(Arc::new(Drops::default())));
-    let shared = Arc::new(Shared::new(table, sockets, items, mtu));
+    let longest = usize::try_from(mtu).unwrap_or(usize::MAX);
+    let shared = Arc::new(Shared::new(table, sockets, items, longest));
     let files = NodeFiles::new(&cli.runtime_dir, dir.path(), config.subnet_env.clone());
     let host_config = HostConfig {
         device: config.device.clone(),
@@ -83,7 +92,7 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
         engine,
         shards: Shards::start(shared, &queues)?,
         queues,
-        outbox: Outbox::new(0, LONGEST_CONTROL.max(mtu)),
+        outbox: Outbox::new(0, LONGEST_CONTROL.max(longest)),
         links: PlanetLinks::new(events, LastGood::load(&dir)),
         host: Host::start(host_config, files, reports)?,
         report: HostReport::default(),
@@ -93,11 +102,87 @@ pub(crate) fn prepare(cli: &Cli, config: Config) -> Result<(Node, Inputs), Start
         checked,
         join_trouble: None,
         identity,
+        mtu,
         config,
         local: tokio::spawn(local.serve(requests)),
+        handover: Arc::new(Handover::bind(&cli.runtime_dir)?),
         _dir: dir,
     };
     Ok((node, inputs))
+}
+
+/// What another meshd had open: one that runs and ends now, if the command line says so, or the one
+/// before.
+///
+/// # Errors
+/// The one that runs gives nothing away.
+pub(crate) fn inherit(cli: &Cli) -> Result<Descriptors, StartFailure> {
+    let kept = service::kept();
+    if !cli.replace {
+        return Ok(kept);
+    }
+    match handover::ask(&cli.runtime_dir)? {
+        Some(descriptors) => Ok(descriptors),
+        None => {
+            tracing::info!("no meshd runs here that could be replaced");
+            Ok(kept)
+        }
+    }
+}
+
+/// A meshd that has just given everything away needs a moment to end.
+async fn open_state(cli: &Cli) -> Result<StateDir, StateError> {
+    let patience = if cli.replace {
+        LAST_MOMENTS
+    } else {
+        Duration::ZERO
+    };
+    let begin = Instant::now();
+    loop {
+        match StateDir::open(&cli.state_dir) {
+            Err(StateError::InUse { .. }) if begin.elapsed() < patience => {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Takes over what it can, and opens the rest.
+fn open_network(
+    config: &Config,
+    identity: &mut Identity,
+    shards: usize,
+    (mut inherited, service): (Descriptors, &Service),
+) -> Result<(Sockets, Vec<TunQueue>), StartFailure> {
+    let names: Vec<String> = inherited.names().map(str::to_owned).collect();
+    let device = adopt_device(config, shards, &mut inherited);
+    let port = config.port.unwrap_or(identity.port);
+    let sockets = Sockets::adopt(port, shards, config.offloads, inherited);
+    if device.is_none() || sockets.is_none() {
+        service.let_go(names.into_iter());
+    }
+    let sockets = match sockets {
+        Some(sockets) => sockets,
+        None => bind(config, identity, shards)?,
+    };
+    let device = match device {
+        Some(device) => device,
+        None => TunDevice::open(&config.device, shards, config.offloads.tun())?,
+    };
+    Ok((sockets, device.into_queues()))
+}
+
+/// The interface with another meshd's queues, if they are as many as are wanted.
+fn adopt_device(config: &Config, shards: usize, inherited: &mut Descriptors) -> Option<TunDevice> {
+    let queues = handover::take_queues(inherited);
+    if queues.len() != shards {
+        return None;
+    }
+    let device = TunDevice::adopt(&config.device, queues, config.offloads.tun());
+    device
+        .inspect_err(|error| tracing::warn!(reason = %error, "the interface is opened anew"))
+        .ok()
 }
 
 /// Why meshd doesn't start.
@@ -183,7 +268,7 @@ fn bind(config: &Config, identity: &mut Identity, shards: usize) -> Result<Socke
 }
 
 fn engine(
-    config: &Config,
+    (config, mtu): (&Config, u32),
     identity: &Identity,
     stored: Option<Box<StoredState>>,
     ports: [u16; 2],
@@ -195,7 +280,7 @@ fn engine(
         ports,
         configured: config.endpoints.clone(),
         pod_cidrs: Vec::new(),
-        mtu: config.mtu,
+        mtu,
         device: config.device.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };

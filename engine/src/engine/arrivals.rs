@@ -143,6 +143,13 @@ impl Engine {
                     self.with_paths(&node, now, |paths| paths.handle_echo_reply(path, id, now));
                 }
             }
+            ControlMessage::SizeRequest { id } => {
+                let reply = ControlMessage::SizeReply { id };
+                self.send_control_over(&node, path, (&reply, 0), now);
+            }
+            ControlMessage::SizeReply { id } => {
+                self.with_paths(&node, now, |paths| paths.handle_size_reply(id, now));
+            }
             news => self.heard_news(node, news, now),
         }
     }

@@ -110,7 +110,10 @@ impl Engine {
             ControlMessage::Renewed { node, renewed } => {
                 self.heard_renewal(from, (node, renewed), now);
             }
-            ControlMessage::EchoRequest { .. } | ControlMessage::EchoReply { .. } => {}
+            ControlMessage::EchoRequest { .. }
+            | ControlMessage::EchoReply { .. }
+            | ControlMessage::SizeRequest { .. }
+            | ControlMessage::SizeReply { .. } => {}
         }
     }
 

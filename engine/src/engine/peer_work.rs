@@ -13,6 +13,7 @@ use crate::membership::holdings::MemberId;
 use crate::path_id::{PathId, SocketId};
 use crate::paths::{PathAction, Paths, SwitchReason, TrafficSample};
 use crate::publishing::Witness;
+use crate::reach::Passage;
 
 /// Actions of one peer that are done at once; more wait for the next turn.
 const MAX_ACTIONS: usize = 256;
@@ -40,6 +41,7 @@ impl Engine {
             };
             self.perform(node, action, now);
         }
+        self.follow_mtu(node);
         let deadline = self
             .peers
             .get(node)
@@ -49,6 +51,19 @@ impl Engine {
         let soonest = now.moment + Duration::from_millis(1);
         self.peers
             .set_deadline(*node, deadline.map(|at| at.max(soonest)));
+    }
+
+    /// What the path in use carries may be known by now. While it isn't, what was known last stays.
+    fn follow_mtu(&mut self, node: &NodeId) {
+        let Some(peer) = self.peers.get_mut(node) else {
+            return;
+        };
+        let found = peer.paths.as_deref().and_then(Paths::mtu);
+        if let Some(mtu) = found.filter(|mtu| *mtu != peer.mtu) {
+            tracing::info!(peer = %peer.member.name, from = peer.mtu, to = mtu, "MTU");
+            peer.mtu = mtu;
+            self.dirty = true;
+        }
     }
 
     /// Looks after a peer's paths from now on, if there are few enough peers for that.
@@ -90,7 +105,7 @@ impl Engine {
         let local = self.endpoints.local();
         let mtu = u16::try_from(self.config.mtu).unwrap_or(u16::MAX);
         self.with_paths(node, now, |paths| {
-            paths.set_mtu(mtu);
+            paths.set_device_mtu(mtu);
             paths.set_local(local, now);
             if session {
                 paths.handle_session(true, now);
@@ -148,7 +163,8 @@ impl Engine {
                 };
                 let bytes = peer.probes.seal(&probe, &nonce);
                 let link = std::sync::Arc::clone(&peer.link);
-                self.send_over(&link, path, bytes, reach);
+                let passage = reach.map_or(Passage::Ordinary, Passage::Opener);
+                self.send_over(&link, path, bytes, passage);
             }
             PathAction::SendEcho {
                 path,
@@ -162,6 +178,9 @@ impl Engine {
                     ControlMessage::EchoRequest { id }
                 };
                 self.send_control_over(node, path, (&message, length), now);
+            }
+            PathAction::SendSizeProbe { path, id, length } => {
+                self.send_size_probe(node, path, (id, length), now);
             }
             PathAction::Introduce { attempt } => self.introduce(*node, attempt),
             PathAction::Handshake { path } => self.start_handshake(node, path),

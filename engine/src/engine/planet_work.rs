@@ -22,6 +22,7 @@ use crate::output::{Output, Received, Transmit};
 use crate::path_id::SocketId;
 use crate::planets::Connection;
 use crate::publishing::Witness;
+use crate::reach::Passage;
 use crate::timers::Timer;
 
 /// Tries of a question that are made in quick succession.
@@ -213,7 +214,7 @@ impl Engine {
             self.outputs.push_back(Output::Transmit(Transmit {
                 socket,
                 to: leg.endpoint,
-                reach: None,
+                passage: Passage::Ordinary,
                 bytes,
             }));
         }

@@ -226,17 +226,17 @@ impl Engine {
         let nodes: Vec<_> = self
             .peers
             .nodes()
-            .map(|peer| (&peer.member.name, peer.member.prefixes()))
+            .map(|peer| (&peer.member.name, peer.member.prefixes(), peer.mtu))
             .collect();
         let externals: Vec<_> = self
             .peers
             .externals()
-            .map(|peer| (&peer.name, peer.prefixes.clone()))
+            .map(|peer| (&peer.name, peer.prefixes.clone(), limits::STOCK_MTU))
             .collect();
         let all = nodes.iter().chain(&externals);
         host_plan(
             own,
-            all.map(|(name, prefixes)| (*name, prefixes.as_slice())),
+            all.map(|(name, prefixes, mtu)| (*name, prefixes.as_slice(), u32::from(*mtu))),
             members.network(),
             &self.config.device,
             self.config.mtu,

@@ -12,7 +12,7 @@ use crate::output::{Output, Received, Transmit};
 use crate::packet::control_packet;
 use crate::path_id::{PathId, SocketId};
 use crate::peer::Peer;
-use crate::reach::Reach;
+use crate::reach::Passage;
 use crate::tunnel::{Opened, Sealed, Tunnel, TunnelError, ephemeral_of};
 
 /// Bytes of a control packet before its payload.
@@ -25,13 +25,13 @@ impl Engine {
         link: &PeerLink,
         path: PathId,
         bytes: Vec<u8>,
-        reach: Option<Reach>,
+        passage: Passage,
     ) {
         let transmit = match path {
             PathId::Direct { socket, endpoint } => Transmit {
                 socket,
                 to: endpoint,
-                reach,
+                passage,
                 bytes,
             },
             PathId::Relay { planet } => {
@@ -45,7 +45,7 @@ impl Engine {
                 Transmit {
                     socket: SocketId::MAIN,
                     to: leg.endpoint,
-                    reach: None,
+                    passage,
                     bytes: frame,
                 }
             }
@@ -135,7 +135,7 @@ impl Engine {
         if let Opened::Reply(length) = opened {
             let reply = self.scratch.get(..length).unwrap_or_default().to_vec();
             let cookie = reply.first() == Some(&3);
-            self.send_over(&link, received.path(), reply, None);
+            self.send_over(&link, received.path(), reply, Passage::Ordinary);
             if !cookie {
                 if let (MemberId::Node(node), Some(ephemeral)) = (id, ephemeral)
                     && let Some(peer) = self.peers.get_mut(&node)
@@ -187,7 +187,7 @@ impl Engine {
         drop(state);
         if let Some(way) = way {
             for bytes in flushed {
-                self.send_over(&link, way, bytes, None);
+                self.send_over(&link, way, bytes, Passage::Ordinary);
             }
         }
         if let (MemberId::Node(node), true) = (id, handed_over)
@@ -236,7 +236,7 @@ impl Engine {
         }
         if let Some(length) = length {
             let bytes = self.scratch.get(..length).unwrap_or_default().to_vec();
-            self.send_over(&link, path, bytes, None);
+            self.send_over(&link, path, bytes, Passage::Ordinary);
         }
     }
 
@@ -265,7 +265,7 @@ impl Engine {
             };
             if let (Some(length), Some(path)) = (length, path.or(last)) {
                 let bytes = self.scratch.get(..length).unwrap_or_default().to_vec();
-                self.send_over(&link, path, bytes, None);
+                self.send_over(&link, path, bytes, Passage::Ordinary);
             }
             if look {
                 self.look_at_session(id, last, now);
@@ -287,17 +287,38 @@ impl Engine {
         &mut self,
         node: &NodeId,
         path: PathId,
-        (message, length): (&ControlMessage, u16),
+        content: (&ControlMessage, u16),
         now: Now,
     ) {
+        if let Some((link, bytes)) = self.seal_control(node, content, now) {
+            self.send_over(&link, path, bytes, Passage::Ordinary);
+        }
+    }
+
+    /// Asks through the tunnel whether a packet of `length` bytes arrives in one piece.
+    pub(super) fn send_size_probe(
+        &mut self,
+        node: &NodeId,
+        path: PathId,
+        (id, length): (u64, u16),
+        now: Now,
+    ) {
+        let request = ControlMessage::SizeRequest { id };
+        if let Some((link, bytes)) = self.seal_control(node, (&request, length), now) {
+            self.send_over(&link, path, bytes, Passage::Whole);
+        }
+    }
+
+    fn seal_control(
+        &mut self,
+        node: &NodeId,
+        (message, length): (&ControlMessage, u16),
+        now: Now,
+    ) -> Option<(std::sync::Arc<PeerLink>, Vec<u8>)> {
         let own = self.members.as_ref().and_then(|members| members.own());
-        let Some((source, peer)) = own.zip(self.peers.get(node)) else {
-            return;
-        };
+        let (source, peer) = own.zip(self.peers.get(node))?;
         let payload = usize::from(length).saturating_sub(CONTROL_HEADER);
-        let Some(payload) = message.encode(payload) else {
-            return;
-        };
+        let payload = message.encode(payload)?;
         let packet = control_packet(source.member.overlay6, peer.member.overlay6, &payload);
         let link = std::sync::Arc::clone(&peer.link);
         let mut state = link.lock();
@@ -307,11 +328,11 @@ impl Engine {
             .filter(|tunnel| tunnel.has_session())
             .map(|tunnel| tunnel.seal(&packet, &mut self.scratch));
         drop(state);
-        if let Some(Ok(Sealed::Data(length))) = sealed {
-            let bytes = self.scratch.get(..length).unwrap_or_default().to_vec();
-            self.send_over(&link, path, bytes, None);
-        } else {
+        let Some(Ok(Sealed::Data(length))) = sealed else {
             tracing::trace!(peer = %node.short(), at = %now.unix, "no session for a control packet");
-        }
+            return None;
+        };
+        let bytes = self.scratch.get(..length).unwrap_or_default().to_vec();
+        Some((link, bytes))
     }
 }

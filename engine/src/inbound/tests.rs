@@ -425,20 +425,21 @@ fn tcp(source: [u8; 4], destination: [u8; 4], length: usize) -> Vec<u8> {
     packet
 }
 
+const IN_THOUSANDS: Offload = Offload {
+    checksum: None,
+    cut: Some(Cut {
+        kind: SegmentKind::Tcp4,
+        size: 1_000,
+    }),
+};
+
 #[test]
-fn a_super_packet_leaves_as_runs_and_runs_arrive_as_super_packets() {
+fn a_super_packet_leaves_as_runs() {
     let mut scene = Scene::new();
-    let both = Offload {
-        checksum: None,
-        cut: Some(Cut {
-            kind: SegmentKind::Tcp4,
-            size: 1_000,
-        }),
-    };
     let packet = tcp([10, 42, 1, 5], [10, 42, 2, 9], 60_500);
     let super_packet = InnerPacket {
         bytes: &packet,
-        offload: both,
+        offload: IN_THOUSANDS,
     };
     let mut sealed = OutboundBatch::default();
     let plain = packet4("10.42.1.5", "10.42.2.9", b"alone");
@@ -467,10 +468,14 @@ fn a_super_packet_leaves_as_runs_and_runs_arrive_as_super_packets() {
         payload.extend(&arena[40..length]);
     }
     assert!(payload == packet[40..]);
+}
 
-    // The way back: what the peer seals comes in two pieces, one of them marked as congested.
+#[test]
+fn runs_arrive_as_super_packets() {
+    let mut scene = Scene::new();
+    // What the peer seals comes in two pieces, one of them marked as congested.
     let back = tcp([10, 42, 2, 9], [10, 42, 1, 5], 30_500);
-    let mut segments = Segments::new(&back, both).unwrap();
+    let mut segments = Segments::new(&back, IN_THOUSANDS).unwrap();
     let mut scratch = vec![0; segments.longest()];
     let mut pieces = [Vec::new(), Vec::new()];
     let mut number = 0;

@@ -35,6 +35,16 @@ pub enum PathAction {
         /// Bytes of the inner packet, at least what an echo needs.
         length: u16,
     },
+    /// Ask through the tunnel whether an inner packet of this length arrives, in a datagram that may
+    /// not be fragmented.
+    SendSizeProbe {
+        /// Over this path, which is in use.
+        path: PathId,
+        /// Tells the answer.
+        id: u64,
+        /// Bytes of the inner packet.
+        length: u16,
+    },
     /// Ask a planet in common to tell both ends when to punch. After the record that was given to
     /// `set_local` is published: the planet must know it first.
     Introduce {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use podmesh_proto::time::{Moment, Now};
 
 use super::echoing::{Pace, Turn};
+use super::mtu::{CheckPace, LEAST};
 use super::trial::{Gate, Trial};
 use super::{PathAction, Paths, SwitchReason};
 use crate::mutation::{self, Mutant};
@@ -26,6 +27,7 @@ impl Paths {
         self.choose(now);
         self.drive_proofs(at);
         self.drive_echoes(at);
+        self.drive_mtu(at);
         self.drive_handshake(at);
     }
 
@@ -48,6 +50,7 @@ impl Paths {
             self.knocks.due(),
             self.handshake_due(now),
             self.probation_end(now),
+            self.mtu_due(now),
         ];
         trials.chain(rest).flatten().min()
     }
@@ -157,13 +160,44 @@ impl Paths {
                 trial.echoes.sent(id, now);
                 trial.sent = Some(now);
             }
-            let length = if full_size { self.echo_length } else { 0 };
+            let length = if full_size { LEAST } else { 0 };
             self.push(PathAction::SendEcho {
                 path,
                 id,
                 reply: false,
                 length,
             });
+        }
+    }
+
+    /// Looks after the MTU of the path in use; others find theirs when they are.
+    fn drive_mtu(&mut self, now: Moment) {
+        let (pace, most) = (self.check_pace(now), self.device_mtu);
+        let Some(path) = self.active.filter(|_| self.session.is_up()) else {
+            return;
+        };
+        let Some(trial) = self.trials.get_mut(&path) else {
+            return;
+        };
+        for length in trial.mtu.drive((pace, trial.rtt), most, now) {
+            let id = self.random.next();
+            trial.mtu.sent(id, length);
+            self.actions
+                .push_back(PathAction::SendSizeProbe { path, id, length });
+        }
+    }
+
+    fn mtu_due(&self, now: Moment) -> Option<Moment> {
+        let trial = self.trials.get(&self.active?)?;
+        let up = self.session.is_up();
+        up.then(|| trial.mtu.due(self.check_pace(now), trial.rtt))
+    }
+
+    fn check_pace(&self, now: Moment) -> CheckPace {
+        if self.traffic.is_heavy(now) {
+            CheckPace::Busy
+        } else {
+            CheckPace::Idle
         }
     }
 

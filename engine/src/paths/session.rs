@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use podmesh_proto::time::{Moment, Now};
 
+use super::trial::TrialKind;
 use super::{PathAction, Paths, SwitchReason};
 use crate::path_id::PathId;
 
@@ -14,6 +15,10 @@ const STAGGER: Duration = Duration::from_millis(400);
 /// A peer that has started anew has forgotten the session and starts a handshake itself; this is
 /// how long it gets.
 const DOUBT: Duration = Duration::from_secs(1);
+/// How long the first handshake of a new life gets over the path that the former one used.
+const RESUME: Duration = Duration::from_millis(300);
+/// A handshake that came by a path this long ago says that it works.
+const JUST_HEARD: Duration = Duration::from_secs(1);
 /// Shortest time between a handshake over a relay and one over the direct path that appears then.
 const SHORTEST: Duration = Duration::from_millis(20);
 
@@ -27,6 +32,8 @@ pub(super) struct Session {
     last: Option<Moment>,
     tries: usize,
     direct: bool,
+    /// This node was restarted: the peer thinks that all is well, so that this one must begin.
+    resumes: bool,
 }
 
 impl Session {
@@ -39,7 +46,18 @@ impl Session {
             last: None,
             tries: 0,
             direct: false,
+            resumes: false,
         }
+    }
+
+    /// Paths of a former life are known.
+    pub(super) fn resume(&mut self) {
+        self.resumes = true;
+    }
+
+    /// Whether the next handshake is the first of a new life.
+    fn is_resuming(&self) -> bool {
+        self.resumes && self.tries == 0 && !self.up
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -62,6 +80,7 @@ impl Paths {
         self.session.tries = 0;
         if established {
             self.session.last = Some(now.moment);
+            self.session.resumes = false;
             self.prove_all(now.moment);
         } else if was_up {
             for trial in self.trials.values_mut() {
@@ -78,7 +97,8 @@ impl Paths {
             if trial.echoes.is_proven() {
                 continue;
             }
-            if !path.is_direct() || trial.answers(now) {
+            let just_heard = trial.heard.is_some_and(|at| now.since(at) < JUST_HEARD);
+            if !path.is_direct() || trial.answers(now) || just_heard {
                 trial.again = None;
                 trial.failures = 0;
                 trial.echoes.stop();
@@ -105,15 +125,16 @@ impl Paths {
     pub(super) fn handshake_due(&self, now: Moment) -> Option<Moment> {
         let way = self.way_for_handshake(now)?;
         let session = &self.session;
-        let gap = GAPS
-            .get(session.tries.saturating_sub(1))
-            .copied()
-            .unwrap_or(15);
-        let after_last = session
-            .last
-            .map_or(Moment::ZERO, |last| last + Duration::from_secs(gap));
+        let gap = GAPS.get(session.tries.saturating_sub(1)).copied();
+        let gap = Duration::from_secs(gap.unwrap_or(15));
+        let gap = if session.resumes && session.tries == 1 {
+            RESUME
+        } else {
+            gap
+        };
+        let after_last = session.last.map_or(Moment::ZERO, |last| last + gap);
         if !session.up {
-            let stagger = if session.lower {
+            let stagger = if session.lower || session.resumes {
                 Duration::ZERO
             } else {
                 STAGGER
@@ -142,11 +163,16 @@ impl Paths {
         })
     }
 
-    /// The best path that a handshake may get through: one that answers, else a relay.
+    /// The best path that a handshake may get through: one that answers, else a relay. In a new life it
+    /// is first tried where the former one ended.
     fn way_for_handshake(&self, now: Moment) -> Option<PathId> {
+        let resuming = self.session.is_resuming();
         self.trials
             .iter()
-            .filter(|(path, trial)| !path.is_direct() || trial.answers(now))
+            .filter(|(path, trial)| {
+                let former = resuming && trial.kind == TrialKind::Cached;
+                !path.is_direct() || trial.answers(now) || former
+            })
             .min_by_key(|(path, trial)| (!trial.echoes.is_proven(), self.tier(path), trial.rtt))
             .map(|(path, _)| *path)
     }

@@ -9,6 +9,8 @@ use crate::path_id::PathId;
 
 /// A peer that was sent something this long ago is busy.
 const BUSY: Duration = Duration::from_secs(2);
+/// Inner packets of one sample that make a peer one that much is sent to.
+const MUCH: u64 = 50;
 /// Silence on the path in use after which data over another path makes it doubtful.
 const ELSEWHERE: Duration = Duration::from_millis(500);
 
@@ -26,11 +28,18 @@ pub struct TrafficSample<'a> {
 pub(super) struct Traffic {
     sent: Option<Moment>,
     busy_since: Option<Moment>,
+    /// When much was sent last.
+    heavy: Option<Moment>,
 }
 
 impl Traffic {
     pub(super) fn is_busy(&self, now: Moment) -> bool {
         self.sent.is_some_and(|sent| now.since(sent) < BUSY)
+    }
+
+    /// Whether so much is sent that a wrong size would hurt.
+    pub(super) fn is_heavy(&self, now: Moment) -> bool {
+        self.heavy.is_some_and(|heavy| now.since(heavy) < BUSY)
     }
 
     pub(super) fn busy_since(&self) -> Option<Moment> {
@@ -46,6 +55,9 @@ impl Paths {
                 self.traffic.busy_since = Some(at);
             }
             self.traffic.sent = Some(at);
+            if sample.sent >= MUCH {
+                self.traffic.heavy = Some(at);
+            }
         }
         for (path, _) in sample.received.iter().filter(|(_, packets)| *packets > 0) {
             self.heard(*path, now);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use podmesh_proto::time::Moment;
 
 use super::echoing::Echoes;
+use super::mtu::PathMtu;
 use crate::mutation::{self, Mutant};
 
 /// Gaps between the pings of a burst to an open candidate: six tries in 1.55 s, so that one in five
@@ -74,6 +75,7 @@ pub(super) struct Trial {
     pub(super) gate: Gate,
     pub(super) pings: Pings,
     pub(super) echoes: Echoes,
+    pub(super) mtu: PathMtu,
     /// Last answer to a ping.
     pub(super) answered: Option<Moment>,
     /// Last time anything authenticated came over it.
@@ -99,6 +101,7 @@ impl Trial {
             gate,
             pings: Pings::default(),
             echoes: Echoes::default(),
+            mtu: PathMtu::default(),
             answered: None,
             heard: None,
             rtt: None,

@@ -38,6 +38,12 @@ impl Paths {
         self.trials.get(&self.active?)?.rtt
     }
 
+    /// Bytes of the longest inner packet that the path in use carries; none before that is known.
+    #[must_use]
+    pub fn mtu(&self) -> Option<u16> {
+        self.trials.get(&self.active?)?.mtu.found()
+    }
+
     /// Share of the last echoes over the path in use that got no answer, in percent.
     #[must_use]
     pub fn loss(&self) -> Option<f64> {

@@ -278,7 +278,7 @@ impl World {
 
     fn transmit(&mut self, node: usize, transmit: Transmit) {
         let planet = transmit.to == PLANET.parse().unwrap();
-        if transmit.reach.is_some() || (self.direct_blocked && !planet) {
+        if transmit.passage.reach().is_some() || (self.direct_blocked && !planet) {
             return;
         }
         let number = u16::from(self.keys[node]);

@@ -470,7 +470,7 @@ impl World {
         let Transmit {
             socket,
             to,
-            reach,
+            passage,
             bytes,
         } = transmit;
         self.watch.transmitted(index, to, &bytes, self.net.now);
@@ -482,7 +482,7 @@ impl World {
         );
         let node = &self.nodes[index];
         let port = node.keys.ports[usize::from(socket.0)];
-        if !self.net.send((node.host, port), to, reach, bytes) {
+        if !self.net.send((node.host, port), to, passage.reach(), bytes) {
             let now = self.now();
             if let Some(engine) = &mut self.nodes[index].engine {
                 engine.handle_unreachable(socket, to, now);

@@ -47,6 +47,11 @@ impl Offloads {
         udp: true,
     };
 
+    /// What kernels before Linux 6.2 know of them.
+    pub(super) fn without_udp(self) -> Self {
+        Self { udp: false, ..self }
+    }
+
     fn bits(self) -> libc::c_ulong {
         // Without TSO_ECN the kernel cuts whatever carries a congestion mark; USO for one address
         // family alone is refused.
@@ -252,6 +257,26 @@ impl TunQueue {
                 &raw const header_length,
             )
         })?;
+        let offloads = set_offloads(&fd, wanted)?;
+        Ok(Self { fd, offloads })
+    }
+
+    /// Takes over a queue of the device `name` that another process has attached.
+    pub(super) fn adopt(fd: OwnedFd, name: &str, wanted: &[Offloads]) -> io::Result<Self> {
+        let mut request = interface_request("");
+        // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        // SAFETY: the kernel has filled the flags in; any bits are a valid short.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        let same_name = request
+            .ifr_name
+            .iter()
+            .map(|byte| byte.to_ne_bytes()[0])
+            .take_while(|byte| *byte != 0)
+            .eq(name.bytes());
+        if !same_name || flags & FLAGS != FLAGS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let offloads = set_offloads(&fd, wanted)?;
         Ok(Self { fd, offloads })
     }

@@ -131,6 +131,8 @@ impl UdpSocket {
                 self.segmentation.switch_off();
                 self.send_singly(run, counts);
             }
+            // Longer than the device carries: what is sent alone may go in fragments.
+            libc::EMSGSIZE if run.count() > 1 => self.send_singly(run, counts),
             errno => counts.count_losses(errno, run.count()),
         }
         true

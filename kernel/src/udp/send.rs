@@ -8,8 +8,8 @@ use std::os::fd::AsRawFd;
 use std::{mem, ptr};
 
 use super::control::FourBytes;
-use super::socket_options::RawAddress;
-use super::{BATCH_SLOTS, UdpSocket};
+use super::socket_options::{RawAddress, set_path_mtu};
+use super::{BATCH_SLOTS, PathMtu, UdpSocket};
 
 /// The batch has no free slot, or too few bytes for the datagram. Send it and go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -220,6 +220,19 @@ impl UdpSocket {
         }
         batch.clear();
         counts
+    }
+
+    /// Sends a datagram that is lost where it would have to be fragmented. There is no such flag for a
+    /// single datagram, so whatever else goes out by this socket in that moment is treated alike.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer; `EMSGSIZE` if the device itself carries less.
+    pub fn send_whole(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        set_path_mtu(&self.inner, to.is_ipv4(), PathMtu::Probe)?;
+        let sent = self.inner.send_to(bytes, to);
+        set_path_mtu(&self.inner, to.is_ipv4(), self.path_mtu)?;
+        sent.map(drop)
     }
 
     /// Sends what `messages` point to, which must be live.

@@ -107,7 +107,7 @@ pub(super) fn create(address: SocketAddr) -> io::Result<OwnedFd> {
 
 /// Sets everything that must be set before the socket is bound.
 pub(super) fn apply(
-    socket: &OwnedFd,
+    socket: &impl AsRawFd,
     address: SocketAddr,
     options: &Options,
 ) -> Result<(), (&'static str, io::Error)> {
@@ -132,29 +132,8 @@ pub(super) fn apply(
         options.send_buffer,
     )
     .map_err(step("set the send buffer of"))?;
-    let (level, name, value) = match (address.is_ipv4(), options.path_mtu) {
-        (true, PathMtu::Fragment) => (
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_DONT,
-        ),
-        (true, PathMtu::Probe) => (
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_PROBE,
-        ),
-        (false, PathMtu::Fragment) => (
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_DONT,
-        ),
-        (false, PathMtu::Probe) => (
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_PROBE,
-        ),
-    };
-    set(socket, level, name, value).map_err(step("set fragmentation of"))?;
+    set_path_mtu(socket, address.is_ipv4(), options.path_mtu)
+        .map_err(step("set fragmentation of"))?;
     let (level, name) = if address.is_ipv4() {
         (libc::IPPROTO_IP, libc::IP_RECVTOS)
     } else {
@@ -167,8 +146,28 @@ pub(super) fn apply(
     Ok(())
 }
 
+/// What happens to long datagrams from now on.
+pub(super) fn set_path_mtu(
+    socket: &impl AsRawFd,
+    is_ipv4: bool,
+    path_mtu: PathMtu,
+) -> io::Result<()> {
+    let (level, name) = if is_ipv4 {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+    } else {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+    };
+    let value = match (is_ipv4, path_mtu) {
+        (true, PathMtu::Fragment) => libc::IP_PMTUDISC_DONT,
+        (true, PathMtu::Probe) => libc::IP_PMTUDISC_PROBE,
+        (false, PathMtu::Fragment) => libc::IPV6_PMTUDISC_DONT,
+        (false, PathMtu::Probe) => libc::IPV6_PMTUDISC_PROBE,
+    };
+    set(socket, level, name, value)
+}
+
 /// Lets datagrams that came together arrive in one piece; false if the kernel doesn't know how.
-pub(super) fn merge(socket: &OwnedFd) -> bool {
+pub(super) fn merge(socket: &impl AsRawFd) -> bool {
     set(socket, UDP_GRO.0, UDP_GRO.1, 1).is_ok()
 }
 
@@ -187,7 +186,7 @@ pub(super) fn bind(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
 
 /// Beyond the system's limit if that is permitted, otherwise as much as it allows.
 fn set_buffer(
-    socket: &OwnedFd,
+    socket: &impl AsRawFd,
     force: libc::c_int,
     limited: libc::c_int,
     bytes: usize,
@@ -198,7 +197,7 @@ fn set_buffer(
 }
 
 fn set(
-    socket: &OwnedFd,
+    socket: &impl AsRawFd,
     level: libc::c_int,
     name: libc::c_int,
     value: libc::c_int,

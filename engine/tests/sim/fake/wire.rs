@@ -89,10 +89,7 @@ impl Fake {
 
     pub(super) fn act(&mut self, index: usize, other: usize, action: PathAction) {
         let now = self.now();
-        if self.verbose {
-            let millis = now.moment.since_start().as_millis();
-            println!("{millis:>9} {index}->{other} {action:?}");
-        }
+        self.trace(index, other, &action);
         let peer_id = self.nodes[other].id;
         let node = &mut self.nodes[index];
         match action {
@@ -128,6 +125,8 @@ impl Fake {
                 };
                 self.transmit((index, other), path, None, echo);
             }
+            // All links carry the same here.
+            PathAction::SendSizeProbe { .. } => {}
             PathAction::Introduce { attempt } => {
                 if let Some(planet) = node.connected.first().copied() {
                     let peer = other;
@@ -147,6 +146,13 @@ impl Fake {
                 peer.switches.push((now.moment, path, reason));
             }
             PathAction::Observed { socket, endpoint } => self.observed(index, socket, endpoint),
+        }
+    }
+
+    fn trace(&self, index: usize, other: usize, action: &PathAction) {
+        if self.verbose {
+            let millis = self.now().moment.since_start().as_millis();
+            println!("{millis:>9} {index}->{other} {action:?}");
         }
     }
 

@@ -1,0 +1,63 @@
+//! The fast half takes no memory from the allocator once its batches have grown.
+#![allow(
+    unsafe_code,
+    reason = "an allocator that counts is unsafe by its interface"
+)]
+
+#[path = "../benches/stages/pair.rs"]
+mod pair;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use pair::{HEADERS, Pair, SEGMENT, as_super, super_packet};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: hands everything to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Allocations by this thread while `work` runs.
+fn count(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.with(Cell::get);
+    work();
+    ALLOCATIONS.with(Cell::get) - before
+}
+
+#[test]
+fn sealing_and_opening_do_not_allocate() {
+    assert_eq!(count(|| drop(vec![1, 2, 3])), 1);
+    let mut pair = Pair::new(10);
+    let large = super_packet(45);
+    let mut small = super_packet(1);
+    small.truncate(HEADERS + 12);
+    small[2..4].copy_from_slice(&64_u16.to_be_bytes());
+    let mut both = |times: usize| {
+        for _ in 0..times {
+            pair.seal(&[as_super(&large)]);
+            assert_eq!(pair.open(), HEADERS + 45 * usize::from(SEGMENT));
+            pair.seal(&[small.as_slice().into(); 32]);
+            assert_eq!(pair.open(), 32 * 64);
+        }
+    };
+    both(20);
+    assert_eq!(count(|| both(1_000)), 0);
+}

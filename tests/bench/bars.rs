@@ -1,0 +1,83 @@
+//! What podmesh promises, as ratios to others in the same run.
+
+use std::fmt::Write as _;
+
+use crate::ground::LinkMode;
+use crate::report::Report;
+
+/// A ratio of two figures, and what it has to be.
+struct Bar {
+    link: LinkMode,
+    figure: (&'static str, &'static str),
+    against: (&'static str, &'static str),
+    bound: Bound,
+}
+
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+use Bound::{AtLeast, AtMost};
+
+const OWN: &str = "podmesh";
+
+fn bars() -> Vec<Bar> {
+    let bar = |figure, against, bound| Bar {
+        link: LinkMode::Whole,
+        figure: (OWN, figure),
+        against,
+        bound,
+    };
+    vec![
+        bar("tcp1_gbps", ("boringtun", "tcp1_gbps"), AtLeast(7.0)),
+        bar("tcp1_gbps", ("gotatun", "tcp1_gbps"), AtLeast(4.5)),
+        bar("tcp1_gbps", ("pipe", "tcp1_gbps"), AtLeast(0.45)),
+        bar("tcp4_gbps", (OWN, "tcp1_gbps"), AtLeast(0.9)),
+        bar("tcp1_reverse_gbps", (OWN, "tcp1_gbps"), AtLeast(0.8)),
+        bar("pods_gbps", (OWN, "tcp1_gbps"), AtLeast(0.85)),
+        bar("cpu_s_per_gb", ("pipe", "cpu_s_per_gb"), AtMost(2.75)),
+        bar("cpu_s_per_gb", ("boringtun", "cpu_s_per_gb"), AtMost(0.17)),
+        Bar {
+            link: LinkMode::Wire,
+            ..bar("cpu_s_per_gb", ("pipe", "cpu_s_per_gb"), AtMost(1.7))
+        },
+        bar("rtt_idle_ms", ("boringtun", "rtt_idle_ms"), AtMost(1.15)),
+        bar("rtt_load_ms", ("boringtun", "rtt_load_ms"), AtMost(0.7)),
+        bar(
+            "udp1300_flood_kpps",
+            (OWN, "udp1300_free_kpps"),
+            AtLeast(0.8),
+        ),
+        bar("udp64_flood_kpps", (OWN, "udp64_free_kpps"), AtLeast(0.8)),
+        bar("udp64_free_kpps", ("pipe", "udp64_free_kpps"), AtLeast(0.8)),
+        bar(
+            "udp64_free_kpps",
+            ("boringtun", "udp64_free_kpps"),
+            AtLeast(1.0),
+        ),
+    ]
+}
+
+/// One line per promise that this report can tell something about.
+pub(crate) fn verdicts(report: &Report) -> String {
+    let mut text = String::new();
+    for bar in bars().iter().filter(|bar| bar.link == report.mode()) {
+        let median = |(system, figure)| report.figure(system, figure).map(|spread| spread.median);
+        let (Some(own), Some(other)) = (median(bar.figure), median(bar.against)) else {
+            continue;
+        };
+        let ratio = own / other;
+        let (kept, sign, bound) = match bar.bound {
+            AtLeast(bound) => (ratio >= bound, ">=", bound),
+            AtMost(bound) => (ratio <= bound, "<=", bound),
+        };
+        let word = if kept { "ok  " } else { "MISS" };
+        // Writing to a String can't fail.
+        let _ = writeln!(
+            text,
+            "{word} {} / {} {} = {ratio:.3} ({sign} {bound})",
+            bar.figure.1, bar.against.0, bar.against.1
+        );
+    }
+    text
+}
