@@ -349,8 +349,12 @@ impl Engine {
     /// Gives packets of the host to the fast half's stage.
     fn send_pod_packets(&mut self, packets: &[&[u8]], now: Now) {
         let mut batch = OutboundBatch::default();
-        let packets: Vec<_> = packets.iter().map(|packet| (*packet).into()).collect();
-        seal_batch(&self.table, &packets, &mut batch);
+        let mut packets: Vec<Vec<u8>> = packets.iter().map(|packet| packet.to_vec()).collect();
+        let mut packets: Vec<_> = packets
+            .iter_mut()
+            .map(|packet| packet.as_mut_slice().into())
+            .collect();
+        seal_batch(&self.table, &mut packets, &mut batch);
         let datagrams = batch.runs().flat_map(|run| {
             run.datagrams().map(move |bytes| Transmit {
                 socket: run.socket,

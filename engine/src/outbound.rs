@@ -30,20 +30,19 @@ pub struct OutboundBatch {
     used: usize,
     relayed: Vec<u8>,
     order: Vec<(u32, u32)>,
-    scratch: Vec<u8>,
 }
 
 /// An inner packet as the TUN gave it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub struct InnerPacket<'a> {
-    /// The packet.
-    pub bytes: &'a [u8],
+    /// The packet, which is used up.
+    pub bytes: &'a mut [u8],
     /// What the kernel has left undone.
     pub offload: Offload,
 }
 
-impl<'a> From<&'a [u8]> for InnerPacket<'a> {
-    fn from(bytes: &'a [u8]) -> Self {
+impl<'a> From<&'a mut [u8]> for InnerPacket<'a> {
+    fn from(bytes: &'a mut [u8]) -> Self {
         Self {
             bytes,
             offload: Offload::default(),
@@ -142,7 +141,11 @@ impl OutboundBatch {
 }
 
 /// Seals `packets` (as read from the TUN) into `batch`, whose former content is gone.
-pub fn seal_batch(table: &ForwardingTable, packets: &[InnerPacket<'_>], batch: &mut OutboundBatch) {
+pub fn seal_batch(
+    table: &ForwardingTable,
+    packets: &mut [InnerPacket<'_>],
+    batch: &mut OutboundBatch,
+) {
     batch.clear();
     for (packet, number) in packets.iter().zip(0_u32..) {
         match route(table, packet.bytes) {
@@ -156,10 +159,7 @@ pub fn seal_batch(table: &ForwardingTable, packets: &[InnerPacket<'_>], batch: &
         let Some(link) = run.first().and_then(|(peer, _)| table.peer_at(*peer)) else {
             continue;
         };
-        let packets = run
-            .iter()
-            .filter_map(|(_, number)| packets.get(usize::try_from(*number).ok()?));
-        seal_run(table, link, packets, batch);
+        seal_run(table, link, (run, packets), batch);
     }
     batch.order = order;
 }
@@ -182,22 +182,25 @@ fn route(table: &ForwardingTable, packet: &[u8]) -> Result<u32, DropReason> {
     }
 }
 
-fn seal_run<'a>(
+/// Seals the packets of one peer, which `run` names.
+fn seal_run(
     table: &ForwardingTable,
     link: &Arc<PeerLink>,
-    packets: impl Iterator<Item = &'a InnerPacket<'a>>,
+    (run, packets): (&[(u32, u32)], &mut [InnerPacket<'_>]),
     batch: &mut OutboundBatch,
 ) {
+    let number = u64::try_from(run.len()).unwrap_or(u64::MAX);
     let mut state = link.lock();
     if state.closed {
-        let number = packets.map(|_| 1).sum();
         table.drops().add(DropReason::PeerClosed, number);
         return;
     }
     let (Some(path), true) = (state.path, state.tunnel.is_some()) else {
         drop(state);
-        for packet in packets {
-            want(table, link, packet, batch);
+        for (_, number) in run {
+            if let Some(packet) = at(packets, *number) {
+                want(table, link, packet, batch);
+            }
         }
         return;
     };
@@ -206,22 +209,20 @@ fn seal_run<'a>(
         PathId::Relay { planet } => table.relay(&planet),
     };
     if leg.is_none() && !path.is_direct() {
-        let number = packets.map(|_| 1).sum();
         table.drops().add(DropReason::RelayDown, number);
         return;
     }
     let (mut count, mut bytes) = (0, 0);
-    let mut scratch = std::mem::take(&mut batch.scratch);
-    for packet in packets {
+    for (_, place) in run {
+        let Some(packet) = at(packets, *place) else {
+            continue;
+        };
+        let ecn = ecn::of(packet.bytes);
         let Ok(mut segments) = Segments::new(packet.bytes, packet.offload) else {
             table.drops().count(DropReason::Malformed);
             continue;
         };
-        if scratch.len() < segments.longest() {
-            scratch.resize(segments.longest(), 0);
-        }
-        let ecn = ecn::of(packet.bytes);
-        while let Some(segment) = segments.next(&mut scratch) {
+        while let Some(segment) = segments.next_segment() {
             match seal_one(&mut state, link, (path, leg), (segment, ecn), batch) {
                 Ok(()) => {
                     count += 1;
@@ -232,11 +233,14 @@ fn seal_run<'a>(
             }
         }
     }
-    batch.scratch = scratch;
     let counters = &link.counters;
     counters.sent_packets.fetch_add(count, Ordering::Relaxed);
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     counters.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+}
+
+fn at<'p, 'a>(packets: &'p mut [InnerPacket<'a>], number: u32) -> Option<&'p mut InnerPacket<'a>> {
+    packets.get_mut(usize::try_from(number).ok()?)
 }
 
 /// A packet for which there is no tunnel yet: the slow half makes one. Of a super-packet it gets what
@@ -244,18 +248,14 @@ fn seal_run<'a>(
 fn want(
     table: &ForwardingTable,
     link: &PeerLink,
-    packet: &InnerPacket<'_>,
+    packet: &mut InnerPacket<'_>,
     batch: &mut OutboundBatch,
 ) {
     let Ok(mut segments) = Segments::new(packet.bytes, packet.offload) else {
         table.drops().count(DropReason::Malformed);
         return;
     };
-    let longest = segments.longest();
-    if batch.scratch.len() < longest {
-        batch.scratch.resize(longest, 0);
-    }
-    while let Some(segment) = segments.next(&mut batch.scratch) {
+    while let Some(segment) = segments.next_segment() {
         batch.items.push(SlowItem::Wanted {
             peer: link.index,
             packet: segment.to_vec(),

@@ -46,15 +46,19 @@ fn count(work: impl FnOnce()) -> u64 {
 fn sealing_and_opening_do_not_allocate() {
     assert_eq!(count(|| drop(vec![1, 2, 3])), 1);
     let mut pair = Pair::new(10);
-    let large = super_packet(45);
+    let mut large = super_packet(45);
     let mut small = super_packet(1);
     small.truncate(HEADERS + 12);
     small[2..4].copy_from_slice(&64_u16.to_be_bytes());
+    let mut smalls = vec![small; 32];
     let mut both = |times: usize| {
         for _ in 0..times {
-            pair.seal(&[as_super(&large)]);
+            pair.seal(&mut [as_super(&mut large)]);
             assert_eq!(pair.open(), HEADERS + 45 * usize::from(SEGMENT));
-            pair.seal(&[small.as_slice().into(); 32]);
+            let mut each = smalls.iter_mut();
+            let mut batch: [_; 32] =
+                std::array::from_fn(|_| each.next().expect("thirty-two").as_mut_slice().into());
+            pair.seal(&mut batch);
             assert_eq!(pair.open(), 32 * 64);
         }
     };

@@ -211,7 +211,8 @@ impl Worker {
         if self.read.is_empty() {
             return Turn::Idle;
         }
-        let mut packets = [InnerPacket::default(); TUN_SLOTS.0];
+        let mut packets: [InnerPacket<'_>; TUN_SLOTS.0] =
+            std::array::from_fn(|_| InnerPacket::default());
         let mut count = 0;
         for (slot, packet) in packets.iter_mut().zip(self.read.packets()) {
             let Some(offload) = virtio::offload(packet.header) else {
@@ -224,7 +225,7 @@ impl Worker {
         }
         seal_batch(
             table,
-            packets.get(..count).unwrap_or_default(),
+            packets.get_mut(..count).unwrap_or_default(),
             &mut self.sealed,
         );
         hand_over(&self.shared, table, &mut self.sealed.items);

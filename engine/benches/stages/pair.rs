@@ -60,7 +60,7 @@ impl Pair {
         }
     }
 
-    pub(crate) fn seal(&mut self, packets: &[InnerPacket<'_>]) {
+    pub(crate) fn seal(&mut self, packets: &mut [InnerPacket<'_>]) {
         seal_batch(&self.near, packets, &mut self.sealed);
     }
 
@@ -105,7 +105,7 @@ pub(crate) fn super_packet(segments: u16) -> Vec<u8> {
 }
 
 /// How a super-packet is to be cut.
-pub(crate) fn as_super(packet: &[u8]) -> InnerPacket<'_> {
+pub(crate) fn as_super(packet: &mut [u8]) -> InnerPacket<'_> {
     InnerPacket {
         bytes: packet,
         offload: Offload {

@@ -360,10 +360,14 @@ fn outbound_packets_need_an_own_source_a_member_to_go_to_and_no_trick() {
         (vec![0x45; 12], Some(DropReason::Malformed)),
         (Vec::new(), Some(DropReason::Malformed)),
     ];
-    for (packet, reason) in cases {
+    for (mut packet, reason) in cases {
         let mut batch = OutboundBatch::default();
         let before = reason.map(|reason| scene.table.drops().of(reason));
-        seal_batch(&scene.table, &[packet.as_slice().into()], &mut batch);
+        seal_batch(
+            &scene.table,
+            &mut [packet.as_mut_slice().into()],
+            &mut batch,
+        );
         assert_eq!(
             batch.runs().flat_map(|run| run.datagrams()).count(),
             usize::from(reason.is_none()),
@@ -437,21 +441,22 @@ const IN_THOUSANDS: Offload = Offload {
 fn a_super_packet_leaves_as_runs() {
     let mut scene = Scene::new();
     let packet = tcp([10, 42, 1, 5], [10, 42, 2, 9], 60_500);
-    let super_packet = InnerPacket {
-        bytes: &packet,
+    let (mut first, mut second) = (packet.clone(), packet.clone());
+    let [first, second] = [&mut first, &mut second].map(|bytes| InnerPacket {
+        bytes,
         offload: IN_THOUSANDS,
-    };
+    });
     let mut sealed = OutboundBatch::default();
-    let plain = packet4("10.42.1.5", "10.42.2.9", b"alone");
-    let three = [super_packet, plain.as_slice().into(), super_packet];
-    seal_batch(&scene.table, &three, &mut sealed);
+    let mut plain = packet4("10.42.1.5", "10.42.2.9", b"alone");
+    let alone = plain.len() + 32;
+    let three = &mut [first, plain.as_mut_slice().into(), second];
+    seal_batch(&scene.table, three, &mut sealed);
     let runs: Vec<_> = sealed
         .runs()
         .map(|run| (run.bytes.len(), run.segment, run.ecn))
         .collect();
     // 61 segments of 1,000 bytes, the last of 500, with 40 of their own header and 32 of the tunnel's.
     let whole = 60 * 1_072 + 572;
-    let alone = plain.len() + 32;
     assert_eq!(
         runs,
         [(whole, 1_072, 2), (alone, alone, 0), (whole, 1_072, 2)]
@@ -475,11 +480,11 @@ fn runs_arrive_as_super_packets() {
     let mut scene = Scene::new();
     // What the peer seals comes in two pieces, one of them marked as congested.
     let back = tcp([10, 42, 2, 9], [10, 42, 1, 5], 30_500);
-    let mut segments = Segments::new(&back, IN_THOUSANDS).unwrap();
-    let mut scratch = vec![0; segments.longest()];
+    let mut whole = back.clone();
+    let mut segments = Segments::new(&mut whole, IN_THOUSANDS).unwrap();
     let mut pieces = [Vec::new(), Vec::new()];
     let mut number = 0;
-    while let Some(segment) = segments.next(&mut scratch) {
+    while let Some(segment) = segments.next_segment() {
         let mut out = vec![0; buffer_for(segment.len())];
         let Ok(Sealed::Data(length)) = scene.far_end.seal(segment, &mut out) else {
             panic!("not sealed");

@@ -20,11 +20,19 @@ const ADDRESSES: (std::ops::Range<usize>, std::ops::Range<usize>) = (12..20, 8..
 #[error("the packet can't be cut as its description says")]
 pub struct NotCuttable;
 
+/// Bytes of the headers of a packet that can be cut, at most.
+const MAX_HEADERS: usize = 256;
+
 /// The packets that a packet from the kernel stands for, one after the other.
+///
+/// They are made where they lie: the headers of each are written in front of its payload, over the end
+/// of the payload before, which its caller has done with.
 #[derive(Debug)]
 pub struct Segments<'a> {
-    packet: &'a [u8],
+    packet: &'a mut [u8],
     work: Work,
+    /// As the kernel gave them.
+    headers: [u8; MAX_HEADERS],
 }
 
 #[derive(Debug)]
@@ -51,56 +59,50 @@ struct Shape {
 }
 
 impl<'a> Segments<'a> {
-    /// Of a packet as the kernel gave it. What lies behind the end that its IP header names is
-    /// left out.
+    /// Of a packet as the kernel gave it, which is used up. What lies behind the end that its IP header
+    /// names is left out.
     ///
     /// # Errors
     /// The description contradicts the packet.
-    pub fn new(packet: &'a [u8], offload: Offload) -> Result<Self, NotCuttable> {
-        let work = match offload {
-            Offload { cut: Some(cut), .. } => Work::Cut(Shape::new(packet, cut)?),
-            Offload {
-                checksum: Some(gap),
-                ..
-            } => {
-                let field = usize::from(gap.start) + usize::from(gap.offset);
-                packet.get(field..field + 2).ok_or(NotCuttable)?;
-                Work::Fill(gap)
-            }
-            _ => Work::Whole,
-        };
-        let packet = match work {
+    pub fn new(packet: &'a mut [u8], offload: Offload) -> Result<Self, NotCuttable> {
+        let mut headers = [0; MAX_HEADERS];
+        let (work, length) = match offload {
             // A super-packet's own length fields may not be able to hold its length.
-            Work::Cut(_) => packet,
-            _ => {
-                let header = Header::parse(packet).ok_or(NotCuttable)?;
-                packet.get(..header.length).ok_or(NotCuttable)?
+            Offload { cut: Some(cut), .. } => {
+                let shape = Shape::new(packet, cut)?;
+                let kept = headers.get_mut(..shape.headers).ok_or(NotCuttable)?;
+                kept.copy_from_slice(packet.get(..shape.headers).ok_or(NotCuttable)?);
+                (Work::Cut(shape), packet.len())
+            }
+            Offload { checksum, .. } => {
+                let work = match checksum {
+                    Some(gap) => {
+                        let field = usize::from(gap.start) + usize::from(gap.offset);
+                        packet.get(field..field + 2).ok_or(NotCuttable)?;
+                        Work::Fill(gap)
+                    }
+                    None => Work::Whole,
+                };
+                (work, Header::parse(packet).ok_or(NotCuttable)?.length)
             }
         };
-        Ok(Self { packet, work })
+        let packet = packet.get_mut(..length).ok_or(NotCuttable)?;
+        Ok(Self {
+            packet,
+            work,
+            headers,
+        })
     }
 
-    /// Bytes of the longest packet to come.
-    #[must_use]
-    pub fn longest(&self) -> usize {
-        match &self.work {
-            Work::Cut(shape) => (shape.headers + shape.size).min(self.packet.len()),
-            _ => self.packet.len(),
-        }
-    }
-
-    /// The next packet, made in `scratch` if it isn't in the original as it must be. `scratch` is at
-    /// least [`Self::longest`] bytes; with less there is no next packet.
-    pub fn next<'s>(&mut self, scratch: &'s mut [u8]) -> Option<&'s [u8]>
-    where
-        'a: 's,
-    {
+    /// The next packet.
+    pub fn next_segment(&mut self) -> Option<&[u8]> {
         match std::mem::replace(&mut self.work, Work::Done) {
             Work::Done => None,
             Work::Whole => Some(self.packet),
-            Work::Fill(gap) => fill(self.packet, gap, scratch),
+            Work::Fill(gap) => fill(self.packet, gap),
             Work::Cut(shape) => {
-                let (segment, rest) = shape.cut(self.packet, scratch)?;
+                let headers = self.headers.get(..shape.headers)?;
+                let (segment, rest) = shape.cut(self.packet, headers)?;
                 if let Some(rest) = rest {
                     self.work = Work::Cut(rest);
                 }
@@ -110,16 +112,15 @@ impl<'a> Segments<'a> {
     }
 }
 
-fn fill<'s>(packet: &[u8], gap: ChecksumGap, scratch: &'s mut [u8]) -> Option<&'s [u8]> {
-    let out = scratch.get_mut(..packet.len())?;
-    out.copy_from_slice(packet);
+fn fill(packet: &mut [u8], gap: ChecksumGap) -> Option<&[u8]> {
     let start = usize::from(gap.start);
-    let sum = Sum::default().add(out.get(start..)?).checksum();
+    let sum = Sum::default().add(packet.get(start..)?).checksum();
     let field = start + usize::from(gap.offset);
     let is_udp = usize::from(gap.offset) == UDP_CHECKSUM;
-    out.get_mut(field..field + 2)?
+    packet
+        .get_mut(field..field + 2)?
         .copy_from_slice(&if is_udp { never_zero(sum) } else { sum });
-    Some(out)
+    Some(packet)
 }
 
 /// Zero means "no checksum" in UDP (RFC 768).
@@ -158,25 +159,21 @@ impl Shape {
         })
     }
 
-    /// Makes the next segment in `scratch`; gives what remains after it.
-    fn cut<'s>(self, packet: &[u8], scratch: &'s mut [u8]) -> Option<(&'s [u8], Option<Self>)> {
-        let payload = packet.get(self.headers + self.done..)?;
-        let (payload, is_last) = match payload.get(..self.size) {
-            Some(full) if payload.len() > self.size => (full, false),
-            _ => (payload, true),
-        };
-        let out = scratch.get_mut(..self.headers + payload.len())?;
-        let (head, body) = out.split_at_mut_checked(self.headers)?;
-        head.copy_from_slice(packet.get(..self.headers)?);
-        body.copy_from_slice(payload);
-        self.mend_network(out)?;
-        self.mend_transport(out, is_last)?;
+    /// Makes the next segment; gives what remains after it.
+    fn cut<'p>(self, packet: &'p mut [u8], headers: &[u8]) -> Option<(&'p [u8], Option<Self>)> {
+        let left = packet.len().checked_sub(self.headers + self.done)?;
+        let is_last = left <= self.size;
+        let length = self.headers + left.min(self.size);
+        let segment = packet.get_mut(self.done..self.done + length)?;
+        segment.get_mut(..self.headers)?.copy_from_slice(headers);
+        self.mend_network(segment)?;
+        self.mend_transport(segment, is_last)?;
         let rest = Self {
-            done: self.done + payload.len(),
+            done: self.done + self.size,
             number: self.number.wrapping_add(1),
             ..self
         };
-        Some((out, (!is_last).then_some(rest)))
+        Some((segment, (!is_last).then_some(rest)))
     }
 
     fn mend_network(&self, segment: &mut [u8]) -> Option<()> {

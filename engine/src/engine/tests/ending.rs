@@ -18,8 +18,8 @@ fn a_revoked_node_loses_its_tunnels_at_once_and_for_good() {
     world.drain(0);
     // A thread that still holds the former table can't send either.
     let mut batch = crate::outbound::OutboundBatch::default();
-    let packet = packet4("10.42.1.5", "10.42.3.9", b"too late");
-    crate::outbound::seal_batch(&old_table, &[packet.as_slice().into()], &mut batch);
+    let mut packet = packet4("10.42.1.5", "10.42.3.9", b"too late");
+    crate::outbound::seal_batch(&old_table, &mut [packet.as_mut_slice().into()], &mut batch);
     assert_eq!(batch.runs().count() + batch.items.len(), 0);
     world.run(Duration::from_millis(100));
     let before = world.delivered[2].len();
