@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use podmesh_proto::time::{Moment, Now};
 
-use super::trial::TrialKind;
 use super::{PathAction, Paths, SwitchReason};
 use crate::path_id::PathId;
 
@@ -32,6 +31,8 @@ pub(super) struct Session {
     last: Option<Moment>,
     tries: usize,
     direct: bool,
+    /// Where the last handshake went.
+    over: Option<PathId>,
     /// This node was restarted: the peer thinks that all is well, so that this one must begin.
     resumes: bool,
 }
@@ -46,6 +47,7 @@ impl Session {
             last: None,
             tries: 0,
             direct: false,
+            over: None,
             resumes: false,
         }
     }
@@ -80,7 +82,9 @@ impl Paths {
         self.session.tries = 0;
         if established {
             self.session.last = Some(now.moment);
-            self.session.resumes = false;
+            if std::mem::take(&mut self.session.resumes) && !was_up {
+                self.take_up(now.moment);
+            }
             self.prove_all(now.moment);
         } else if was_up {
             for trial in self.trials.values_mut() {
@@ -88,6 +92,20 @@ impl Paths {
                 trial.again = None;
             }
             self.select(None, SwitchReason::SessionEnded, now);
+        }
+    }
+
+    /// The first handshake of a new life went over the path that the former one had proven, and was
+    /// answered: no echo could tell more.
+    fn take_up(&mut self, now: Moment) {
+        let over = self.session.over;
+        let over = over.filter(|path| self.last_good.contains(path));
+        let Some(trial) = over.and_then(|path| self.trials.get_mut(&path)) else {
+            return;
+        };
+        let just_heard = trial.heard.is_some_and(|at| now.since(at) < JUST_HEARD);
+        if just_heard {
+            trial.echoes.vouch(now);
         }
     }
 
@@ -119,6 +137,7 @@ impl Paths {
         self.session.last = Some(now);
         self.session.tries += 1;
         self.session.direct = path.is_direct();
+        self.session.over = Some(path);
         self.push(PathAction::Handshake { path });
     }
 
@@ -170,7 +189,7 @@ impl Paths {
         self.trials
             .iter()
             .filter(|(path, trial)| {
-                let former = resuming && trial.kind == TrialKind::Cached;
+                let former = resuming && self.last_good.contains(path);
                 !path.is_direct() || trial.answers(now) || former
             })
             .min_by_key(|(path, trial)| (!trial.echoes.is_proven(), self.tier(path), trial.rtt))

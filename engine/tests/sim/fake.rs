@@ -106,7 +106,7 @@ pub struct Planet {
 pub struct Peer {
     pub paths: Paths,
     session: Option<u64>,
-    offered: Option<u64>,
+    offered: Option<(u64, PathId)>,
     before: Option<u64>,
     sent: u64,
     received: BTreeMap<PathId, u64>,

@@ -135,7 +135,7 @@ impl Fake {
             }
             PathAction::Handshake { path } => {
                 let session = self.net.random.next();
-                node.peers.get_mut(&other).unwrap().offered = Some(session);
+                node.peers.get_mut(&other).unwrap().offered = Some((session, path));
                 self.transmit((index, other), path, None, Wire::Initiation(session));
             }
             PathAction::Select { path, reason } => {
@@ -250,7 +250,11 @@ impl Fake {
                 let peer = self.nodes[index].peers.get_mut(&sender).unwrap();
                 peer.paths.handle_session(true, now);
             }
-            Wire::Response(session) if peer.offered == Some(session) => {
+            Wire::Response(session) if peer.offered.is_some_and(|(own, _)| own == session) => {
+                // There and back by one path.
+                if peer.offered.is_some_and(|(_, over)| over == path) {
+                    peer.proven.push(path);
+                }
                 peer.before = peer.session.replace(session);
                 peer.paths.handle_heard(path, now);
                 peer.paths.handle_session(true, now);
