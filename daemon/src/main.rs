@@ -15,6 +15,7 @@ mod offloads;
 mod overlap;
 mod planet_link;
 mod random;
+mod regency;
 mod run;
 #[cfg(test)]
 mod scratch;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_engine::engine::Engine;
+use podmesh_engine::forwarding::ForwardingTable;
 use podmesh_engine::host_plan::HostPlan;
 use podmesh_engine::output::{Output, PlanetEvent, SlowItem, Transmit};
 use podmesh_engine::reach::Passage;
@@ -42,9 +43,10 @@ use crate::host::{Host, HostReport};
 use crate::identity::Identity;
 use crate::local_socket::Asked;
 use crate::planet_link::{LinkEvent, LinkNews, PlanetLinks};
+use crate::regency::{self, Successor};
 use crate::service::Service;
 use crate::shard::Shards;
-use crate::sockets::Outbox;
+use crate::sockets::{Outbox, Sockets};
 use crate::state::{Progress, StateDir, Writer};
 
 /// Threads for planets, local requests and name resolution, beside the one that decides.
@@ -373,6 +375,7 @@ impl Node {
             writer,
             local,
             queues,
+            _dir: dir,
             ..
         } = self;
         local.abort();
@@ -387,12 +390,36 @@ impl Node {
             let _ = done.send(());
         });
         let _ = tokio::time::timeout(LAST_WRITE, written).await;
-        let sockets = Arc::clone(&shards.shared().sockets);
+        let (sockets, table) = (
+            Arc::clone(&shards.shared().sockets),
+            shards.shared().table.load_full(),
+        );
         shards.stop();
-        if let Some(heir) = heir
-            && let Err(error) = heir.bequeath(&handover::inventory(&queues, &sockets))
-        {
-            tracing::warn!(reason = %error, "the other meshd is gone");
+        if let Some(heir) = heir {
+            // The heir waits for its lock.
+            drop(dir);
+            if let Err(error) = hand_over(&heir, &table, &queues, &sockets) {
+                tracing::warn!(reason = %error, "the other meshd is gone");
+            }
         }
     }
+}
+
+/// Gives everything away, and serves the tunnels until the heir has its own.
+fn hand_over(
+    heir: &Heir,
+    table: &ForwardingTable,
+    queues: &[Arc<TunQueue>],
+    sockets: &Sockets,
+) -> std::io::Result<()> {
+    let (successor, theirs) = Successor::pair()?;
+    let mut all = handover::inventory(queues, sockets);
+    all.push(regency::named(&theirs));
+    heir.bequeath(&all)?;
+    drop(all);
+    drop(theirs);
+    if let Some(queue) = queues.first() {
+        successor.serve(table, queue, sockets);
+    }
+    Ok(())
 }

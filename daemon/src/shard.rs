@@ -24,6 +24,8 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::counters::Counters;
 use self::worker::Worker;
+pub(crate) use self::worker::write_runs;
+use crate::regency::Regent;
 use crate::sockets::Sockets;
 
 /// All shards.
@@ -44,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// Bytes of the longest packet of the TUN.
     pub(crate) mtu: usize,
+    /// The meshd before this one, while it serves its tunnels.
+    pub(crate) regent: Option<Regent>,
     stop: AtomicBool,
 }
 
@@ -62,12 +66,13 @@ struct Seat {
 }
 
 impl Shared {
-    /// What the shards of a node share. `mtu` is the TUN's.
+    /// What the shards of a node share. `mtu` is the TUN's; `regent`
+    /// the meshd before this one, if it serves on.
     pub(crate) fn new(
         table: Arc<ForwardingTable>,
         sockets: Arc<Sockets>,
         items: mpsc::Sender<SlowItem>,
-        mtu: usize,
+        (mtu, regent): (usize, Option<Regent>),
     ) -> Self {
         Self {
             table: Arc::new(ArcSwap::new(table)),
@@ -75,6 +80,7 @@ impl Shared {
             items,
             counters: Counters::default(),
             mtu,
+            regent,
             stop: AtomicBool::new(false),
         }
     }

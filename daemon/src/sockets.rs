@@ -67,7 +67,11 @@ impl Sockets {
         mut descriptors: Descriptors,
     ) -> Option<Self> {
         let options = options(offloads);
-        let adopt = |descriptor| UdpSocket::adopt(descriptor, &options).ok();
+        let adopt = |descriptor| {
+            UdpSocket::adopt(descriptor, &options)
+                .inspect_err(|error| tracing::warn!(reason = %error, "sockets are opened anew"))
+                .ok()
+        };
         let mut row = |stem: &str| -> Option<Vec<UdpSocket>> {
             descriptors.take_row(stem).into_iter().map(adopt).collect()
         };

@@ -15,7 +15,7 @@ use podmesh_proto::time::{Moment, Now};
 use podmesh_proto::token::JoinToken;
 
 use crate::config::EngineConfig;
-use crate::drops::Drops;
+use crate::drops::{DropReason, Drops};
 use crate::error::{JoinError, RequestError, StartError};
 use crate::forwarding::ForwardingTable;
 use crate::host_plan::HostPlan;
@@ -234,6 +234,9 @@ impl Engine {
         };
         let mut batch = InboundBatch::default();
         open_batch(&self.table, &[arrived], &mut batch);
+        for _ in batch.strays(&[arrived]) {
+            self.drops.count(DropReason::UnknownTunnel);
+        }
         let packets = batch
             .runs()
             .map(|(_, parts)| parts.flatten().copied().collect());

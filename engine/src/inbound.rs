@@ -46,6 +46,7 @@ pub struct InboundBatch {
     arena: Vec<u8>,
     used: usize,
     order: Vec<Data>,
+    strays: Vec<(usize, Range<usize>)>,
 }
 
 impl InboundBatch {
@@ -68,7 +69,17 @@ impl InboundBatch {
         })
     }
 
+    /// Data messages of tunnels that the table doesn't know, among those that were `arrived`: of an
+    /// earlier life of this node, perhaps.
+    pub fn strays<'a>(&'a self, arrived: &'a [Arrived<'_>]) -> impl Iterator<Item = &'a [u8]> {
+        self.strays.iter().filter_map(|(piece, message)| {
+            let arrived = arrived.get(*piece)?;
+            arrived.bytes.get(message.clone())
+        })
+    }
+
     fn clear(&mut self) {
+        self.strays.clear();
         self.merger.clear();
         self.items.clear();
         self.order.clear();
@@ -181,14 +192,16 @@ fn classify_plain(
     match DatagramKind::of(bytes) {
         DatagramKind::WireGuardData => {
             let index = receiver_of(bytes).ok_or(DropReason::UnknownTunnel)?;
-            let (peer, _) = table
-                .by_index(PeerIndex(index))
-                .ok_or(DropReason::UnknownTunnel)?;
+            let message = place.start + message.start..place.start + message.end;
+            let Some((peer, _)) = table.by_index(PeerIndex(index)) else {
+                batch.strays.push((place.piece, message));
+                return Ok(());
+            };
             batch.order.push(Data {
                 peer,
                 number: u32::try_from(batch.order.len()).unwrap_or(u32::MAX),
                 piece: place.piece,
-                message: place.start + message.start..place.start + message.end,
+                message,
                 path: path_of(arrived, origin),
             });
             Ok(())

@@ -13,6 +13,7 @@ pub mod address;
 pub mod descriptors;
 pub mod host;
 pub mod link;
+pub mod messages;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

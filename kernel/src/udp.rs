@@ -114,6 +114,7 @@ impl UdpSocket {
         let inner = socket_options::create(address).map_err(failed("create"))?;
         socket_options::apply(&inner, address, options)
             .map_err(|(step, source)| failed(step)(source))?;
+        socket_options::separate(&inner, address).map_err(failed("separate"))?;
         socket_options::bind(&inner, address).map_err(failed("bind"))?;
         Ok(Self {
             merges: options.merge && socket_options::merge(&inner),

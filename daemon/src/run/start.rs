@@ -24,6 +24,7 @@ use crate::identity::Identity;
 use crate::local_socket::LocalSocket;
 use crate::node_file::NodeFiles;
 use crate::planet_link::{LastGood, PlanetLinks};
+use crate::regency::{self, Regent};
 use crate::service::{self, Service};
 use crate::shard::{Shards, Shared};
 use crate::sockets::{Outbox, Sockets, is_taken};
@@ -53,12 +54,13 @@ pub(crate) async fn prepare(
     cli: &Cli,
     config: Config,
     mtu: u32,
-    (inherited, service): (Descriptors, &Service),
+    (mut inherited, service): (Descriptors, &Service),
 ) -> Result<(Node, Inputs), StartFailure> {
     let dir = open_state(cli).await?;
     let mut identity = Identity::load(&dir)?;
     let (document, stored) = load_state(&dir)?;
     let shards = config.shards.unwrap_or_else(default_shards);
+    let regent = inherited.take(regency::NAME).map(Regent::new);
     let (sockets, queues) = open_network(&config, &mut identity, shards, (inherited, service))?;
     let sockets = Arc::new(sockets);
     let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
@@ -72,7 +74,7 @@ pub(crate) async fn prepare(
     let (checked, checked_queue) = mpsc::channel(1);
     let table = Arc::new(ForwardingTable::empty(Arc::new(Drops::default())));
     let longest = usize::try_from(mtu).unwrap_or(usize::MAX);
-    let shared = Arc::new(Shared::new(table, sockets, items, longest));
+    let shared = Arc::new(Shared::new(table, sockets, items, (longest, regent)));
     let files = NodeFiles::new(&cli.runtime_dir, dir.path(), config.subnet_env.clone());
     let host_config = HostConfig {
         device: config.device.clone(),

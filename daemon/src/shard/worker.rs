@@ -177,6 +177,12 @@ impl Worker {
             &mut self.opened,
         );
         hand_over(&self.shared, table, &mut self.opened.items);
+        let regent = self.shared.regent.as_ref();
+        for stray in self.opened.strays(arrived.get(..count).unwrap_or_default()) {
+            if !regent.is_some_and(|regent| regent.open(stray)) {
+                table.drops().count(DropReason::UnknownTunnel);
+            }
+        }
         self.write();
         Turn::Busy
     }
@@ -235,7 +241,7 @@ impl Worker {
     }
 }
 
-fn write_runs(
+pub(crate) fn write_runs(
     queue: &TunQueue,
     batch: &InboundBatch,
     counts: &mut WriteCounts,
@@ -256,6 +262,11 @@ fn write_runs(
 /// Gives items to the slow half, and counts those for which its queue has no room.
 fn hand_over(shared: &Shared, table: &ForwardingTable, items: &mut Vec<SlowItem>) {
     for item in items.drain(..) {
+        if let (SlowItem::Wanted { packet, .. }, Some(regent)) = (&item, &shared.regent)
+            && regent.seal(packet)
+        {
+            continue;
+        }
         if shared.items.try_send(item).is_err() {
             table.drops().count(DropReason::SlowHalfBusy);
         }

@@ -32,7 +32,7 @@ fn a_second_meshd_ends_with_one_sentence_and_touches_nothing() {
     let first = node.start();
     let is_up = || {
         node.ip(&["link", "show", "mesh0"])
-            .contains("LOWER_UP> mtu 1380")
+            .contains("LOWER_UP> mtu 1440")
     };
     wait_until(Duration::from_secs(3), is_up);
     let before = (node.ip(&["-d", "link"]), node.ip(&["rule"]), node.files());

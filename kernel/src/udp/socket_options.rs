@@ -140,10 +140,15 @@ pub(super) fn apply(
         (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS)
     };
     set(socket, level, name, 1).map_err(step("read congestion marks of"))?;
-    if address.is_ipv6() {
-        set(socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).map_err(step("separate"))?;
-    }
     Ok(())
+}
+
+/// Keeps a socket that is not bound yet to its own family.
+pub(super) fn separate(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv4() {
+        return Ok(());
+    }
+    set(socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)
 }
 
 /// What happens to long datagrams from now on.

@@ -1,4 +1,5 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use podmesh_kernel::udp::{
@@ -254,4 +255,29 @@ impl PacketSocket {
         // Each is seen leaving one end of the veth and entering the other.
         seen.into_iter().step_by(2).collect()
     }
+}
+
+#[test]
+fn a_socket_is_taken_over_with_what_waits_in_it() {
+    isolated(|| {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let options = Options {
+                mark: None,
+                ..Options::default()
+            };
+            let first =
+                UdpSocket::bind(address.parse().expect("an address"), &options).expect("a socket");
+            let at = first.local_addr().expect("an address");
+            let sender = std::net::UdpSocket::bind(address).expect("a sender");
+            sender.send_to(b"waits", at).expect("sent");
+            let descriptor = first.as_fd().try_clone_to_owned().expect("a copy");
+            drop(first);
+            let heir = UdpSocket::adopt(descriptor, &options).expect("taken over");
+            assert_eq!(heir.local_addr().expect("an address"), at);
+            let mut batch = ReceiveBatch::new(4, 2_048);
+            assert_eq!(heir.receive_batch(&mut batch).expect("received"), 1);
+            let bytes: Vec<Vec<u8>> = batch.datagrams().map(|one| one.bytes.to_vec()).collect();
+            assert_eq!(bytes, [b"waits".to_vec()]);
+        }
+    });
 }
