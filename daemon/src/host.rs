@@ -62,6 +62,7 @@ pub(crate) struct HostReport {
 /// The way to the thread that keeps the host.
 pub(crate) struct Host {
     plan: watch::Sender<Option<HostPlan>>,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Host {
@@ -79,7 +80,7 @@ impl Host {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("host".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
@@ -93,7 +94,14 @@ impl Host {
                 });
             })?;
         has_started.recv().map_err(io::Error::other)??;
-        Ok(Self { plan })
+        Ok(Self { plan, thread })
+    }
+
+    /// Waits until nothing on the host is changed any more.
+    pub(crate) fn end(self) {
+        drop(self.plan);
+        // A thread that has panicked changes nothing either.
+        let _ = self.thread.join();
     }
 
     /// Makes the host so from now on.

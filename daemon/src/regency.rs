@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use podmesh_engine::forwarding::ForwardingTable;
 use podmesh_engine::inbound::{Arrived, InboundBatch, open_batch};
-use podmesh_engine::offload::Merge;
 use podmesh_engine::outbound::{OutboundBatch, seal_batch};
 use podmesh_engine::path_id::SocketId;
 use podmesh_kernel::messages::MessageSocket;
 use podmesh_kernel::tun::{TunQueue, WriteCounts};
+use podmesh_kernel::udp::Blocked;
 
-use crate::shard::write_runs;
+use crate::shard::{runs_for, write_runs};
 use crate::sockets::Sockets;
 
 /// How long the old tunnels are served: peers far away have new ones after a few round trips.
@@ -88,11 +88,7 @@ impl Successor {
 
     /// Serves the tunnels of `table` until the new meshd has its own.
     pub(crate) fn serve(&self, table: &ForwardingTable, queue: &TunQueue, sockets: &Sockets) {
-        let offloads = queue.offloads();
-        let mut opened = InboundBatch::merging(Merge {
-            tcp: offloads.tcp,
-            udp: offloads.udp,
-        });
+        let mut opened = InboundBatch::merging(runs_for(queue));
         let mut sealed = OutboundBatch::default();
         let mut buffer = vec![0; LONGEST];
         let end = Instant::now() + REIGN;
@@ -124,7 +120,12 @@ impl Successor {
                 let _ = write_runs(queue, &opened, &mut WriteCounts::default());
             } else {
                 seal_batch(table, &mut [bytes.into()], &mut sealed);
-                sockets.send(0, sealed.runs());
+                // The planet sends to whichever life of a node it has heard of last.
+                let relays = table.relays();
+                let direct = sealed
+                    .runs()
+                    .filter(|run| relays.iter().all(|leg| leg.endpoint != run.to));
+                sockets.send(0, direct, Blocked::default());
             }
         }
     }

@@ -5,6 +5,7 @@
 //! each kind per turn. After each turn everything that the engine wants is done.
 
 mod durable;
+mod ending;
 mod join;
 mod requests;
 mod rotation;
@@ -16,10 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_engine::engine::Engine;
-use podmesh_engine::forwarding::ForwardingTable;
 use podmesh_engine::host_plan::HostPlan;
 use podmesh_engine::output::{Output, PlanetEvent, SlowItem, Transmit};
 use podmesh_engine::reach::Passage;
+use podmesh_kernel::descriptors::Descriptors;
 use podmesh_kernel::process;
 use podmesh_kernel::tun::{TunDevice, TunQueue};
 use podmesh_proto::id::PlanetId;
@@ -28,7 +29,7 @@ use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use self::durable::{Effect, Held};
 use self::join::Checked;
@@ -38,15 +39,14 @@ use crate::cli::Cli;
 use crate::clock;
 use crate::config::Config;
 use crate::device_mtu;
-use crate::handover::{self, Handover, Heir};
+use crate::handover::{self, Heir, Inheritance, Predecessor};
 use crate::host::{Host, HostReport};
 use crate::identity::Identity;
 use crate::local_socket::Asked;
 use crate::planet_link::{LinkEvent, LinkNews, PlanetLinks};
-use crate::regency::{self, Successor};
 use crate::service::Service;
 use crate::shard::Shards;
-use crate::sockets::{Outbox, Sockets};
+use crate::sockets::Outbox;
 use crate::state::{Progress, StateDir, Writer};
 
 /// Threads for planets, local requests and name resolution, beside the one that decides.
@@ -80,10 +80,10 @@ struct Node {
     mtu: u32,
     /// Serves the local socket, and removes it when it is ended.
     local: JoinHandle<()>,
-    /// Where the next meshd may knock.
-    handover: Arc<Handover>,
+    /// Listens for the next meshd.
+    handover: JoinHandle<()>,
     /// Keeps a second meshd out as long as this one runs.
-    _dir: StateDir,
+    dir: StateDir,
 }
 
 /// Where things come in.
@@ -94,6 +94,7 @@ struct Inputs {
     reports: mpsc::Receiver<HostReport>,
     checked: mpsc::Receiver<Checked>,
     progress: watch::Receiver<Progress>,
+    heirs: mpsc::Receiver<Heir>,
 }
 
 /// Runs a node until a signal asks it to end.
@@ -112,29 +113,47 @@ pub(crate) fn serve(cli: &Cli, config: Config) -> Result<(), StartFailure> {
     let outcome = runtime.block_on(async {
         let service = Service::from_environment();
         let mtu = device_mtu::choose(&config).await;
-        let inherited = start::inherit(cli)?;
-        let (node, inputs) = start::prepare(cli, config, mtu, (inherited, &service)).await?;
-        decide(node, inputs, &service).await?;
-        Ok(())
+        let mut inherited = start::inherit(cli, &config)?;
+        loop {
+            let has = (inherited.descriptors, &service);
+            let (node, inputs) = start::prepare(cli, &config, mtu, has).await?;
+            let Some(descriptors) = decide(node, inputs, (inherited.predecessor, &service)).await?
+            else {
+                return Ok(());
+            };
+            inherited = Inheritance {
+                descriptors,
+                predecessor: None,
+            };
+        }
     });
     // Whatever still hangs, a name's resolution for example, must not hold up the end.
     runtime.shutdown_background();
     outcome
 }
 
-async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::io::Result<()> {
+/// A life of the node. Gives what it had open if another meshd wanted to take over and couldn't.
+async fn decide(
+    mut node: Node,
+    mut inputs: Inputs,
+    (predecessor, service): (Option<Predecessor>, &Service),
+) -> std::io::Result<Option<Descriptors>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut items = Vec::with_capacity(BUDGET);
+    if let Some(predecessor) = predecessor {
+        predecessor.relieve()?;
+    }
+    // The first table is among them.
     node.do_outputs();
+    node.shards.begin(&node.queues)?;
     node.clear_host_unless_member();
     node.join_unattended();
     service.keep(&node.inventory());
     service.ready();
-    let handover = Arc::clone(&node.handover);
     let heir = loop {
         let now = clock::now();
         if node
@@ -149,7 +168,7 @@ async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::i
         tokio::select! {
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
-            heir = handover.heir() => break Some(heir),
+            Some(heir) = inputs.heirs.recv() => break Some(heir),
             _ = hang_up.recv() => tracing::info!("nothing to reload; restart meshd to read its configuration"),
             _ = inputs.items.recv_many(&mut items, BUDGET) => node.take_items(&mut items),
             Some(event) = inputs.links.recv() => node.take_link_event(event),
@@ -164,14 +183,14 @@ async fn decide(mut node: Node, mut inputs: Inputs, service: &Service) -> std::i
             }
         }
     };
-    if heir.is_some() {
+    if let Some(heir) = heir {
         tracing::info!("another meshd takes over");
-    } else {
-        tracing::info!("meshd is ending; interface, routes and rules stay");
-        service.stopping();
+        return Ok(node.hand_over(heir, &mut terminate).await);
     }
-    node.stop(heir).await;
-    Ok(())
+    tracing::info!("meshd is ending; interface, routes and rules stay");
+    service.stopping();
+    node.stop().await;
+    Ok(None)
 }
 
 impl Node {
@@ -359,67 +378,8 @@ impl Node {
         }
     }
 
-    /// Ends in order. Interface, addresses, routes, rules and the guard stay in place.
     /// Everything that outlives this process.
     fn inventory(&self) -> Vec<(String, BorrowedFd<'_>)> {
         handover::inventory(&self.queues, &self.shards.shared().sockets)
     }
-
-    /// Packets move to the last moment: what else there is to do comes first.
-    async fn stop(mut self, heir: Option<Heir>) {
-        self.engine.handle_stop(clock::now());
-        self.do_outputs();
-        let Self {
-            links,
-            shards,
-            writer,
-            local,
-            queues,
-            _dir: dir,
-            ..
-        } = self;
-        local.abort();
-        // The abort is what is waited for.
-        let _ = local.await;
-        drop(links);
-        sleep(LAST_WORDS).await;
-        let (done, written) = tokio::sync::oneshot::channel();
-        // A disk that hangs must not keep meshd from ending.
-        std::thread::spawn(move || {
-            writer.finish();
-            let _ = done.send(());
-        });
-        let _ = tokio::time::timeout(LAST_WRITE, written).await;
-        let (sockets, table) = (
-            Arc::clone(&shards.shared().sockets),
-            shards.shared().table.load_full(),
-        );
-        shards.stop();
-        if let Some(heir) = heir {
-            // The heir waits for its lock.
-            drop(dir);
-            if let Err(error) = hand_over(&heir, &table, &queues, &sockets) {
-                tracing::warn!(reason = %error, "the other meshd is gone");
-            }
-        }
-    }
-}
-
-/// Gives everything away, and serves the tunnels until the heir has its own.
-fn hand_over(
-    heir: &Heir,
-    table: &ForwardingTable,
-    queues: &[Arc<TunQueue>],
-    sockets: &Sockets,
-) -> std::io::Result<()> {
-    let (successor, theirs) = Successor::pair()?;
-    let mut all = handover::inventory(queues, sockets);
-    all.push(regency::named(&theirs));
-    heir.bequeath(&all)?;
-    drop(all);
-    drop(theirs);
-    if let Some(queue) = queues.first() {
-        successor.serve(table, queue, sockets);
-    }
-    Ok(())
 }

@@ -8,8 +8,12 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use podmesh_kernel::descriptors::{self, Descriptors};
+
+/// How long the service manager may take to make room for a message.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The notification socket of systemd (sd_notify(3)), if it started us.
 pub(crate) struct Service {
@@ -26,6 +30,11 @@ impl Service {
             socket,
             has_watchdog,
         }
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_there(&self) -> bool {
+        self.socket.is_some()
     }
 
     /// meshd has started.
@@ -98,7 +107,8 @@ fn connect(name: &OsStr) -> Option<UnixDatagram> {
     };
     let socket = UnixDatagram::unbound().ok()?;
     socket.connect_addr(&address).ok()?;
-    socket.set_nonblocking(true).ok()?;
+    // Some queue no more than ten messages, and each counts; one that hangs must not hang us.
+    socket.set_write_timeout(Some(PATIENCE)).ok()?;
     Some(socket)
 }
 

@@ -14,6 +14,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use podmesh_engine::forwarding::ForwardingTable;
@@ -24,9 +25,12 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::counters::Counters;
 use self::worker::Worker;
-pub(crate) use self::worker::write_runs;
+pub(crate) use self::worker::{runs_for, write_runs};
 use crate::regency::Regent;
 use crate::sockets::Sockets;
+
+/// Between two looks whether the threads have ended.
+const LOOK: Duration = Duration::from_micros(50);
 
 /// All shards.
 pub(crate) struct Shards {
@@ -87,12 +91,21 @@ impl Shared {
 }
 
 impl Shards {
-    /// Starts one thread per queue.
+    /// None yet.
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            shards: Vec::new(),
+        }
+    }
+
+    /// Starts one thread per queue. What waits in the queues meets the table in force, so that has to
+    /// be a good one by now.
     ///
     /// # Errors
     /// The system has no thread or descriptor left.
-    pub(crate) fn start(shared: Arc<Shared>, queues: &[Arc<TunQueue>]) -> io::Result<Self> {
-        let mut shards = Vec::with_capacity(queues.len());
+    pub(crate) fn begin(&mut self, queues: &[Arc<TunQueue>]) -> io::Result<()> {
+        let shared = &self.shared;
         for (number, queue) in queues.iter().enumerate() {
             let seat = Arc::new(Seat {
                 queue: Mutex::new(Some(Arc::clone(queue))),
@@ -103,16 +116,16 @@ impl Shards {
             let thread = thread::Builder::new()
                 .name(format!("shard-{number}"))
                 .spawn({
-                    let (shared, seat) = (Arc::clone(&shared), Arc::clone(&seat));
+                    let (shared, seat) = (Arc::clone(shared), Arc::clone(&seat));
                     move || Worker::new(number, shared, seat).run(waiter)
                 })?;
-            shards.push(Shard {
+            self.shards.push(Shard {
                 seat,
                 waker,
                 thread,
             });
         }
-        Ok(Self { shared, shards })
+        Ok(())
     }
 
     /// Puts a new table in force.
@@ -143,10 +156,20 @@ impl Shards {
 
     /// Ends all threads after the batch they are at.
     pub(crate) fn stop(self) {
-        self.shared.stop.store(true, Ordering::Release);
+        self.halt();
         for shard in self.shards {
-            shard.waker.wake();
             let _ = shard.thread.join();
+        }
+    }
+
+    /// Waits until no thread moves packets any more.
+    pub(crate) fn halt(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        for shard in &self.shards {
+            shard.waker.wake();
+        }
+        while self.shards.iter().any(|shard| !shard.thread.is_finished()) {
+            thread::sleep(LOOK);
         }
     }
 }

@@ -9,7 +9,7 @@ use podmesh_engine::path_id::SocketId;
 use podmesh_engine::reach::Reach;
 use podmesh_kernel::descriptors::Descriptors;
 use podmesh_kernel::udp::{
-    BATCH_SLOTS, BindError, HopLimit, Options, SendBatch, SendCounts, SendRun, UdpSocket,
+    BATCH_SLOTS, BindError, Blocked, HopLimit, Options, SendBatch, SendCounts, SendRun, UdpSocket,
     steer_by_receiver,
 };
 
@@ -25,6 +25,15 @@ pub(crate) struct Sockets {
     shards: Vec<Pair>,
     spare: Pair,
     ports: [u16; 2],
+}
+
+/// A socket had no room for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stop {
+    /// Here.
+    pub(crate) at: Blocked,
+    /// It is this one; whether of IPv4.
+    pub(crate) way: (SocketId, bool),
 }
 
 /// The sockets of one port, one per address family that the machine has.
@@ -146,7 +155,7 @@ impl Sockets {
         self.all().any(UdpSocket::merges)
     }
 
-    /// Whether the kernel cuts runs of datagrams, as far as is known by now.
+    /// Whether the kernel cuts runs of datagrams.
     pub(crate) fn segments(&self) -> bool {
         self.all().all(UdpSocket::segments)
     }
@@ -156,31 +165,43 @@ impl Sockets {
         pairs.flat_map(|pair| [&pair.v4, &pair.v6]).flatten()
     }
 
-    /// Sends runs from the sockets of a shard, in order.
+    /// Sends runs from the sockets of a shard, in order, beginning where a former call found no room;
+    /// tells where this one did.
     pub(crate) fn send<'a>(
         &self,
         shard: usize,
         runs: impl Iterator<Item = Outgoing<'a>>,
-    ) -> SendCounts {
+        from: Blocked,
+    ) -> (SendCounts, Option<Stop>) {
         let mut counts = SendCounts::default();
-        let mut runs = runs.peekable();
-        while let Some(first) = runs.peek() {
-            let way = (first.socket, first.to.is_ipv4());
+        let skipped = |run| if run == from.run { from.bytes } else { 0 };
+        let mut runs = (from.run..).zip(runs.skip(from.run)).peekable();
+        while let Some((first, run)) = runs.peek() {
+            let (first, way) = (*first, (run.socket, run.to.is_ipv4()));
             let same = std::iter::from_fn(|| {
-                let next = runs.next_if(|run| (run.socket, run.to.is_ipv4()) == way)?;
+                let (number, next) =
+                    runs.next_if(|(_, run)| (run.socket, run.to.is_ipv4()) == way)?;
                 Some(SendRun {
                     to: next.to,
-                    bytes: next.bytes,
+                    bytes: next.bytes.get(skipped(number)..).unwrap_or_default(),
                     segment: next.segment,
                     ecn: next.ecn,
                 })
             });
-            match self.sender(shard, way.0, way.1) {
-                Some(socket) => counts += socket.send_runs(same),
-                None => counts.unreachable += same.map(|run| run.count()).sum::<usize>(),
+            let Some(socket) = self.sender(shard, way.0, way.1) else {
+                counts.unreachable += same.map(|run| run.count()).sum::<usize>();
+                continue;
+            };
+            let sent = socket.send_runs(same);
+            counts += sent.counts;
+            if let Some(blocked) = sent.blocked {
+                let run = first + blocked.run;
+                let bytes = skipped(run) + blocked.bytes;
+                let at = Blocked { run, bytes };
+                return (counts, Some(Stop { at, way }));
             }
         }
-        counts
+        (counts, None)
     }
 
     /// Sends a datagram in one piece, or not at all: from a socket of the first shard.
@@ -198,7 +219,8 @@ impl Sockets {
         }
     }
 
-    fn sender(&self, shard: usize, id: SocketId, is_ipv4: bool) -> Option<&UdpSocket> {
+    /// The socket of a shard that datagrams leave by.
+    pub(crate) fn sender(&self, shard: usize, id: SocketId, is_ipv4: bool) -> Option<&UdpSocket> {
         let pair = if id == SocketId::SPARE {
             &self.spare
         } else {

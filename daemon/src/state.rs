@@ -26,7 +26,7 @@ const OTHERS: u32 = 0o077;
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl StateDir {
@@ -67,15 +67,33 @@ impl StateDir {
             .mode(0o600)
             .open(path.join(LOCK_FILE))
             .map_err(unusable)?;
-        if !process::try_lock(&lock).map_err(unusable)? {
-            return Err(StateError::InUse {
-                path: path.to_owned(),
-            });
-        }
-        Ok(Self {
+        let dir = Self {
             path: path.to_owned(),
-            _lock: lock,
-        })
+            lock,
+        };
+        dir.lock()?;
+        Ok(dir)
+    }
+
+    /// Lets another meshd have it. Nothing may be written from now on.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub(crate) fn unlock(&self) -> io::Result<()> {
+        process::unlock(&self.lock)
+    }
+
+    /// Locks it again.
+    ///
+    /// # Errors
+    /// Another meshd uses it.
+    pub(crate) fn lock(&self) -> Result<(), StateError> {
+        let path = self.path.clone();
+        match process::try_lock(&self.lock) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StateError::InUse { path }),
+            Err(cause) => Err(StateError::Unusable { path, cause }),
+        }
     }
 
     /// Where it is.

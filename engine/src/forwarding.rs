@@ -6,7 +6,7 @@
 //! new path is set there and needs no new table.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
@@ -164,6 +164,8 @@ pub struct PeerLink {
     pub overlay6: Option<Ipv6Addr>,
     /// Counted by the fast half, read by the slow half.
     pub counters: Counters,
+    /// The former life of this node had a direct path to the peer, which this one takes up.
+    pub resumes: AtomicBool,
     state: Mutex<LinkState>,
 }
 
@@ -214,6 +216,7 @@ impl PeerLink {
             relay_address,
             overlay6,
             counters: Counters::default(),
+            resumes: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }

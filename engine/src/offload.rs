@@ -21,6 +21,15 @@ pub struct Offload {
     pub cut: Option<Cut>,
 }
 
+impl Offload {
+    /// About how many packets one of `length` bytes becomes.
+    #[must_use]
+    pub fn segments(&self, length: usize) -> usize {
+        self.cut
+            .map_or(1, |cut| length.div_ceil(usize::from(cut.size.max(1))))
+    }
+}
+
 /// Where a checksum is missing. Its field holds the sum of the pseudo header already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChecksumGap {

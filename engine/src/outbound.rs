@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use crate::drops::DropReason;
 use crate::ecn;
 use crate::forwarding::{ForwardingTable, LinkState, Owned, PeerLink, RelayLeg};
+use crate::limits;
 use crate::mutation;
 use crate::offload::{Offload, Segments};
 use crate::output::SlowItem;
@@ -197,9 +198,10 @@ fn seal_run(
     }
     let (Some(path), true) = (state.path, state.tunnel.is_some()) else {
         drop(state);
+        let mut room = limits::MAX_WAITING;
         for (_, number) in run {
             if let Some(packet) = at(packets, *number) {
-                want(table, link, packet, batch);
+                want(table, (link, &mut room), packet, batch);
             }
         }
         return;
@@ -243,11 +245,11 @@ fn at<'p, 'a>(packets: &'p mut [InnerPacket<'a>], number: u32) -> Option<&'p mut
     packets.get_mut(usize::try_from(number).ok()?)
 }
 
-/// A packet for which there is no tunnel yet: the slow half makes one. Of a super-packet it gets what
-/// a person would have sent.
+/// A packet for which there is no tunnel yet: the slow half makes one. Of a super-packet it gets the
+/// segments, but no more than it would keep: it has other things to hear of just then.
 fn want(
     table: &ForwardingTable,
-    link: &PeerLink,
+    (link, room): (&PeerLink, &mut usize),
     packet: &mut InnerPacket<'_>,
     batch: &mut OutboundBatch,
 ) {
@@ -256,6 +258,11 @@ fn want(
         return;
     };
     while let Some(segment) = segments.next_segment() {
+        let Some(left) = room.checked_sub(1) else {
+            table.drops().count(DropReason::QueueFull);
+            return;
+        };
+        *room = left;
         batch.items.push(SlowItem::Wanted {
             peer: link.index,
             packet: segment.to_vec(),

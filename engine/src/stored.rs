@@ -51,6 +51,24 @@ pub struct StoredState {
     /// A renewal that no planet has receipted yet. A node that forgot it might sign another one with
     /// the same serial, which nobody would take.
     pub renewing: Option<RenewalRequest>,
+    /// The paths that were in use.
+    pub active: Vec<ActivePath>,
+}
+
+impl StoredState {
+    /// Reads what [`postcard`] has written, also before [`Self::active`] was there.
+    ///
+    /// # Errors
+    /// The content is no state.
+    pub fn read(content: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::from_bytes(content).or_else(|error| match error {
+            // An empty list is one byte of zero.
+            postcard::Error::DeserializeUnexpectedEnd => {
+                postcard::from_bytes(&[content, &[0]].concat())
+            }
+            error => Err(error),
+        })
+    }
 }
 
 /// A join that a planet has not completed yet. The token's key is not part of it: it is not needed
@@ -72,4 +90,35 @@ pub struct CachedPath {
     pub socket: SocketId,
     /// To this endpoint.
     pub endpoint: SocketAddr,
+}
+
+/// What the path in use to a peer was like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActivePath {
+    /// To this node.
+    pub node: NodeId,
+    /// Bytes of an inner packet.
+    pub mtu: u16,
+    /// Whether no relay was on it.
+    pub direct: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_ends_before_the_newest_list_is_read() {
+        let state = StoredState {
+            version: STORED_VERSION,
+            claim_serial: 7,
+            ..StoredState::default()
+        };
+        let content = postcard::to_allocvec(&state).unwrap();
+        let (last, former) = content.split_last().unwrap();
+        assert_eq!(*last, 0);
+        assert_eq!(StoredState::read(&content).unwrap(), state);
+        assert_eq!(StoredState::read(former).unwrap(), state);
+        assert!(StoredState::read(former.split_last().unwrap().1).is_err());
+    }
 }

@@ -8,6 +8,7 @@
 #![cfg(target_os = "linux")]
 
 mod blocking_netlink;
+mod release;
 
 pub mod address;
 pub mod descriptors;

@@ -72,6 +72,19 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Lets others lock a file that [`try_lock`] has locked.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn unlock(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and no memory is involved.
+    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use self::batch::{TunBatch, TunPacket};
-pub use self::queue::{Offloads, TunIoError, TunQueue, VnetHeader, WriteCounts};
+pub use self::queue::{MAX_PARTS, Offloads, TunIoError, TunQueue, VnetHeader, WriteCounts};
 
 use self::inspect::Existing;
 

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use self::segmentation::Segmentation;
 
 pub use self::receive::{Datagram, ReceiveBatch};
-pub use self::runs::{MAX_RUN, MAX_SEGMENTS, SendRun};
+pub use self::runs::{Blocked, MAX_RUN, MAX_SEGMENTS, SendRun, SentRuns};
 pub use self::send::{BatchFull, HopLimit, SendBatch, SendCounts};
 pub use self::steering::steer_by_receiver;
 
@@ -33,7 +33,8 @@ pub const BATCH_SLOTS: usize = 64;
 /// What the kernel may do with a datagram that is longer than the path carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathMtu {
-    /// Fragment it, at the source or (IPv4) on the way: "don't fragment" is never set.
+    /// Fragment it: at the source if it is longer than the device carries, or (IPv4) on the way, as
+    /// "don't fragment" is never set. What anybody says about the path is not heard.
     Fragment,
     /// Drop it: "don't fragment" is set and a size over that of the device is refused, whatever
     /// the kernel has heard about the path. For probing the path's size by ourselves.
@@ -66,7 +67,7 @@ impl Default for Options {
             mark: Some(UNDERLAY_MARK),
             reuse_port: false,
             receive_buffer: 7 << 20,
-            send_buffer: 7 << 20,
+            send_buffer: 2 << 20,
             path_mtu: PathMtu::Fragment,
             segment: true,
             merge: false,
@@ -116,12 +117,7 @@ impl UdpSocket {
             .map_err(|(step, source)| failed(step)(source))?;
         socket_options::separate(&inner, address).map_err(failed("separate"))?;
         socket_options::bind(&inner, address).map_err(failed("bind"))?;
-        Ok(Self {
-            merges: options.merge && socket_options::merge(&inner),
-            inner: std::net::UdpSocket::from(inner),
-            segmentation: Segmentation::new(options.segment),
-            path_mtu: options.path_mtu,
-        })
+        Ok(Self::with(inner.into(), options))
     }
 
     /// Takes over a socket that another process has bound, and sets it up anew.
@@ -146,12 +142,16 @@ impl UdpSocket {
             .map_err(failed("take over", address))?;
         socket_options::apply(&inner, address, options)
             .map_err(|(step, source)| failed(step, address)(source))?;
-        Ok(Self {
-            merges: options.merge && socket_options::merge(&inner),
-            inner,
-            segmentation: Segmentation::new(options.segment),
+        Ok(Self::with(inner, options))
+    }
+
+    fn with(inner: std::net::UdpSocket, options: &Options) -> Self {
+        Self {
+            merges: socket_options::merge(&inner, options.merge),
+            segmentation: Segmentation::new(options.segment && socket_options::segments(&inner)),
             path_mtu: options.path_mtu,
-        })
+            inner,
+        }
     }
 
     /// Binds to all addresses of the family of `like`.
@@ -167,10 +167,10 @@ impl UdpSocket {
         Self::bind(SocketAddr::new(any, port), options)
     }
 
-    /// Whether runs are cut by the kernel, as far as is known by now.
+    /// Whether the kernel cuts runs, where the devices let it.
     #[must_use]
     pub fn segments(&self) -> bool {
-        !self.segmentation.is_off()
+        self.segmentation.is_wanted()
     }
 
     /// Whether datagrams may arrive in one piece.

@@ -76,6 +76,24 @@ impl Waiter {
         Source(self.descriptors.len() - 1)
     }
 
+    /// Watches a socket for room to send.
+    pub fn watch_for_room(&mut self, socket: &impl AsFd) {
+        let events = libc::POLLOUT;
+        self.descriptors.push(libc::pollfd {
+            events,
+            ..readable(socket)
+        });
+    }
+
+    /// Watches a descriptor for failure alone, whatever there is to read.
+    pub fn watch_for_failure(&mut self, descriptor: &impl AsFd) -> Source {
+        self.descriptors.push(libc::pollfd {
+            events: 0,
+            ..readable(descriptor)
+        });
+        Source(self.descriptors.len() - 1)
+    }
+
     /// Forgets all watched descriptors, for instance to watch those of a new device.
     pub fn clear(&mut self) {
         self.descriptors.truncate(1);

@@ -147,7 +147,7 @@ impl Node {
         // A socket that a killed meshd has left must not look like the new one's.
         let _ = fs::remove_file(&socket);
         let name = format!("meshd on {}", self.name);
-        let meshd = Arc::new(self.launch(&name, &[])?);
+        let meshd = Arc::new(self.launch(&name, &[], &[])?);
         self.life().meshd = Some(Arc::clone(&meshd));
         wait::until(
             &format!("{name} to open its socket"),
@@ -172,21 +172,40 @@ impl Node {
     ///
     /// If none runs, or it doesn't end in good order within ten seconds.
     pub fn replace(&self) -> Result<()> {
+        match self.try_replace(&[])? {
+            None => Ok(()),
+            Some(why) => anyhow::bail!("the heir ended: {why}"),
+        }
+    }
+
+    /// As [`Self::replace`], with `wrapper` before meshd's own words; gives the heir's last words if it
+    /// ended and the former meshd runs on.
+    ///
+    /// # Errors
+    ///
+    /// If none runs, or both end, or neither does within ten seconds.
+    pub fn try_replace(&self, wrapper: &[&str]) -> Result<Option<String>> {
         let former = self.meshd()?;
         let name = format!("meshd on {}", self.name);
-        let heir = Arc::new(self.launch(&name, &["--replace"])?);
-        self.life().meshd = Some(Arc::clone(&heir));
-        let status = wait::until(
-            "the former meshd to end",
+        let heir = Arc::new(self.launch(&name, wrapper, &["--replace"])?);
+        let (former_status, heir_status) = wait::until(
+            "one of two meshds to end",
             Duration::from_secs(10),
             || match (former.ended(), heir.ended()) {
-                (Some(status), None) => Ok(wait::Now(status)),
-                (None, None) => Ok(wait::NotYet("it still runs".into())),
-                (_, Some(_)) => anyhow::bail!("the heir ended: {}", heir.last_words(5)),
+                (None, None) => Ok(wait::NotYet("both still run".into())),
+                ended => Ok(wait::Now(ended)),
             },
         )?;
-        anyhow::ensure!(status.success(), "the former meshd ended with {status}");
-        Ok(())
+        match (former_status, heir_status) {
+            (_, None) => {
+                let status = former_status.context("it has ended")?;
+                anyhow::ensure!(status.success(), "the former meshd ended with {status}");
+                self.life().meshd = Some(heir);
+                Ok(None)
+            }
+            (None, Some(_)) => Ok(Some(heir.last_words(1))),
+            (Some(_), Some(_)) => anyhow::bail!("both ended: {}", heir.last_words(9)),
+        }
     }
 
     /// Kills meshd with SIGKILL. Interfaces and rules stay as they are.
@@ -384,9 +403,10 @@ impl Node {
         })
     }
 
-    fn launch(&self, title: &str, more: &[&str]) -> Result<Process> {
+    fn launch(&self, title: &str, wrapper: &[&str], more: &[&str]) -> Result<Process> {
         let state = self.state_dir();
-        let mut words = self.meshd_words()?;
+        let mut words: Vec<OsString> = wrapper.iter().map(OsString::from).collect();
+        words.extend(self.meshd_words()?);
         words.extend([
             "--state-dir".into(),
             state.clone().into(),

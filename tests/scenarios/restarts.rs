@@ -121,6 +121,48 @@ fn a_meshd_that_is_replaced_leaves_a_gap_that_nobody_minds() {
     );
 }
 
+#[test]
+fn a_meshd_that_cannot_take_over_leaves_the_former_one_at_work() {
+    let lab = world::three_sites("failed-heirs");
+    let node = lab.node("cloud-b-1").unwrap();
+    let pod = node.add_pod("cloud-b-1-a").unwrap();
+    let far = lab.node("home-1").unwrap().add_pod("home-1-a").unwrap();
+    let stream = Stream::between(&far, &pod);
+    let start = Instant::now();
+
+    node.configure("shards = 3\n");
+    let refused = node.try_replace(&[]).unwrap().expect("other shards");
+    assert!(refused.contains("shards = "), "{refused}");
+    node.configure("device = \"mesh7\"\n");
+    let refused = node.try_replace(&[]).unwrap().expect("another device");
+    assert!(refused.contains("mesh0, not mesh7"), "{refused}");
+    thread::sleep(Duration::from_secs(1));
+    assert!(stream.longest_gap_since(start) < Duration::from_millis(250));
+
+    // Each descriptor that an heir needs is missing once.
+    node.configure("");
+    let mut failures = Vec::new();
+    for most in (10..200).step_by(world::times(4, 1)) {
+        let limit = format!("--nofile={most}");
+        let began = Instant::now();
+        let failure = node.try_replace(&["prlimit", &limit]).unwrap();
+        thread::sleep(Duration::from_secs(1));
+        let gap = stream.longest_gap_since(began);
+        assert!(
+            gap < Duration::from_secs(3),
+            "{most} descriptors: {gap:?}, {failure:?}"
+        );
+        let Some(failure) = failure else { break };
+        failures.push((most, gap, failure));
+    }
+    println!(
+        "figure heirs that failed, the last ones: {:?}",
+        failures.iter().rev().take(3).collect::<Vec<_>>()
+    );
+    assert!(failures.len() > 4, "{failures:?}");
+    stream.end();
+}
+
 fn interface_index(node: &Node) -> String {
     let shown = node
         .namespace()

@@ -106,6 +106,31 @@ same_addresses() {
   echo "ok: $1: addresses are as before"
 }
 
+# The service manager keeps the interface and the sockets open: what arrives meanwhile waits in them.
+gap_over_a_restart() { # CONTAINER
+  local log=$work/$id.$1.pings address
+  address=$(inside two ip -j address show mesh0 | python3 -c '
+import json, sys; print([a["local"] for a in json.load(sys.stdin)[0]["addr_info"] if a["scope"] == "global"][0])')
+  inside one ping -D -i 0.005 -w 5 "$address" > "$log" &
+  local pings=$!
+  sleep 1.5
+  inside "$1" systemctl restart meshd
+  wait $pings || fail "nothing answers any more after meshd restarted in $1"
+  python3 - "$log" "$1" << 'PY' || fail "meshd restarted in $1: the gap is over 250 ms"
+import re, sys
+heard = [float(at) for at in re.findall(r"^\[([0-9.]+)\].*icmp_seq", open(sys.argv[1]).read(), re.M)]
+gap = max(after - before for before, after in zip(heard, heard[1:]))
+print(f"figure systemctl restart meshd in {sys.argv[2]}: {gap * 1000:.0f} ms without a ping (bound 250)")
+sys.exit(not gap <= 0.25)
+PY
+}
+kept_descriptors() { inside "$1" systemctl show -p NFileDescriptorStore --value meshd; }
+for c in "${names[@]}"; do
+  [ "$(kept_descriptors $c)" -ge 3 ] || fail "the service manager keeps $(kept_descriptors $c) descriptors of $c"
+  index=$(inside $c cat /sys/class/net/mesh0/ifindex)
+  for _ in 1 2 3; do gap_over_a_restart $c; done
+  [ "$(inside $c cat /sys/class/net/mesh0/ifindex)" = "$index" ] || fail "mesh0 of $c was made anew"
+done
 inside one systemctl restart planet meshd
 inside two systemctl restart meshd
 check_all "units restarted"

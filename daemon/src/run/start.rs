@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::{Inputs, Node};
 use crate::cli::Cli;
 use crate::config::Config;
-use crate::handover::{self, Handover};
+use crate::handover::{self, Handover, Inheritance, Terms};
 use crate::host::{Host, HostConfig, HostReport};
 use crate::identity::Identity;
 use crate::local_socket::LocalSocket;
@@ -44,29 +44,32 @@ const REQUESTS: usize = 64;
 /// For another meshd to end once it has given everything away.
 const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
-/// Opens everything that a node needs and starts its threads. Nothing of the host is touched before
-/// the state folder's lock is held.
+/// Opens everything that a node needs; its shards are to be started. Nothing of the host is touched
+/// before the state folder's lock is held. `mtu` is the interface's, bytes.
 ///
 /// # Errors
 /// One sentence.
-/// `mtu` is the interface's, bytes.
 pub(crate) async fn prepare(
     cli: &Cli,
-    config: Config,
+    config: &Config,
     mtu: u32,
     (mut inherited, service): (Descriptors, &Service),
 ) -> Result<(Node, Inputs), StartFailure> {
     let dir = open_state(cli).await?;
     let mut identity = Identity::load(&dir)?;
     let (document, stored) = load_state(&dir)?;
-    let shards = config.shards.unwrap_or_else(default_shards);
+    let shards = shards_of(config);
     let regent = inherited.take(regency::NAME).map(Regent::new);
-    let (sockets, queues) = open_network(&config, &mut identity, shards, (inherited, service))?;
+    let (sockets, queues) =
+        open_network(config, &mut identity, shards, (inherited, service)).await?;
     let sockets = Arc::new(sockets);
     let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
-    let engine = engine((&config, mtu), &identity, stored, sockets.ports())?;
+    let engine = engine((config, mtu), &identity, stored, sockets.ports())?;
     // Last of what can fail for a reason of the machine's: who finds the socket finds a node.
     let local = LocalSocket::bind(&cli.runtime_dir)?;
+    let terms = Terms::new(shards, &config.device, sockets.ports().first().copied());
+    let handover = Handover::bind(&cli.runtime_dir, terms, service.is_there())?;
+    let (heirs, heir_queue) = mpsc::channel(1);
     let (items, item_queue) = mpsc::channel(ITEMS);
     let (events, link_queue) = mpsc::channel(EVENTS);
     let (requests, request_queue) = mpsc::channel(REQUESTS);
@@ -76,11 +79,6 @@ pub(crate) async fn prepare(
     let longest = usize::try_from(mtu).unwrap_or(usize::MAX);
     let shared = Arc::new(Shared::new(table, sockets, items, (longest, regent)));
     let files = NodeFiles::new(&cli.runtime_dir, dir.path(), config.subnet_env.clone());
-    let host_config = HostConfig {
-        device: config.device.clone(),
-        exclude_interfaces: config.exclude_interfaces.clone(),
-        local_devices: config.local_devices.clone(),
-    };
     let writer = Writer::start(document)?;
     let inputs = Inputs {
         items: item_queue,
@@ -89,14 +87,15 @@ pub(crate) async fn prepare(
         reports: report_queue,
         checked: checked_queue,
         progress: writer.progress(),
+        heirs: heir_queue,
     };
     let node = Node {
         engine,
-        shards: Shards::start(shared, &queues)?,
+        shards: Shards::new(shared),
         queues,
         outbox: Outbox::new(0, LONGEST_CONTROL.max(longest)),
         links: PlanetLinks::new(events, LastGood::load(&dir)),
-        host: Host::start(host_config, files, reports)?,
+        host: Host::start(host_config(config), files, reports)?,
         report: HostReport::default(),
         writer,
         held: super::Held::default(),
@@ -105,31 +104,48 @@ pub(crate) async fn prepare(
         join_trouble: None,
         identity,
         mtu,
-        config,
+        config: config.clone(),
         local: tokio::spawn(local.serve(requests)),
-        handover: Arc::new(Handover::bind(&cli.runtime_dir)?),
-        _dir: dir,
+        handover: tokio::spawn(handover.serve(heirs)),
+        dir,
     };
     Ok((node, inputs))
 }
 
-/// What another meshd had open: one that runs and ends now, if the command line says so, or the one
+/// What another meshd had open: one that runs and is to end, if the command line says so, or the one
 /// before.
 ///
 /// # Errors
 /// The one that runs gives nothing away.
-pub(crate) fn inherit(cli: &Cli) -> Result<Descriptors, StartFailure> {
-    let kept = service::kept();
+pub(crate) fn inherit(cli: &Cli, config: &Config) -> Result<Inheritance, StartFailure> {
+    let kept = Inheritance {
+        descriptors: service::kept(),
+        predecessor: None,
+    };
     if !cli.replace {
         return Ok(kept);
     }
-    match handover::ask(&cli.runtime_dir)? {
-        Some(descriptors) => Ok(descriptors),
-        None => {
+    let terms = Terms::new(shards_of(config), &config.device, config.port);
+    match handover::ask(&cli.runtime_dir, &terms) {
+        Ok(Some(inheritance)) => Ok(inheritance),
+        Ok(None) => {
             tracing::info!("no meshd runs here that could be replaced");
             Ok(kept)
         }
+        Err(error) => Err(StartFailure::Refused(error.to_string())),
     }
+}
+
+fn host_config(config: &Config) -> HostConfig {
+    HostConfig {
+        device: config.device.clone(),
+        exclude_interfaces: config.exclude_interfaces.clone(),
+        local_devices: config.local_devices.clone(),
+    }
+}
+
+fn shards_of(config: &Config) -> usize {
+    config.shards.unwrap_or_else(default_shards)
 }
 
 /// A meshd that has just given everything away needs a moment to end.
@@ -151,7 +167,7 @@ async fn open_state(cli: &Cli) -> Result<StateDir, StateError> {
 }
 
 /// Takes over what it can, and opens the rest.
-fn open_network(
+async fn open_network(
     config: &Config,
     identity: &mut Identity,
     shards: usize,
@@ -161,12 +177,13 @@ fn open_network(
     let device = adopt_device(config, shards, &mut inherited);
     let port = config.port.unwrap_or(identity.port);
     let sockets = Sockets::adopt(port, shards, config.offloads, inherited);
+    let had_some = !names.is_empty();
     if device.is_none() || sockets.is_none() {
         service.let_go(names.into_iter());
     }
     let sockets = match sockets {
         Some(sockets) => sockets,
-        None => bind(config, identity, shards)?,
+        None => bind(config, identity, (shards, had_some)).await?,
     };
     let device = match device {
         Some(device) => device,
@@ -202,6 +219,9 @@ pub(crate) enum StartFailure {
     /// What was stored.
     #[error(transparent)]
     Stored(#[from] StartError),
+    /// The meshd that runs doesn't hand over.
+    #[error("the meshd that runs here can't be replaced: {0}")]
+    Refused(String),
     /// A socket, thread or descriptor.
     #[error(transparent)]
     System(#[from] std::io::Error),
@@ -217,7 +237,7 @@ impl StartFailure {
             }
             Self::Port(error) => error.source.kind() == std::io::ErrorKind::PermissionDenied,
             Self::Device(error) => matches!(error, TunError::Permission),
-            Self::State(_) | Self::Stored(_) => false,
+            Self::State(_) | Self::Stored(_) | Self::Refused(_) => false,
         };
         if is_permission { 5 } else { 1 }
     }
@@ -236,7 +256,7 @@ fn load_state(dir: &StateDir) -> Result<(Document, Option<Box<StoredState>>), St
             content
         }
     };
-    let stored = postcard::from_bytes(&content).map_err(|_| StateError::Damaged {
+    let stored = StoredState::read(&content).map_err(|_| StateError::Damaged {
         path: dir.path().join(FILE),
         damage: "its content is unreadable",
     })?;
@@ -249,24 +269,33 @@ fn default_shards() -> usize {
         .min(MOST_SHARDS)
 }
 
-/// Binds the configured or kept port; a kept one that another program has is left for a new one.
-fn bind(config: &Config, identity: &mut Identity, shards: usize) -> Result<Sockets, StartFailure> {
-    if let Some(port) = config.port {
-        return Ok(Sockets::bind(port, shards, config.offloads)?);
-    }
-    for _ in 0..PORT_TRIES {
-        match Sockets::bind(identity.port, shards, config.offloads) {
-            Err(error) if is_taken(&error) => {
-                tracing::warn!(
-                    port = identity.port,
-                    "another program has the UDP port; taking a new one"
-                );
+/// Binds the configured or kept port; a kept one that another program has is left for a new one. One
+/// that was ours a moment ago is waited for: whoever keeps descriptors needs one to let them go.
+async fn bind(
+    config: &Config,
+    identity: &mut Identity,
+    (shards, was_ours): (usize, bool),
+) -> Result<Sockets, StartFailure> {
+    let patience = if was_ours {
+        LAST_MOMENTS
+    } else {
+        Duration::ZERO
+    };
+    let begin = Instant::now();
+    let mut tries = 0..PORT_TRIES;
+    loop {
+        let port = config.port.unwrap_or(identity.port);
+        match Sockets::bind(port, shards, config.offloads) {
+            Err(error) if is_taken(&error) && begin.elapsed() < patience => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Err(error) if is_taken(&error) && config.port.is_none() && tries.next().is_some() => {
+                tracing::warn!(port, "another program has the UDP port; taking a new one");
                 identity.change_port()?;
             }
             outcome => return Ok(outcome?),
         }
     }
-    Ok(Sockets::bind(identity.port, shards, config.offloads)?)
 }
 
 fn engine(

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 use podmesh_engine::drops::DropReason;
@@ -14,24 +14,29 @@ use podmesh_engine::offload::Merge;
 use podmesh_engine::outbound::{InnerPacket, OutboundBatch, seal_batch};
 use podmesh_engine::output::SlowItem;
 use podmesh_engine::path_id::SocketId;
-use podmesh_kernel::tun::{Offloads, TunBatch, TunIoError, TunQueue, WriteCounts};
-use podmesh_kernel::udp::{BATCH_SLOTS, ReceiveBatch, UdpSocket};
+use podmesh_kernel::tun::{MAX_PARTS, Offloads, TunBatch, TunIoError, TunQueue, WriteCounts};
+use podmesh_kernel::udp::{BATCH_SLOTS, Blocked, ReceiveBatch, SendCounts, UdpSocket};
 use podmesh_kernel::wait::{Source, Waiter};
 
 use super::virtio;
 use super::{Seat, Shared};
+use crate::sockets::Stop;
 
 /// Packets taken from the TUN before the network is looked at again: single ones, and such as may be
 /// 64 KiB long.
 const TUN_SLOTS: (usize, usize) = (32, 8);
-/// The same for datagrams from the network.
-const UDP_SLOTS: (usize, usize) = (64, 16);
+/// Pieces taken from the network, once some of them are several datagrams.
+const MERGED_SLOTS: usize = 16;
 /// Bytes of what the kernel hands over in one piece.
 const LONGEST_PIECE: usize = 65_535;
 /// Bytes. Underlays with long frames exist.
 const LONGEST_DATAGRAM: usize = 9_216;
-/// Parts that one write is gathered from.
-const MAX_PARTS: usize = 64;
+/// Segments that are sealed before the network is looked at again, but for a single super-packet of more.
+const MOST_SEGMENTS: usize = 512;
+/// How long what is sealed may wait for room in a socket.
+const BACKLOG_AGE: Duration = Duration::from_millis(250);
+/// How long nothing is merged after the kernel has refused a run.
+const REFUSED: Duration = Duration::from_secs(3_600);
 /// After an error that says nothing about its end.
 const PAUSE: Duration = Duration::from_millis(100);
 const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -45,7 +50,22 @@ pub(super) struct Worker {
     received: ReceiveBatch,
     opened: InboundBatch,
     read: TunBatch,
+    /// Packets of it that are dealt with.
+    taken: usize,
     sealed: OutboundBatch,
+    backlog: Option<Backlog>,
+    /// Nothing is merged until then, as the kernel has refused a run.
+    alone_until: Option<Instant>,
+    /// The socket that is watched for room.
+    watched: Option<(SocketId, bool)>,
+}
+
+/// What is sealed and waits for room in a socket. Until it is gone nothing more is read from the TUN,
+/// whose own queue then tells senders to slow down.
+#[derive(Clone, Copy)]
+struct Backlog {
+    stop: Stop,
+    since: Instant,
 }
 
 /// Whether a turn found anything to do.
@@ -57,18 +77,22 @@ enum Turn {
 
 impl Worker {
     pub(super) fn new(number: usize, shared: Arc<Shared>, seat: Arc<Seat>) -> Self {
-        let received = if shared.sockets.merges() {
-            ReceiveBatch::new(UDP_SLOTS.1, LONGEST_PIECE)
+        let longest = if shared.sockets.merges() {
+            LONGEST_PIECE
         } else {
-            ReceiveBatch::new(UDP_SLOTS.0, LONGEST_DATAGRAM)
+            LONGEST_DATAGRAM
         };
         Self {
             number,
             queue: None,
-            received,
+            received: ReceiveBatch::new(BATCH_SLOTS, longest),
             opened: InboundBatch::default(),
             read: TunBatch::new(TUN_SLOTS.0, shared.mtu),
+            taken: 0,
             sealed: OutboundBatch::default(),
+            backlog: None,
+            alone_until: None,
+            watched: None,
             shared,
             seat,
         }
@@ -77,12 +101,14 @@ impl Worker {
     /// Makes the buffers fit what the queue's kernel leaves to us.
     fn seat_queue(&mut self, queue: Arc<TunQueue>) {
         let Offloads { tcp, udp } = queue.offloads();
-        self.opened = InboundBatch::merging(Merge { tcp, udp });
+        self.opened = InboundBatch::merging(runs_for(&queue));
+        self.alone_until = None;
         self.read = if tcp || udp {
             TunBatch::new(TUN_SLOTS.1, LONGEST_PIECE)
         } else {
             TunBatch::new(TUN_SLOTS.0, self.shared.mtu)
         };
+        self.taken = 0;
         self.queue = Some(queue);
     }
 
@@ -100,7 +126,12 @@ impl Worker {
             if inbound == Turn::Busy || outbound == Turn::Busy {
                 continue;
             }
-            if let Err(error) = waiter.wait(None) {
+            if self.watched != self.backlog.map(|backlog| backlog.stop.way) {
+                tun = self.watch(&mut waiter);
+            }
+            let age = self.backlog.map(|backlog| backlog.since.elapsed());
+            let patience = age.map(|age| BACKLOG_AGE.saturating_sub(age));
+            if let Err(error) = waiter.wait(patience) {
                 tracing::error!(shard = self.number, reason = %error, "a shard can't wait");
                 std::thread::sleep(PAUSE);
             }
@@ -123,6 +154,17 @@ impl Worker {
         waiter.clear();
         for (_, socket) in self.shared.sockets.of_shard(self.number) {
             waiter.watch(socket);
+        }
+        self.watched = self.backlog.map(|backlog| backlog.stop.way);
+        let full = self
+            .watched
+            .and_then(|(id, v4)| self.shared.sockets.sender(self.number, id, v4));
+        if let Some(socket) = full {
+            waiter.watch_for_room(socket);
+            return self
+                .queue
+                .as_deref()
+                .map(|queue| waiter.watch_for_failure(queue));
         }
         self.queue.as_deref().map(|queue| waiter.watch(queue))
     }
@@ -165,8 +207,9 @@ impl Worker {
             segment: 0,
             ecn: 0,
         }; BATCH_SLOTS];
-        let mut count = 0;
+        let (mut count, mut merged) = (0, false);
         for (slot, datagram) in arrived.iter_mut().zip(self.received.datagrams()) {
+            merged |= datagram.bytes.len() > datagram.segment;
             (slot.from, slot.bytes) = (datagram.from, datagram.bytes);
             (slot.segment, slot.ecn) = (datagram.segment, datagram.ecn);
             count += 1;
@@ -183,6 +226,9 @@ impl Worker {
                 table.drops().count(DropReason::UnknownTunnel);
             }
         }
+        // Whether the device merges is known by its works alone.
+        let slots = if merged { MERGED_SLOTS } else { BATCH_SLOTS };
+        self.received.set_limit(slots);
         self.write();
         Turn::Busy
     }
@@ -193,6 +239,19 @@ impl Worker {
         let mut counts = WriteCounts::default();
         let written = write_runs(queue, &self.opened, &mut counts);
         self.shared.counters.add_written(&counts);
+        if counts.refused_runs > 0 {
+            tracing::warn!(
+                "the kernel refuses packets in one piece; they are written one by one for an hour"
+            );
+            self.opened = InboundBatch::default();
+            self.alone_until = Some(Instant::now() + REFUSED);
+        } else if self
+            .alone_until
+            .is_some_and(|until| Instant::now() >= until)
+        {
+            self.opened = InboundBatch::merging(runs_for(queue));
+            self.alone_until = None;
+        }
         match written {
             Ok(()) => {}
             Err(TunIoError::DeviceLost) => self.lose_device(),
@@ -202,10 +261,48 @@ impl Worker {
 
     /// TUN to network, one batch.
     fn outbound(&mut self, table: &ForwardingTable) -> Turn {
+        if let Some(backlog) = self.backlog {
+            return self.go_on(backlog);
+        }
+        if self.taken >= self.read.len() && self.read() == Turn::Idle {
+            return Turn::Idle;
+        }
+        let mut packets: [InnerPacket<'_>; TUN_SLOTS.0] =
+            std::array::from_fn(|_| InnerPacket::default());
+        let (mut count, mut segments) = (0, 0);
+        for packet in self.read.packets().skip(self.taken) {
+            let offload = virtio::offload(packet.header);
+            let number = offload.map_or(0, |offload| offload.segments(packet.bytes.len()));
+            if segments > 0 && segments + number > MOST_SEGMENTS {
+                break;
+            }
+            self.taken += 1;
+            let (Some(offload), Some(slot)) = (offload, packets.get_mut(count)) else {
+                table.drops().count(DropReason::Malformed);
+                continue;
+            };
+            let bytes = packet.bytes;
+            *slot = InnerPacket { bytes, offload };
+            count += 1;
+            segments += number;
+        }
+        seal_batch(
+            table,
+            packets.get_mut(..count).unwrap_or_default(),
+            &mut self.sealed,
+        );
+        hand_over(&self.shared, table, &mut self.sealed.items);
+        self.send(Blocked::default());
+        Turn::Busy
+    }
+
+    /// Reads what waits in the TUN.
+    fn read(&mut self) -> Turn {
         let Some(queue) = &self.queue else {
             return Turn::Idle;
         };
         let before = self.read.oversized();
+        self.taken = 0;
         match queue.read_batch(&mut self.read) {
             Ok(_) => {}
             Err(TunIoError::DeviceLost) => self.lose_device(),
@@ -215,37 +312,60 @@ impl Worker {
             .counters
             .add_oversized(self.read.oversized() - before, 0);
         if self.read.is_empty() {
+            Turn::Idle
+        } else {
+            Turn::Busy
+        }
+    }
+
+    /// Sends what is sealed, beginning there.
+    fn send(&mut self, from: Blocked) {
+        let runs = self.sealed.runs();
+        let (sent, stop) = self.shared.sockets.send(self.number, runs, from);
+        self.shared.counters.add_sent(&sent);
+        self.backlog = stop.map(|stop| Backlog {
+            stop,
+            since: self
+                .backlog
+                .filter(|before| before.stop.at == stop.at)
+                .map_or_else(Instant::now, |before| before.since),
+        });
+    }
+
+    fn go_on(&mut self, backlog: Backlog) -> Turn {
+        self.send(backlog.stop.at);
+        let Some(still) = self.backlog else {
+            return Turn::Busy;
+        };
+        if still.since.elapsed() < BACKLOG_AGE {
             return Turn::Idle;
         }
-        let mut packets: [InnerPacket<'_>; TUN_SLOTS.0] =
-            std::array::from_fn(|_| InnerPacket::default());
-        let mut count = 0;
-        for (slot, packet) in packets.iter_mut().zip(self.read.packets()) {
-            let Some(offload) = virtio::offload(packet.header) else {
-                table.drops().count(DropReason::Malformed);
-                continue;
-            };
-            let bytes = packet.bytes;
-            *slot = InnerPacket { bytes, offload };
-            count += 1;
-        }
-        seal_batch(
-            table,
-            packets.get_mut(..count).unwrap_or_default(),
-            &mut self.sealed,
-        );
-        hand_over(&self.shared, table, &mut self.sealed.items);
-        let sent = self.shared.sockets.send(self.number, self.sealed.runs());
-        self.shared.counters.add_sent(&sent);
+        let left = self.sealed.runs().skip(still.stop.at.run);
+        let would_block = left.map(|run| run.datagrams().count()).sum();
+        self.shared.counters.add_sent(&SendCounts {
+            would_block,
+            ..SendCounts::default()
+        });
+        self.backlog = None;
         Turn::Busy
     }
 }
 
+/// What may be written to a queue in one piece.
+pub(crate) fn runs_for(queue: &TunQueue) -> Merge {
+    Merge {
+        tcp: queue.offloads().tcp,
+        udp: queue.takes_udp_runs(),
+    }
+}
+
+/// Writes what was opened; an error is the last one, and stops nothing but on a device that is gone.
 pub(crate) fn write_runs(
     queue: &TunQueue,
     batch: &InboundBatch,
     counts: &mut WriteCounts,
 ) -> Result<(), TunIoError> {
+    let mut outcome = Ok(());
     for (merged, parts) in batch.runs() {
         let mut gathered = [IoSlice::new(&[]); MAX_PARTS];
         let mut count = 0;
@@ -254,15 +374,28 @@ pub(crate) fn write_runs(
             count += 1;
         }
         let header = merged.map(virtio::header).unwrap_or_default();
-        queue.write_gathered(header, gathered.get(..count).unwrap_or_default(), counts)?;
+        let parts = gathered.get(..count).unwrap_or_default();
+        match queue.write_gathered(header, parts, counts) {
+            Err(TunIoError::DeviceLost) => return Err(TunIoError::DeviceLost),
+            Err(error) => outcome = Err(error),
+            Ok(()) => {}
+        }
     }
-    Ok(())
+    outcome
 }
 
 /// Gives items to the slow half, and counts those for which its queue has no room.
 fn hand_over(shared: &Shared, table: &ForwardingTable, items: &mut Vec<SlowItem>) {
     for item in items.drain(..) {
-        if let (SlowItem::Wanted { packet, .. }, Some(regent)) = (&item, &shared.regent)
+        let is_wanted = matches!(item, SlowItem::Wanted { .. });
+        if is_wanted && shared.items.capacity() < shared.items.max_capacity() / 2 {
+            // The rest of its queue is for what may bring a tunnel about.
+            table.drops().count(DropReason::SlowHalfBusy);
+            continue;
+        }
+        if let (SlowItem::Wanted { peer, packet }, Some(regent)) = (&item, &shared.regent)
+            && let Some((_, link)) = table.by_index(*peer)
+            && link.resumes.load(Ordering::Relaxed)
             && regent.seal(packet)
         {
             continue;

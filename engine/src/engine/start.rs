@@ -1,5 +1,7 @@
 //! Coming back from disk, and going there.
 
+use std::sync::atomic::Ordering;
+
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::Membership;
 use podmesh_proto::network::{Network, RootStatement};
@@ -9,12 +11,13 @@ use podmesh_proto::time::Now;
 use crate::engine::Engine;
 use crate::error::StartError;
 use crate::join::Join;
+use crate::limits;
 use crate::membership::lies::Source;
 use crate::membership::{Learned, Members};
 use crate::output::Output;
 use crate::path_id::SocketId;
 use crate::publishing::Witness;
-use crate::stored::{CachedPath, STORED_VERSION, StoredState};
+use crate::stored::{ActivePath, CachedPath, STORED_VERSION, StoredState};
 
 impl Engine {
     /// Takes up the last life of this node.
@@ -131,6 +134,14 @@ impl Engine {
                 peer.cached.push((cached.socket, cached.endpoint));
             }
         }
+        for active in &stored.active {
+            if let Some(peer) = self.peers.get_mut(&active.node) {
+                let most = u16::try_from(self.config.mtu).unwrap_or(u16::MAX);
+                peer.mtu = active.mtu.min(most).max(limits::MIN_MTU);
+                let resumes = active.direct && !peer.cached.is_empty();
+                peer.link.resumes.store(resumes, Ordering::Relaxed);
+            }
+        }
         for signed in &stored.endpoints {
             let identity = self.members.as_ref().zip(signed.unverified().ok());
             let identity = identity.map(|(members, claimed)| members.identity_of(&claimed.node));
@@ -178,7 +189,21 @@ impl Engine {
         let records = self.peers.nodes().filter_map(|peer| peer.record.as_ref());
         stored.endpoints = records.map(|(_, signed)| signed.clone()).collect();
         stored.paths = self.last_good_paths();
+        stored.active = self.active_paths();
         stored
+    }
+
+    fn active_paths(&self) -> Vec<ActivePath> {
+        let nodes = self.peers.nodes();
+        let active = nodes.filter_map(|peer| {
+            let path = peer.link.lock().path?;
+            Some(ActivePath {
+                node: peer.member.node,
+                mtu: peer.mtu,
+                direct: path.is_direct(),
+            })
+        });
+        active.collect()
     }
 
     fn last_good_paths(&self) -> Vec<CachedPath> {

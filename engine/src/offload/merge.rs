@@ -1,8 +1,9 @@
 //! Putting packets of one flow together again.
 //!
-//! The rules are those of the kernel's own receive offload: nothing is merged that could not be cut
-//! into the very packets again. Inner checksums aren't looked at, as the tunnel's seal covers every
-//! byte; the kernel's own WireGuard does the same.
+//! The rules are nearly those of the kernel's own receive offload: nothing is merged that a cut wouldn't
+//! make the very packets of again, but for the identification of IPv4 packets, which need not count up
+//! here, and for checksums. Those aren't looked at, as the tunnel's seal covers every byte; the kernel's
+//! own WireGuard does the same.
 
 use std::ops::Range;
 
@@ -25,7 +26,7 @@ const TCP_HEADER: usize = 20;
 pub struct Merger {
     parts: Vec<Part>,
     runs: Vec<Building>,
-    /// Runs that may grow, the newest last.
+    /// Runs that may grow, the one that grew last at the end.
     open: Vec<usize>,
     merge: Merge,
 }
@@ -130,7 +131,10 @@ impl Merger {
             next: None,
         });
         let shape = match kind(bytes, self.merge) {
-            Kind::Alone => None,
+            Kind::Alone => {
+                self.close_between(bytes);
+                None
+            }
             Kind::Apart(flow) => {
                 self.close(&flow);
                 None
@@ -176,6 +180,18 @@ impl Merger {
             merger: self,
             building,
         })
+    }
+
+    /// Nothing of any flow between the two ends of `packet` may overtake it: it can be a fragment, whose
+    /// flow it doesn't tell.
+    fn close_between(&mut self, packet: &[u8]) {
+        let Some((_, addresses)) = addresses_of(packet) else {
+            return;
+        };
+        let runs = &self.runs;
+        let of = |run: &usize| runs.get(*run).and_then(|run| run.shape.as_ref());
+        self.open
+            .retain(|run| of(run).is_none_or(|shape| shape.flow.addresses != addresses));
     }
 
     fn close(&mut self, flow: &Flow) {
@@ -224,8 +240,10 @@ impl Merger {
         if let Some(before) = self.parts.get_mut(before) {
             before.next = Some(part);
         }
-        if ends {
-            self.open.remove(place);
+        let number = self.open.remove(place);
+        if !ends {
+            // What is in use is what is given up last.
+            self.open.push(number);
         }
         true
     }
@@ -326,30 +344,41 @@ fn kind(packet: &[u8], merge: Merge) -> Kind {
     shape_of(packet, merge).unwrap_or(Kind::Alone)
 }
 
-/// Only plain headers are merged: no IP options, fragments or extension headers, and lengths that
-/// name the packet's own.
-fn shape_of(packet: &[u8], merge: Merge) -> Option<Kind> {
+/// Whether it is an IPv4 packet, and both its addresses.
+fn addresses_of(packet: &[u8]) -> Option<(bool, [u8; 32])> {
     let mut addresses = [0; 32];
-    let (is_v4, transport, protocol) = if let Some(header) = packet.first_chunk::<IPV4_HEADER>()
-        && header[0] == 0x45
-    {
-        let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        let fragment = u16::from_be_bytes([header[6], header[7]]) & 0xbfff;
-        if length != packet.len() || fragment != 0 {
-            return None;
-        }
+    let is_v4 = packet.first()? >> 4 == 4;
+    if is_v4 {
+        let header = packet.first_chunk::<IPV4_HEADER>()?;
         addresses
             .first_chunk_mut::<8>()?
             .copy_from_slice(header.last_chunk::<8>()?);
-        (true, IPV4_HEADER, header[9])
+    } else {
+        let header = packet.first_chunk::<IPV6_HEADER>()?;
+        addresses.copy_from_slice(header.last_chunk::<32>()?);
+    }
+    Some((is_v4, addresses))
+}
+
+/// Only plain headers are merged: no IP options, fragments or extension headers, and lengths that
+/// name the packet's own.
+fn shape_of(packet: &[u8], merge: Merge) -> Option<Kind> {
+    let (is_v4, addresses) = addresses_of(packet)?;
+    let (transport, protocol) = if is_v4 {
+        let header = packet.first_chunk::<IPV4_HEADER>()?;
+        let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        let fragment = u16::from_be_bytes([header[6], header[7]]) & 0xbfff;
+        if header[0] != 0x45 || length != packet.len() || fragment != 0 {
+            return None;
+        }
+        (IPV4_HEADER, header[9])
     } else {
         let header = packet.first_chunk::<IPV6_HEADER>()?;
         let length = IPV6_HEADER + usize::from(u16::from_be_bytes([header[4], header[5]]));
         if header[0] >> 4 != 6 || length != packet.len() {
             return None;
         }
-        addresses.copy_from_slice(header.last_chunk::<32>()?);
-        (false, IPV6_HEADER, header[6])
+        (IPV6_HEADER, header[6])
     };
     let inner = packet.get(transport..)?;
     let flow = Flow {

@@ -20,6 +20,9 @@ const ADDRESSES: (std::ops::Range<usize>, std::ops::Range<usize>) = (12..20, 8..
 #[error("the packet can't be cut as its description says")]
 pub struct NotCuttable;
 
+/// Segments of one packet at most: what 64 KiB are with the least segment size that Linux lets a TCP peer
+/// ask for, with some room.
+const MAX_SEGMENTS: usize = 2_048;
 /// Bytes of the headers of a packet that can be cut, at most.
 const MAX_HEADERS: usize = 256;
 
@@ -146,6 +149,9 @@ impl Shape {
             _ => return Err(NotCuttable),
         };
         if cut.size == 0 || packet.len() <= headers {
+            return Err(NotCuttable);
+        }
+        if (packet.len() - headers).div_ceil(cut.size.into()) > MAX_SEGMENTS {
             return Err(NotCuttable);
         }
         Ok(Self {

@@ -152,7 +152,10 @@ impl Paths {
                 self.echo_due(path, trial, now)
                     .is_some_and(|due| due <= now)
             })
-            .map(|(path, trial)| (*path, trial.echoes.full_size()))
+            .map(|(path, trial)| {
+                let pace = self.pace(path, trial, now);
+                (*path, trial.echoes.full_size(pace))
+            })
             .collect();
         for (path, full_size) in due {
             let id = self.random.next();
@@ -195,6 +198,8 @@ impl Paths {
 
     fn check_pace(&self, now: Moment) -> CheckPace {
         if self.traffic.is_heavy(now) {
+            CheckPace::Heavy
+        } else if self.traffic.is_busy(now) {
             CheckPace::Busy
         } else {
             CheckPace::Idle

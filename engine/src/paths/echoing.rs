@@ -206,9 +206,11 @@ impl Echoes {
         !self.outstanding.is_empty()
     }
 
-    /// Whether the next echo has the full size.
-    pub(super) fn full_size(&self) -> bool {
-        matches!(self.phase, Phase::Proving { .. })
+    /// Whether the next echo on a path of this pace has the full size. Where data goes it has: a path
+    /// that carries only small packets any more must be noticed.
+    pub(super) fn full_size(&self, pace: Pace) -> bool {
+        let is_idle = matches!(pace, Pace::Idle | Pace::Standby);
+        self.phase != Phase::Steady || self.hurry || !is_idle
     }
 
     pub(super) fn sent(&mut self, id: u64, now: Moment) {

@@ -29,8 +29,8 @@ const SIZES: u16 = 8;
 const ROUND_TRIES: u8 = 2;
 /// How often what was found may be lost in a row. One lost in five each way costs a search in sixty.
 const CHECK_TRIES: u8 = 4;
-/// Until a first search that got no answer at all is tried again.
-const AGAIN: Duration = Duration::from_secs(2);
+/// Until a first search that got no answer at all is tried again; doubled by each, up to the second.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// Answers that are waited for at once.
 const MAX_OUTSTANDING: usize = 32;
 /// Inner packets that fit Ethernet, over IPv4 and over IPv6: what a path most likely carries.
@@ -40,15 +40,19 @@ const LIKELY: [u16; 2] = [1_440, 1_420];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CheckPace {
     /// Much is being sent.
+    Heavy,
+    /// Something is being sent: a connection that begins on a path that has shrunk meanwhile must not
+    /// wait for long.
     Busy,
-    /// Little or nothing.
+    /// Nothing.
     Idle,
 }
 
 impl CheckPace {
     const fn gap(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Busy => 1,
+            Self::Heavy => 1,
+            Self::Busy => 5,
             Self::Idle => 60,
         })
     }
@@ -60,6 +64,8 @@ pub(super) struct PathMtu {
     found: Option<u16>,
     phase: Phase,
     outstanding: Vec<(u64, u16)>,
+    /// First searches in a row that got no answer at all.
+    unanswered: u32,
 }
 
 #[derive(Debug)]
@@ -92,6 +98,7 @@ impl Default for PathMtu {
             found: None,
             phase: Phase::Rest(Moment::ZERO),
             outstanding: Vec::new(),
+            unanswered: 0,
         }
     }
 }
@@ -106,7 +113,10 @@ impl PathMtu {
     pub(super) fn due(&self, pace: CheckPace, rtt: Option<Duration>) -> Moment {
         match &self.phase {
             Phase::Rest(since) if self.found.is_none() && *since == Moment::ZERO => *since,
-            Phase::Rest(since) if self.found.is_none() => *since + AGAIN,
+            Phase::Rest(since) if self.found.is_none() => {
+                let doubled = AGAIN.0 * 2_u32.saturating_pow(self.unanswered.clamp(1, 6) - 1);
+                *since + doubled.min(AGAIN.1)
+            }
             Phase::Rest(since) => *since + pace.gap(),
             Phase::Checking { sent, .. } => *sent + patience(rtt),
             Phase::Searching(search) => search.sent + patience(rtt),
@@ -162,6 +172,7 @@ impl PathMtu {
             return;
         };
         let (_, size) = self.outstanding.remove(place);
+        self.unanswered = 0;
         match &mut self.phase {
             Phase::Searching(search) => {
                 search.alive = true;
@@ -187,9 +198,19 @@ impl PathMtu {
         }
     }
 
-    /// The device carries another size now, or the path has changed under us.
+    /// The device carries another size now.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
+    }
+
+    /// The path may have changed under us: what was found is checked at once.
+    pub(super) fn doubt(&mut self) {
+        if self.found.is_some() && matches!(self.phase, Phase::Rest(_)) {
+            self.phase = Phase::Checking {
+                tries: 0,
+                sent: Moment::ZERO,
+            };
+        }
     }
 
     /// Makes the search that has just been planned due at once.
@@ -228,6 +249,7 @@ impl PathMtu {
         if !search.alive {
             // The path itself is at fault, and others look after that. What was found stays.
             self.phase = Phase::Rest(now);
+            self.unanswered = self.unanswered.saturating_add(1);
             self.outstanding.clear();
             return Vec::new();
         }
@@ -342,7 +364,7 @@ mod tests {
             for (_, id) in coming.extract_if(.., |(at, _)| *at == millis) {
                 mtu.answer(id, most, now);
             }
-            for (number, size) in (0_u64..).zip(mtu.drive((CheckPace::Busy, RTT), most, now)) {
+            for (number, size) in (0_u64..).zip(mtu.drive((CheckPace::Heavy, RTT), most, now)) {
                 let id = millis * 100 + number;
                 mtu.sent(id, size);
                 if link.passes(size) {

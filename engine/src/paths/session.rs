@@ -105,6 +105,7 @@ impl Paths {
         };
         let just_heard = trial.heard.is_some_and(|at| now.since(at) < JUST_HEARD);
         if just_heard {
+            // An echo of full size follows at once: a handshake is short.
             trial.echoes.vouch(now);
         }
     }

@@ -114,6 +114,7 @@ impl Paths {
     pub(super) fn doubt_everything(&mut self, now: Now) {
         for trial in self.trials.values_mut() {
             trial.echoes.doubt(now.moment);
+            trial.mtu.doubt();
             trial.answered = None;
         }
         if self.active.is_some() {

@@ -10,10 +10,10 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::{TunBatch, TunError};
+use crate::release;
 
-/// Most parts that one packet may be gathered from: as many segments as the kernel makes of one
-/// packet, and a header for them.
-const MAX_PARTS: usize = 65;
+/// Most parts that one packet may be gathered from: as many segments as the kernel makes of one.
+pub const MAX_PARTS: usize = 64;
 
 /// As a C short, which the kernel takes; all bits lie below the sign.
 const FLAGS: libc::c_short =
@@ -62,7 +62,7 @@ impl Offloads {
     }
 }
 
-/// What became of the packets of one [`TunQueue::write_batch`].
+/// What became of packets that were written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WriteCounts {
     /// Packets that the kernel took.
@@ -71,6 +71,8 @@ pub struct WriteCounts {
     pub device_down: usize,
     /// Packets that are no IP packets, or whose header the kernel refused.
     pub invalid: usize,
+    /// Runs among them.
+    pub refused_runs: usize,
     /// Packets lost for lack of memory.
     pub no_memory: usize,
 }
@@ -136,6 +138,13 @@ impl TunQueue {
         self.offloads
     }
 
+    /// Whether runs of UDP may be written, too. Kernels before Linux 6.8.5 (and 6.6.26) spoil what goes on
+    /// into a tunnel of their own, such as VXLAN.
+    #[must_use]
+    pub fn takes_udp_runs(&self) -> bool {
+        self.offloads.udp && release::at_least(&[(6, 6, 26), (6, 8, 5)])
+    }
+
     /// Fills `batch` with the packets that wait, without blocking, and returns how many there are.
     /// Packets longer than a slot are dropped and counted in [`TunBatch::oversized`].
     ///
@@ -179,13 +188,13 @@ impl TunQueue {
                 IoSlice::new(&[0; VnetHeader::LENGTH]),
                 IoSlice::new(packet.as_ref()),
             ];
-            self.write_counted(&vectors, &mut counts)?;
+            self.write_counted(&vectors, 1, &mut counts)?;
         }
         Ok(counts)
     }
 
-    /// Writes one packet, or one run of segments that `header` describes, gathered from `parts`, and
-    /// adds the outcome to `counts`. More than 65 parts count as invalid.
+    /// Writes one packet, or one run of segments that `header` describes, gathered from `parts`, one per
+    /// packet, and adds the outcome to `counts`. More than 64 parts count as invalid.
     ///
     /// # Errors
     ///
@@ -196,10 +205,11 @@ impl TunQueue {
         parts: &[IoSlice<'_>],
         counts: &mut WriteCounts,
     ) -> Result<(), TunIoError> {
+        let header_is_run = header.gso_type != 0;
         let header = header.to_bytes();
         let mut gathered = [IoSlice::new(&[]); MAX_PARTS + 1];
         let Some((vectors, _)) = gathered.split_at_mut_checked(parts.len() + 1) else {
-            counts.invalid += 1;
+            counts.invalid += parts.len();
             return Ok(());
         };
         for (vector, part) in vectors
@@ -208,21 +218,27 @@ impl TunQueue {
         {
             *vector = *part;
         }
-        self.write_counted(vectors, counts)
+        let refused = counts.invalid;
+        self.write_counted(vectors, parts.len(), counts)?;
+        if header_is_run && counts.invalid > refused {
+            counts.refused_runs += 1;
+        }
+        Ok(())
     }
 
     fn write_counted(
         &self,
         vectors: &[IoSlice<'_>],
+        packets: usize,
         counts: &mut WriteCounts,
     ) -> Result<(), TunIoError> {
         loop {
             match self.writev(vectors) {
-                Ok(()) => counts.written += 1,
+                Ok(()) => counts.written += packets,
                 Err(libc::EINTR) => continue,
-                Err(libc::EIO) => counts.device_down += 1,
-                Err(libc::EINVAL | libc::EFAULT) => counts.invalid += 1,
-                Err(libc::ENOMEM | libc::ENOBUFS | libc::EAGAIN) => counts.no_memory += 1,
+                Err(libc::EIO) => counts.device_down += packets,
+                Err(libc::EINVAL | libc::EFAULT) => counts.invalid += packets,
+                Err(libc::ENOMEM | libc::ENOBUFS | libc::EAGAIN) => counts.no_memory += packets,
                 Err(libc::EBADFD) => return Err(TunIoError::DeviceLost),
                 Err(errno) => return Err(io::Error::from_raw_os_error(errno).into()),
             }

@@ -8,7 +8,7 @@ use super::runs::SendRun;
 
 /// `UDP_SEGMENT` and `UDP_GRO` of the level `SOL_UDP` (linux/udp.h).
 const SOL_UDP: libc::c_int = 17;
-const UDP_SEGMENT: libc::c_int = 103;
+pub(super) const UDP_SEGMENT: (libc::c_int, libc::c_int) = (SOL_UDP, 103);
 pub(super) const UDP_GRO: (libc::c_int, libc::c_int) = (SOL_UDP, 104);
 
 /// A control message with four bytes of data, laid out as CMSG_SPACE(4) is.
@@ -49,7 +49,7 @@ impl Outgoing {
         if let Some(segment) = segment.filter(|_| run.count() > 1)
             && let Some(message) = messages.next()
         {
-            message.set((SOL_UDP, UDP_SEGMENT), &segment.to_ne_bytes());
+            message.set(UDP_SEGMENT, &segment.to_ne_bytes());
             length += size_of::<FourBytes>();
         }
         if run.ecn != 0

@@ -15,6 +15,8 @@ pub struct ReceiveBatch {
     arena: Box<[u8]>,
     slot: usize,
     slots: usize,
+    /// Of them, those that the next call may fill.
+    limit: usize,
     addresses: Box<[RawAddress; BATCH_SLOTS]>,
     controls: Box<[Incoming; BATCH_SLOTS]>,
     /// What was received, `None` for what did not fit.
@@ -51,11 +53,17 @@ impl ReceiveBatch {
             arena: vec![0; slots * slot].into_boxed_slice(),
             slot,
             slots,
+            limit: slots,
             addresses: Box::new([RawAddress::EMPTY; BATCH_SLOTS]),
             controls: Box::new([Incoming::EMPTY; BATCH_SLOTS]),
             received: Vec::with_capacity(slots),
             oversized: 0,
         }
+    }
+
+    /// Has the next calls fill at most so many slots, at least one.
+    pub fn set_limit(&mut self, slots: usize) {
+        self.limit = slots.clamp(1, self.slots);
     }
 
     /// The datagrams in the order of their arrival.
@@ -132,7 +140,7 @@ impl UdpSocket {
                 libc::recvmmsg(
                     self.as_raw_fd(),
                     messages.as_mut_ptr(),
-                    batch.slots as libc::c_uint,
+                    batch.limit as libc::c_uint,
                     0,
                     ptr::null_mut(),
                 )

@@ -4,7 +4,7 @@
     reason = "sendmmsg and its control messages have no safe form"
 )]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::{io, mem, ptr};
 
@@ -32,6 +32,13 @@ pub struct SendRun<'a> {
 }
 
 impl SendRun<'_> {
+    const EMPTY: Self = Self {
+        to: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        bytes: &[],
+        segment: 0,
+        ecn: 0,
+    };
+
     /// Datagrams of the run.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -39,34 +46,70 @@ impl SendRun<'_> {
     }
 }
 
+/// What became of runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SentRuns {
+    /// Their datagrams, but for those behind `blocked`, which weren't tried.
+    pub counts: SendCounts,
+    /// Where the socket had no room for more.
+    pub blocked: Option<Blocked>,
+}
+
+/// How far sending has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Blocked {
+    /// Runs before this one are dealt with.
+    pub run: usize,
+    /// So are these first bytes of it.
+    pub bytes: usize,
+}
+
 impl UdpSocket {
-    /// Sends runs, in order, and tells what became of their datagrams. A run that fails does not stop
-    /// the others. Where the kernel or a device can't cut, the datagrams go one by one, and so do
-    /// those of the next hour.
-    pub fn send_runs<'a>(&self, runs: impl IntoIterator<Item = SendRun<'a>>) -> SendCounts {
-        let mut counts = SendCounts::default();
-        let mut batch = [None; BATCH_SLOTS];
+    /// Sends runs, in order, until the socket has no room, and tells what became of their datagrams. A
+    /// run that fails does not stop the others. Where the kernel or a device can't cut, the datagrams go
+    /// one by one, and so do those on that way in the next hour.
+    pub fn send_runs<'a>(&self, runs: impl IntoIterator<Item = SendRun<'a>>) -> SentRuns {
+        let mut sent = SentRuns::default();
+        let mut batch = [SendRun::EMPTY; BATCH_SLOTS];
         let mut runs = runs.into_iter().fuse();
+        let mut done = 0;
         loop {
             let mut filled = 0;
             for (slot, run) in batch.iter_mut().zip(runs.by_ref()) {
-                *slot = Some(run);
+                *slot = run;
                 filled += 1;
             }
-            if filled == 0 {
-                return counts;
+            let some = batch.get(..filled).unwrap_or_default();
+            if let Some(blocked) = self.send_some(some, &mut sent.counts) {
+                let run = done + blocked.run;
+                sent.blocked = Some(Blocked { run, ..blocked });
             }
-            self.send_some(batch.get(..filled).unwrap_or_default(), &mut counts);
+            if filled == 0 || sent.blocked.is_some() {
+                return sent;
+            }
+            done += filled;
         }
     }
 
-    fn send_some(&self, runs: &[Option<SendRun<'_>>], counts: &mut SendCounts) {
-        if self.segmentation.is_off() {
-            for run in runs.iter().flatten() {
-                self.send_singly(run, counts);
+    fn send_some(&self, runs: &[SendRun<'_>], counts: &mut SendCounts) -> Option<Blocked> {
+        let is_alone = |run: &SendRun<'_>| run.count() > 1 && self.segmentation.is_off(run.to);
+        let mut done = 0;
+        for alike in runs.chunk_by(|a, b| !is_alone(a) && !is_alone(b)) {
+            let blocked = match alike {
+                [run] if is_alone(run) => self.send_singly(run, counts),
+                _ => self.send_at_once(alike, counts),
+            };
+            if let Some(blocked) = blocked {
+                let run = done + blocked.run;
+                return Some(Blocked { run, ..blocked });
             }
-            return;
+            done += alike.len();
         }
+        None
+    }
+
+    /// Sends at most 64 runs with one call, if the kernel likes them.
+    fn send_at_once(&self, runs: &[SendRun<'_>], counts: &mut SendCounts) -> Option<Blocked> {
         let mut addresses = [RawAddress::EMPTY; BATCH_SLOTS];
         let mut controls = [Outgoing::EMPTY; BATCH_SLOTS];
         let mut vectors = [EMPTY_VECTOR; BATCH_SLOTS];
@@ -77,7 +120,7 @@ impl UdpSocket {
             .zip(&mut vectors)
             .zip(&mut addresses)
             .zip(&mut controls);
-        for (run, (((message, vector), address), control)) in runs.iter().flatten().zip(parts) {
+        for (run, (((message, vector), address), control)) in runs.iter().zip(parts) {
             vector.iov_base = run.bytes.as_ptr().cast_mut().cast();
             vector.iov_len = run.bytes.len();
             let header = &mut message.msg_hdr;
@@ -108,68 +151,71 @@ impl UdpSocket {
             };
             let next = usize::try_from(sent).unwrap_or(0);
             let gone = runs.get(done..done + next).unwrap_or_default();
-            counts.sent += gone.iter().flatten().map(SendRun::count).sum::<usize>();
+            counts.sent += gone.iter().map(SendRun::count).sum::<usize>();
             done += next;
-            if next > 0 {
+            let Some(run) = runs.get(done).filter(|_| next == 0) else {
                 continue;
-            }
-            let Some(Some(run)) = runs.get(done) else {
-                return;
             };
-            if self.survive(run, counts) {
-                done += 1;
+            match self.survive(run, last_errno(), counts) {
+                Survival::Again => {}
+                Survival::Done => done += 1,
+                Survival::Blocked(bytes) => return Some(Blocked { run: done, bytes }),
             }
         }
+        None
     }
 
-    /// What the last call said about `run`; whether that is dealt with.
-    fn survive(&self, run: &SendRun<'_>, counts: &mut SendCounts) -> bool {
-        match last_errno() {
-            libc::EINTR => return false,
-            // A device without checksum offload says EIO, an older kernel EINVAL.
-            libc::EIO | libc::EINVAL if run.count() > 1 => {
-                self.segmentation.switch_off();
-                self.send_singly(run, counts);
+    /// Deals with what the kernel said about `run`.
+    fn survive(&self, run: &SendRun<'_>, errno: libc::c_int, counts: &mut SendCounts) -> Survival {
+        match errno {
+            libc::EINTR => return Survival::Again,
+            libc::EAGAIN => return Survival::Blocked(0),
+            libc::EIO | libc::EINVAL | libc::EMSGSIZE if run.count() > 1 => {
+                // A device without checksum offload. The others are about this run: it is longer than
+                // the device carries (EINVAL before Linux 6.14), and what goes alone may be fragmented.
+                if errno == libc::EIO {
+                    self.segmentation.switch_off(run.to);
+                }
+                if let Some(blocked) = self.send_singly(run, counts) {
+                    return Survival::Blocked(blocked.bytes);
+                }
             }
-            // Longer than the device carries: what is sent alone may go in fragments.
-            libc::EMSGSIZE if run.count() > 1 => self.send_singly(run, counts),
             errno => counts.count_losses(errno, run.count()),
         }
-        true
+        Survival::Done
     }
 
-    fn send_singly(&self, run: &SendRun<'_>, counts: &mut SendCounts) {
-        for bytes in run.bytes.chunks(run.segment.max(1)) {
-            let mut address = RawAddress::EMPTY;
-            let mut control = Outgoing::EMPTY;
-            let mut vector = libc::iovec {
-                iov_base: bytes.as_ptr().cast_mut().cast(),
-                iov_len: bytes.len(),
-            };
-            // SAFETY: `msghdr` is plain memory for which zeroes are valid.
-            let mut header: libc::msghdr = unsafe { mem::zeroed() };
-            header.msg_namelen = address.set(run.to);
-            header.msg_name = ptr::from_mut(&mut address).cast();
-            header.msg_iov = &raw mut vector;
-            header.msg_iovlen = 1;
-            let length = control.set(&SendRun {
-                bytes,
-                segment: bytes.len(),
-                ..*run
-            });
-            if length > 0 {
-                header.msg_control = ptr::from_mut(&mut control).cast();
-                header.msg_controllen = length as _;
+    /// Sends the datagrams of one run without having the kernel cut it.
+    fn send_singly(&self, run: &SendRun<'_>, counts: &mut SendCounts) -> Option<Blocked> {
+        let segment = run.segment.max(1);
+        for (number, several) in run.bytes.chunks(segment * BATCH_SLOTS).enumerate() {
+            let mut singles = [SendRun::EMPTY; BATCH_SLOTS];
+            let mut filled = 0;
+            for (slot, bytes) in singles.iter_mut().zip(several.chunks(segment)) {
+                let segment = bytes.len();
+                *slot = SendRun {
+                    bytes,
+                    segment,
+                    ..*run
+                };
+                filled += 1;
             }
-            // SAFETY: everything that the header points to is on this stack or borrowed by the run.
-            let sent = unsafe { libc::sendmsg(self.as_raw_fd(), &raw const header, 0) };
-            if sent < 0 {
-                counts.count_losses(last_errno(), 1);
-            } else {
-                counts.sent += 1;
+            let singles = singles.get(..filled).unwrap_or_default();
+            if let Some(blocked) = self.send_at_once(singles, counts) {
+                let bytes = (number * BATCH_SLOTS + blocked.run) * segment;
+                return Some(Blocked { run: 0, bytes });
             }
         }
+        None
     }
+}
+
+/// What follows from an error.
+enum Survival {
+    Again,
+    Done,
+    /// After these bytes of the run.
+    Blocked(usize),
 }
 
 const EMPTY_VECTOR: libc::iovec = libc::iovec {

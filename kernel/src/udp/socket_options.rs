@@ -1,4 +1,4 @@
-//! Making and configuring a UDP socket before it is bound.
+//! Making and configuring a UDP socket.
 #![allow(
     unsafe_code,
     reason = "socket, setsockopt and bind have no safe form for these options"
@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::control::UDP_GRO;
+use super::control::{UDP_GRO, UDP_SEGMENT};
 use super::{Options, PathMtu};
 
 /// Bytes of the longest address we hand to the kernel, a `sockaddr_in6`.
@@ -105,7 +105,7 @@ pub(super) fn create(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets everything that must be set before the socket is bound.
+/// Sets everything that can be set at any time; of a socket that is to be bound, before that.
 pub(super) fn apply(
     socket: &impl AsRawFd,
     address: SocketAddr,
@@ -163,17 +163,37 @@ pub(super) fn set_path_mtu(
         (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
     };
     let value = match (is_ipv4, path_mtu) {
-        (true, PathMtu::Fragment) => libc::IP_PMTUDISC_DONT,
+        // Not DONT, which believes whoever says that the path carries less.
+        (true, PathMtu::Fragment) => libc::IP_PMTUDISC_OMIT,
         (true, PathMtu::Probe) => libc::IP_PMTUDISC_PROBE,
-        (false, PathMtu::Fragment) => libc::IPV6_PMTUDISC_DONT,
+        (false, PathMtu::Fragment) => libc::IPV6_PMTUDISC_OMIT,
         (false, PathMtu::Probe) => libc::IPV6_PMTUDISC_PROBE,
     };
     set(socket, level, name, value)
 }
 
-/// Lets datagrams that came together arrive in one piece; false if the kernel doesn't know how.
-pub(super) fn merge(socket: &impl AsRawFd) -> bool {
-    set(socket, UDP_GRO.0, UDP_GRO.1, 1).is_ok()
+/// Whether datagrams that came together arrive in one piece from now on; false if the kernel doesn't
+/// know how.
+pub(super) fn merge(socket: &impl AsRawFd, wanted: bool) -> bool {
+    // A socket that is taken over has it as the former owner wanted it.
+    set(socket, UDP_GRO.0, UDP_GRO.1, wanted.into()).is_ok() && wanted
+}
+
+/// Whether the kernel can cut runs. One before Linux 4.18 would take a run for one long datagram.
+pub(super) fn segments(socket: &impl AsRawFd) -> bool {
+    let mut value: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most one int, which outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            UDP_SEGMENT.0,
+            UDP_SEGMENT.1,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    result == 0
 }
 
 /// Binds the socket.

@@ -42,12 +42,21 @@ pub(crate) fn ip(arguments: &str) -> String {
     try_ip(arguments).unwrap_or_else(|error| panic!("ip {arguments}: {error}"))
 }
 
+/// Runs `tc` in this thread's namespace.
+pub(crate) fn tc(arguments: &str) -> String {
+    attempt("tc", arguments).unwrap_or_else(|error| panic!("tc {arguments}: {error}"))
+}
+
 /// As [`ip`], with its complaint as an error.
 pub(crate) fn try_ip(arguments: &str) -> Result<String, String> {
-    let output = Command::new("ip")
+    attempt("ip", arguments)
+}
+
+fn attempt(program: &str, arguments: &str) -> Result<String, String> {
+    let output = Command::new(program)
         .args(arguments.split_whitespace())
         .output()
-        .expect("ip");
+        .expect(program);
     let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() {
         Ok(text(&output.stdout))

@@ -14,9 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use podmesh_proto::datagram::{OBSERVE, OBSERVED, RELAY_UP};
+use podmesh_proto::relayed::OVERHEAD;
 use podmesh_proto::time::Moment;
-use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use tokio::io::Interest;
 use tokio::time::Instant;
 
@@ -36,6 +38,13 @@ pub struct SharedSocket {
     relay: Mutex<Relay>,
     counters: SocketCounters,
 }
+
+/// Bytes of a frame that fits every path of IPv6, and every one of IPv4 that matters, in one piece.
+const UNCUT: usize = 1_232;
+/// Bytes of a frame with the least inner packet that every path has to carry, in fragments if need be:
+/// 1,280, and what the tunnel (32) and the relay add. Longer ones are sent after a probe has passed, and
+/// probes must not be fragmented.
+const LEAST: usize = 1_280 + 32 + OVERHEAD;
 
 struct Relay {
     rules: Relaying,
@@ -138,14 +147,37 @@ impl SharedSocket {
         let Relay { rules, out } = &mut *relay;
         out.clear();
         if let Some(to) = rules.handle(datagram, from, now, out) {
-            self.send_frame(out, to);
+            let may_be_cut = UNCUT < out.len() && out.len() <= LEAST;
+            let send = || self.send_frame(out, to, meta.ecn);
+            if may_be_cut {
+                self.fragmenting(send);
+            } else {
+                send();
+            }
         }
     }
 
-    fn send_frame(&self, frame: &[u8], to: Place) {
+    /// Lets the network fragment what `send` sends. There is no such flag for a single datagram, so
+    /// whatever else goes out in that moment is treated alike.
+    fn fragmenting(&self, send: impl FnOnce()) {
+        let set = |v4, v6| {
+            let v4 = sockopt::set_ip_mtu_discover(&self.io, v4);
+            if self.ipv6 {
+                return v4.and(sockopt::set_ipv6_mtu_discover(&self.io, v6));
+            }
+            v4
+        };
+        // Where the kernel refuses, it is as if the path were too narrow.
+        let _ = set(Ipv4PathMtuDiscovery::OMIT, Ipv6PathMtuDiscovery::OMIT);
+        send();
+        let _ = set(Ipv4PathMtuDiscovery::PROBE, Ipv6PathMtuDiscovery::PROBE);
+    }
+
+    /// The congestion mark is carried on, as by a router.
+    fn send_frame(&self, frame: &[u8], to: Place, ecn: Option<EcnCodepoint>) {
         let transmit = Transmit {
             destination: self.reachable(to.endpoint),
-            ecn: None,
+            ecn,
             contents: frame,
             segment_size: None,
             src_ip: to.local,
