@@ -19,7 +19,7 @@ PROGRAMS := meshd meshctl planet podmesh
 DEPS := iproute2 nftables netbase iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools python3
 DEP_COMMANDS := ip nft ping conntrack ethtool iperf3 tcpdump ps strace wireguard-go wg python3
 
-.PHONY: help build deps root check test sim lab-test demo soak bench install uninstall clean-lab man
+.PHONY: help build deps root check test sim lab-test demo soak bench peers install uninstall clean-lab man
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -61,19 +61,20 @@ demo: deps ## three sites, real NATs, pods; a planet dies, a node loses power
 	$(CARGO) build --locked --release --bins
 	$(BIN)/lab demo $(if $(KEEP),--keep)
 
-soak: deps build ## the long bars, resumable, one JSON line each in target/soak.jsonl
+soak: deps build peers ## the long bars, resumable, one JSON line each in target/soak.jsonl
 	./tests/soak.sh
 
 # Other tunnels, to be compared with; the distribution's own where it has them.
 PEERS := target/bench/peers
 PEER_PACKAGES := nebula tinc
 
-bench: deps build ## podmesh against other tunnels, in one run (about 20 minutes)
+peers: deps ## other tunnels, to be compared with and to talk to (a few minutes the first time)
 	@missing=""; for p in $(PEER_PACKAGES); do dpkg-query -W $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then echo "== installing Debian packages:$$missing"; \
 	  apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing >/dev/null; fi
-	@echo "== installing other tunnels into $(PEERS) (a few minutes the first time)"
 	$(CARGO) install -q --locked --root $(PEERS) boringtun-cli@0.7.1 gotatun-cli@0.10.2
+
+bench: deps build peers ## podmesh against other tunnels, in one run (about 20 minutes)
 	$(BIN)/bench $(BENCH)
 
 clean-lab: root ## remove what a killed lab left behind

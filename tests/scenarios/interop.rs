@@ -1,5 +1,6 @@
 //! A stock WireGuard machine in the mesh: Debian's `wireguard-go`, which knows nothing of podmesh.
 
+mod speed;
 mod stock;
 
 use std::net::IpAddr;

@@ -1,22 +1,61 @@
-//! A machine of the lab that runs `wireguard-go` in place of meshd.
+//! A machine of the lab that runs somebody else's WireGuard in place of meshd.
 
 use std::cell::RefCell;
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use podmesh_lab::namespace::Namespace;
 use podmesh_lab::process::{self, Process};
 use podmesh_lab::{Node, wait};
 use podmesh_proto::local_api::StatusView;
 
 const PORT: u16 = 51_820;
 
+/// What a stock machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Program {
+    /// Debian's.
+    WireguardGo,
+    /// Cloudflare's.
+    Boringtun,
+}
+
+impl Program {
+    /// Its name in figures.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::WireguardGo => "go",
+            Self::Boringtun => "boring",
+        }
+    }
+
+    fn words(self) -> (PathBuf, &'static [&'static str]) {
+        match self {
+            Self::WireguardGo => ("wireguard-go".into(), &["--foreground"]),
+            Self::Boringtun => {
+                let folder =
+                    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench/peers/bin");
+                let installed = folder.join("boringtun-cli");
+                assert!(
+                    installed.exists(),
+                    "{} is missing; `make peers` installs it",
+                    installed.display()
+                );
+                (installed, &["--foreground", "--disable-drop-privileges"])
+            }
+        }
+    }
+}
+
 /// A stock WireGuard machine.
 pub(super) struct Stock<'lab> {
+    program: Program,
     node: &'lab Node,
     address: &'static str,
     /// The control socket has its name, and all of them are in one folder.
@@ -27,8 +66,13 @@ pub(super) struct Stock<'lab> {
 }
 
 impl<'lab> Stock<'lab> {
-    /// Makes a key and starts the program on a machine without meshd.
+    /// Makes a key and starts `wireguard-go` on a machine without meshd.
     pub(super) fn start(node: &'lab Node, address: &'static str) -> Result<Self> {
+        Self::of(Program::WireguardGo, node, address)
+    }
+
+    /// As [`Self::start`], with this program.
+    pub(super) fn of(program: Program, node: &'lab Node, address: &'static str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let device = format!(
             "wg{}-{}",
@@ -40,6 +84,7 @@ impl<'lab> Stock<'lab> {
         let file = node.folder().join("wireguard.key");
         fs::write(&file, &secret)?;
         let stock = Self {
+            program,
             node,
             address,
             device,
@@ -55,12 +100,14 @@ impl<'lab> Stock<'lab> {
     pub(super) fn restart(&self) -> Result<()> {
         self.stop();
         let namespace = self.node.namespace();
-        let mut command = namespace.command("wireguard-go");
-        command.args(["--foreground", &self.device]);
-        let log = self.node.folder().join("wireguard-go.log");
-        let process = Process::start("wireguard-go", command, &log)?;
+        let (program, words) = self.program.words();
+        let mut command = namespace.command(&program);
+        command.args(words).arg(&self.device);
+        let name = self.program.name();
+        let log = self.node.folder().join(format!("{name}.log"));
+        let process = Process::start(name, command, &log)?;
         let shown = || namespace.run(&["wg", "show", &self.device]);
-        wait::until("wireguard-go to start", Duration::from_secs(5), || {
+        wait::until("a stock machine to start", Duration::from_secs(5), || {
             Ok(match shown() {
                 Ok(_) => wait::Now(()),
                 Err(_) => wait::NotYet(process.last_words(3)),
@@ -120,6 +167,10 @@ impl<'lab> Stock<'lab> {
         ]);
         let output = process::output(&mut command, b"", process::SHORT)?;
         Ok(String::from_utf8_lossy(&output.stdout).contains(" 0% packet loss"))
+    }
+
+    pub(super) fn namespace(&self) -> Arc<Namespace> {
+        self.node.namespace()
     }
 
     pub(super) fn name(&self) -> &str {
