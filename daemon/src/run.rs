@@ -149,7 +149,7 @@ async fn decide(
     }
     // The first table is among them.
     node.do_outputs();
-    node.shards.begin(&node.queues)?;
+    node.shards.begin();
     node.clear_host_unless_member();
     node.join_unattended();
     service.keep(&node.inventory());

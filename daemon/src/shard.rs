@@ -52,6 +52,7 @@ pub(crate) struct Shared {
     pub(crate) mtu: usize,
     /// The meshd before this one, while it serves its tunnels.
     pub(crate) regent: Option<Regent>,
+    begun: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -85,27 +86,25 @@ impl Shared {
             counters: Counters::default(),
             mtu,
             regent,
+            begun: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+        }
+    }
+
+    fn wait_for_begin(&self) {
+        while !self.begun.load(Ordering::Acquire) {
+            thread::park();
         }
     }
 }
 
 impl Shards {
-    /// None yet.
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            shards: Vec::new(),
-        }
-    }
-
-    /// Starts one thread per queue. What waits in the queues meets the table in force, so that has to
-    /// be a good one by now.
+    /// One thread per queue, which move nothing yet.
     ///
     /// # Errors
     /// The system has no thread or descriptor left.
-    pub(crate) fn begin(&mut self, queues: &[Arc<TunQueue>]) -> io::Result<()> {
-        let shared = &self.shared;
+    pub(crate) fn start(shared: Arc<Shared>, queues: &[Arc<TunQueue>]) -> io::Result<Self> {
+        let mut shards = Vec::with_capacity(queues.len());
         for (number, queue) in queues.iter().enumerate() {
             let seat = Arc::new(Seat {
                 queue: Mutex::new(Some(Arc::clone(queue))),
@@ -116,16 +115,28 @@ impl Shards {
             let thread = thread::Builder::new()
                 .name(format!("shard-{number}"))
                 .spawn({
-                    let (shared, seat) = (Arc::clone(shared), Arc::clone(&seat));
-                    move || Worker::new(number, shared, seat).run(waiter)
+                    let (shared, seat) = (Arc::clone(&shared), Arc::clone(&seat));
+                    move || {
+                        shared.wait_for_begin();
+                        Worker::new(number, shared, seat).run(waiter);
+                    }
                 })?;
-            self.shards.push(Shard {
+            shards.push(Shard {
                 seat,
                 waker,
                 thread,
             });
         }
-        Ok(())
+        Ok(Self { shared, shards })
+    }
+
+    /// From now on packets move. What waits in the queues meets the table in force, so that has to be a
+    /// good one by now.
+    pub(crate) fn begin(&self) {
+        self.shared.begun.store(true, Ordering::Release);
+        for shard in &self.shards {
+            shard.thread.thread().unpark();
+        }
     }
 
     /// Puts a new table in force.
@@ -165,6 +176,7 @@ impl Shards {
     /// Waits until no thread moves packets any more.
     pub(crate) fn halt(&self) {
         self.shared.stop.store(true, Ordering::Release);
+        self.begin();
         for shard in &self.shards {
             shard.waker.wake();
         }

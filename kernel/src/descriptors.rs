@@ -107,7 +107,11 @@ impl Descriptors {
         let names = String::from_utf8(names).map_err(|_| io::ErrorKind::InvalidData)?;
         let names: Vec<String> = names.lines().map(str::to_owned).collect();
         if names.len() != descriptors.len() {
-            return Err(io::ErrorKind::InvalidData.into());
+            // The kernel hands over as many as the process may still open.
+            let (came, sent) = (descriptors.len(), names.len());
+            let words =
+                format!("{came} of {sent} descriptors came; is the limit of open files too low?");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
         }
         Ok(Self::new(names.into_iter().zip(descriptors)))
     }

@@ -91,7 +91,7 @@ pub(crate) async fn prepare(
     };
     let node = Node {
         engine,
-        shards: Shards::new(shared),
+        shards: Shards::start(shared, &queues)?,
         queues,
         outbox: Outbox::new(0, LONGEST_CONTROL.max(longest)),
         links: PlanetLinks::new(events, LastGood::load(&dir)),

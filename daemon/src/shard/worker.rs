@@ -31,6 +31,11 @@ const MERGED_SLOTS: usize = 16;
 const LONGEST_PIECE: usize = 65_535;
 /// Bytes. Underlays with long frames exist.
 const LONGEST_DATAGRAM: usize = 9_216;
+/// Sockets of a shard at most.
+const SOCKETS: usize = 4;
+/// A socket that had nothing so often is looked at every so many turns, while others are busy.
+const SILENT: u8 = 16;
+const SELDOM: u32 = 4;
 /// Segments that are sealed before the network is looked at again, but for a single super-packet of more.
 const MOST_SEGMENTS: usize = 512;
 /// How long what is sealed may wait for room in a socket.
@@ -54,6 +59,9 @@ pub(super) struct Worker {
     taken: usize,
     sealed: OutboundBatch,
     backlog: Option<Backlog>,
+    turns: u32,
+    /// For how many looks in a row each socket had nothing.
+    silence: [u8; SOCKETS],
     /// Nothing is merged until then, as the kernel has refused a run.
     alone_until: Option<Instant>,
     /// The socket that is watched for room.
@@ -91,6 +99,8 @@ impl Worker {
             taken: 0,
             sealed: OutboundBatch::default(),
             backlog: None,
+            turns: 0,
+            silence: [0; SOCKETS],
             alone_until: None,
             watched: None,
             shared,
@@ -126,6 +136,8 @@ impl Worker {
             if inbound == Turn::Busy || outbound == Turn::Busy {
                 continue;
             }
+            // Whatever wakes us may be on any of them.
+            self.silence = [0; SOCKETS];
             if self.watched != self.backlog.map(|backlog| backlog.stop.way) {
                 tun = self.watch(&mut waiter);
             }
@@ -178,8 +190,21 @@ impl Worker {
     fn inbound(&mut self, table: &ForwardingTable) -> Turn {
         let mut turn = Turn::Idle;
         let shared = Arc::clone(&self.shared);
-        for (id, socket) in shared.sockets.of_shard(self.number) {
-            if self.receive(table, id, socket) == Turn::Busy {
+        self.turns = self.turns.wrapping_add(1);
+        for (place, (id, socket)) in shared.sockets.of_shard(self.number).enumerate() {
+            let silent = self.silence.get(place).copied().unwrap_or(0);
+            if silent >= SILENT && !self.turns.is_multiple_of(SELDOM) {
+                continue;
+            }
+            let outcome = self.receive(table, id, socket);
+            let silent = match outcome {
+                Turn::Busy => 0,
+                Turn::Idle => silent.saturating_add(1),
+            };
+            if let Some(slot) = self.silence.get_mut(place) {
+                *slot = silent;
+            }
+            if outcome == Turn::Busy {
                 turn = Turn::Busy;
             }
         }

@@ -122,7 +122,7 @@ impl UdpSocket {
             .chunks_exact_mut(batch.slot)
             .zip(batch.addresses.iter_mut())
             .zip(batch.controls.iter_mut());
-        let parts = messages.iter_mut().zip(&mut vectors);
+        let parts = messages.iter_mut().zip(&mut vectors).take(batch.limit);
         for ((message, vector), ((slot, address), control)) in parts.zip(slots) {
             vector.iov_base = slot.as_mut_ptr().cast();
             vector.iov_len = slot.len();
