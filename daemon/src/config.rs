@@ -153,6 +153,15 @@ impl Config {
 }
 
 /// What is wrong with a configuration.
+/// Whether an interface is meant by one of these patterns; a `*` at the end stands for the rest of a name.
+pub(crate) fn is_excluded(patterns: &[String], interface: &str) -> bool {
+    let mut patterns = patterns.iter();
+    patterns.any(|pattern| match pattern.strip_suffix('*') {
+        Some(beginning) => interface.starts_with(beginning),
+        None => interface == pattern,
+    })
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// No file, or no right to read it.

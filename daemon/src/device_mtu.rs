@@ -3,7 +3,7 @@
 
 use podmesh_kernel::netlink::{Netlink, NetlinkError};
 
-use crate::config::Config;
+use crate::config::{Config, is_excluded};
 
 /// Bytes that an inner packet grows by on its way over IPv4: IP 20, UDP 8, `WireGuard` 32. Over IPv6 it
 /// is 20 more, which is for the routes to say.
@@ -20,7 +20,7 @@ pub(crate) async fn choose(config: &Config) -> u32 {
     if let Some(mtu) = config.mtu {
         return mtu;
     }
-    match suggested(&config.device).await {
+    match suggested(config).await {
         Ok(mtu) => mtu,
         Err(error) => {
             tracing::warn!(reason = %error, mtu = USUAL, "can't tell what the networks carry");
@@ -29,7 +29,8 @@ pub(crate) async fn choose(config: &Config) -> u32 {
     }
 }
 
-async fn suggested(device: &str) -> Result<u32, NetlinkError> {
+async fn suggested(config: &Config) -> Result<u32, NetlinkError> {
+    let device = &config.device;
     let netlink = Netlink::connect()?;
     let links = netlink.links().await?;
     let addresses = netlink.underlay_addresses().await?;
@@ -41,7 +42,8 @@ async fn suggested(device: &str) -> Result<u32, NetlinkError> {
     };
     let usable = addresses
         .iter()
-        .filter(|address| address.is_usable(device, &[]));
+        .filter(|address| address.is_usable(device, &[]))
+        .filter(|address| !is_excluded(&config.exclude_interfaces, &address.interface));
     let best = usable
         .filter_map(|address| mtu_of(&address.interface))
         .max()

@@ -24,6 +24,7 @@ use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::config::is_excluded;
 use crate::node_file::NodeFiles;
 
 /// What the names of pod interfaces on the host begin with, as the CNI plugin makes them.
@@ -313,20 +314,12 @@ impl Keeper {
             .await?
             .into_iter()
             .filter(|found| found.is_usable(&self.config.device, &inside))
-            .filter(|found| !self.is_excluded(&found.interface))
+            .filter(|found| !is_excluded(&self.config.exclude_interfaces, &found.interface))
             .map(|found| found.address.addr())
             .collect();
         addresses.sort_unstable();
         addresses.dedup();
         Ok(addresses)
-    }
-
-    fn is_excluded(&self, interface: &str) -> bool {
-        let mut patterns = self.config.exclude_interfaces.iter();
-        patterns.any(|pattern| match pattern.strip_suffix('*') {
-            Some(beginning) => interface.starts_with(beginning),
-            None => interface == pattern,
-        })
     }
 }
 

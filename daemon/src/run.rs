@@ -80,6 +80,8 @@ struct Node {
     mtu: u32,
     /// Serves the local socket, and removes it when it is ended.
     local: JoinHandle<()>,
+    /// The interface was made anew, with other queues.
+    remade: bool,
     /// Listens for the next meshd.
     handover: JoinHandle<()>,
     /// Keeps a second meshd out as long as this one runs.
@@ -181,6 +183,11 @@ async fn decide(
                 node.tick();
                 service.alive();
             }
+        }
+        if std::mem::take(&mut node.remade) {
+            let all = node.inventory();
+            service.let_go(all.iter().map(|(name, _)| name.clone()));
+            service.keep(&all);
         }
     };
     if let Some(heir) = heir {
@@ -284,6 +291,7 @@ impl Node {
                 );
                 self.queues = device.into_queues().into_iter().map(Arc::new).collect();
                 self.shards.replace_queues(&self.queues);
+                self.remade = true;
                 self.host.look();
             }
             Err(error) => tracing::debug!(reason = %error, "the mesh interface can't be made anew"),

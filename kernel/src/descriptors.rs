@@ -52,7 +52,7 @@ impl Descriptors {
     }
 
     /// Those that were passed to this process at its start, from number 3 on, in this order
-    /// (sd_listen_fds(3)). To be called once, before this process has opened anything.
+    /// (sd_listen_fds(3)). To be called once; the numbers are theirs, whatever was opened since.
     #[must_use]
     pub fn passed_at_start(names: &[&str]) -> Self {
         let numbers = FIRST_PASSED..FIRST_PASSED + names.len() as RawFd;

@@ -2,8 +2,8 @@
 //!
 //! The device is persistent and multi-queue, with a virtio-net header in front of each packet from
 //! the first day on, because a persistent device can't change the first later. It keeps its index,
-//! addresses and routes while no process holds it. A queue is a descriptor: it lives and dies with
-//! the process, so no queue that nobody reads can swallow packets after a restart.
+//! addresses and routes while no process holds it. A queue is a descriptor: it dies with the process,
+//! unless that has handed it on, so no queue that nobody will read swallows packets.
 
 mod batch;
 mod inspect;

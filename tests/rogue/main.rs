@@ -26,6 +26,8 @@ enum Rogue {
     Planet(planet::Planet),
     /// A member that joins by a real token and then misbehaves
     Member(member::Member),
+    /// Many members that join by one token and are never seen again
+    Crowd(member::Absentees),
 }
 
 fn main() -> Result<()> {
@@ -35,5 +37,6 @@ fn main() -> Result<()> {
     match Rogue::parse() {
         Rogue::Planet(planet) => runtime.block_on(planet.run()),
         Rogue::Member(member) => runtime.block_on(member.run()),
+        Rogue::Crowd(absentees) => runtime.block_on(absentees.run()),
     }
 }

@@ -57,6 +57,36 @@ pub(crate) struct Member {
     save: PathBuf,
 }
 
+/// Arguments of `rogue crowd`.
+#[derive(Debug, Args)]
+pub(crate) struct Absentees {
+    /// The file with a join token of enough uses
+    #[arg(long)]
+    token: PathBuf,
+    /// How many join
+    #[arg(long)]
+    count: usize,
+}
+
+impl Absentees {
+    /// Joins one after the other.
+    pub(crate) async fn run(self) -> Result<()> {
+        let token: JoinToken = fs::read_to_string(&self.token)?.parse()?;
+        let (network, _) = token.verify()?;
+        let planet = network
+            .planets
+            .first()
+            .context("the network has no planet")?;
+        for number in 0..self.count {
+            let name: Name = format!("absent-{number}").parse()?;
+            let keys = Keys::new()?;
+            link::join(planet, &network, &token, (&keys, name)).await?;
+        }
+        control::say(&json!({ "joined": self.count }));
+        Ok(())
+    }
+}
+
 /// The member, once it is one.
 pub(crate) struct RogueMember {
     keys: Keys,

@@ -9,11 +9,14 @@
 )]
 
 mod bad_input;
+mod bad_wires;
+mod checked;
 mod cni;
 mod cold_boot;
 mod ended;
 mod first_start;
 mod interop;
+mod many_peers;
 mod nat_grid;
 mod path_mtu;
 mod planet_loss;

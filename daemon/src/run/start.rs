@@ -106,6 +106,7 @@ pub(crate) async fn prepare(
         mtu,
         config: config.clone(),
         local: tokio::spawn(local.serve(requests)),
+        remade: false,
         handover: tokio::spawn(handover.serve(heirs)),
         dir,
     };

@@ -1,22 +1,18 @@
 //! As fast as it goes between a node and stock machines, with every offload and with none, over rekeys:
 //! every byte arrives as it was sent.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podmesh_lab::namespace::Namespace;
 use podmesh_lab::{Lab, Mesh, Node};
 
 use super::stock::{Program, Stock};
 use super::{enter, external, hears, own};
+use crate::checked;
 use crate::world;
 
-/// Bytes that are made and checked at once.
-const BLOCK: usize = 64 * 1024;
 /// Bytes of all cells together, and rekeys of each, in the long form.
 const ENOUGH: u64 = 20_000_000_000;
 const REKEYS: usize = 2;
@@ -78,7 +74,7 @@ fn stock_machines_get_every_byte_as_fast_as_it_goes() {
                 (here, there, address.parse().unwrap())
             };
             let (title, count) = (stock.name().to_owned(), Arc::clone(&bytes));
-            scope.spawn(move || stream(&title, (&from, &to, target), end, &count));
+            scope.spawn(move || checked::stream(&title, (&from, &to, target), end, &count));
             cells.push(Cell {
                 title: stock.name().to_owned(),
                 bytes,
@@ -166,78 +162,4 @@ fn offices(programs: &[Program]) -> Lab {
         }
     }
     plan.up().unwrap()
-}
-
-/// Sends without a pause until `end`; whoever receives checks each block.
-fn stream(
-    title: &str,
-    (from, to, target): (&Namespace, &Namespace, IpAddr),
-    end: Instant,
-    count: &AtomicU64,
-) {
-    let listener = to
-        .inside(|| TcpListener::bind((target, 6_100)))
-        .unwrap()
-        .unwrap();
-    let address = SocketAddr::new(target, 6_100);
-    let connected = from.inside(|| TcpStream::connect(address)).unwrap();
-    let mut outbound = connected.unwrap_or_else(|error| panic!("{title}: {error}"));
-    let (mut inbound, _) = listener.accept().unwrap();
-    inbound
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    outbound
-        .set_write_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut block = vec![0; BLOCK];
-            for number in 0.. {
-                if Instant::now() >= end {
-                    break;
-                }
-                fill(number, &mut block);
-                outbound.write_all(&block).expect("the connection lives");
-            }
-            outbound.shutdown(Shutdown::Write).expect("an end");
-        });
-        let (mut block, mut wanted) = (vec![0; BLOCK], vec![0; BLOCK]);
-        for number in 0.. {
-            let Some(()) = whole(&mut inbound, &mut block) else {
-                break;
-            };
-            fill(number, &mut wanted);
-            assert!(block == wanted, "{title}: block {number} was changed");
-            count.fetch_add(BLOCK as u64, Ordering::Relaxed);
-        }
-    });
-}
-
-/// A whole block, or the end.
-fn whole(from: &mut TcpStream, block: &mut [u8]) -> Option<()> {
-    let mut filled = 0;
-    while filled < block.len() {
-        match from
-            .read(&mut block[filled..])
-            .expect("the connection lives")
-        {
-            0 => {
-                assert_eq!(filled, 0, "an end within a block");
-                return None;
-            }
-            more => filled += more,
-        }
-    }
-    Some(())
-}
-
-/// What belongs into this block: no two are alike (xorshift64*, Vigna 2016).
-fn fill(number: u64, block: &mut [u8]) {
-    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    for word in block.chunks_exact_mut(8) {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        word.copy_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
 }

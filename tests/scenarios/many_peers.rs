@@ -1,0 +1,106 @@
+//! What a node pays for members that it doesn't talk to.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use podmesh_lab::{Lab, Mesh, Node, process, wait};
+
+use crate::world;
+
+/// KiB of memory for each.
+const MEMORY: f64 = 64.0;
+/// Share of one processor for all of them.
+const SHARE: f64 = 0.003;
+/// Ticks per second of the times in /proc (USER_HZ).
+const TICKS: f64 = 100.0;
+
+#[test]
+fn members_that_nobody_talks_to_cost_next_to_nothing() {
+    let number = world::times(100, 1_000);
+    let lab = one_cloud();
+    let mesh = Mesh::found(&lab, "planet-1").unwrap();
+    let nodes = ["cloud-1", "cloud-2"].map(|name| lab.node(name).unwrap());
+    for node in nodes {
+        mesh.join(node).unwrap();
+    }
+    thread::sleep(Duration::from_secs(2));
+    let before = memory(nodes[0]);
+    let begin = Instant::now();
+    let token = mesh
+        .operator()
+        .token("crowd", &["--uses", &number.to_string()])
+        .unwrap();
+    let mut crowd = lab
+        .node("bystander")
+        .unwrap()
+        .namespace()
+        .command(podmesh_lab::node::program("rogue").unwrap());
+    crowd.args(["crowd", "--count", &number.to_string(), "--token"]);
+    let output = process::output(crowd.arg(token), b"", Duration::from_secs(500)).unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    wait::until("the crowd to be known", Duration::from_secs(20), || {
+        let known = nodes[0].peers()?.len();
+        Ok(if known > number {
+            wait::Now(())
+        } else {
+            wait::NotYet(format!("{known} peers"))
+        })
+    })
+    .unwrap();
+    println!(
+        "figure {number} members joined and known after {:?}",
+        begin.elapsed()
+    );
+    // What the joins themselves have cost settles, and is written.
+    thread::sleep(Duration::from_secs(world::times(10, 60) as u64));
+    let each = (memory(nodes[0]) - before) / number as f64;
+    let watched = Duration::from_secs(world::times(10, 60) as u64);
+    let worked = processor_time(nodes[0]);
+    thread::sleep(watched);
+    let share = (processor_time(nodes[0]) - worked) / watched.as_secs_f64();
+    println!("figure {each:.1} KiB for each of {number} idle peers (bound {MEMORY})");
+    println!(
+        "figure {:.2} % of a processor for all of them (bound {:.2})",
+        share * 100.0,
+        SHARE * 100.0
+    );
+    assert!(each <= MEMORY, "{each} KiB");
+    assert!(share <= SHARE, "{share}");
+}
+
+fn one_cloud() -> Lab {
+    let mut plan = Lab::plan("many-peers");
+    plan.planet("planet-1");
+    plan.site("cloud");
+    for name in ["cloud-1", "cloud-2", "bystander"] {
+        plan.node(name).at("cloud");
+    }
+    plan.up().unwrap()
+}
+
+/// KiB that meshd holds.
+fn memory(node: &Node) -> f64 {
+    let pid = node.meshd().unwrap().pid();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.unwrap().parse().unwrap()
+}
+
+/// Seconds that meshd has worked.
+fn processor_time(node: &Node) -> f64 {
+    let pid = node.meshd().unwrap().pid();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, after) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let ticks: f64 = fields[11..13]
+        .iter()
+        .map(|field| field.parse::<f64>().unwrap())
+        .sum();
+    ticks / TICKS
+}
