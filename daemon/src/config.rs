@@ -152,7 +152,6 @@ impl Config {
     }
 }
 
-/// What is wrong with a configuration.
 /// Whether an interface is meant by one of these patterns; a `*` at the end stands for the rest of a name.
 pub(crate) fn is_excluded(patterns: &[String], interface: &str) -> bool {
     let mut patterns = patterns.iter();
@@ -162,6 +161,7 @@ pub(crate) fn is_excluded(patterns: &[String], interface: &str) -> bool {
     })
 }
 
+/// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// No file, or no right to read it.

@@ -25,7 +25,7 @@ use podmesh_kernel::process;
 use podmesh_kernel::tun::{TunDevice, TunQueue};
 use podmesh_proto::id::PlanetId;
 use podmesh_proto::local_api::{Failure, NodeState};
-use tokio::runtime;
+use tokio::runtime::{self, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -54,7 +54,7 @@ const HELPERS: usize = 2;
 /// Items of the fast half that are dealt with before other things get their turn.
 const BUDGET: usize = 64;
 /// Deadlines of requests and the device's presence are looked at this often.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_secs(1);
 /// For closing connections and for the disk, when meshd ends.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 const LAST_WRITE: Duration = Duration::from_secs(3);
@@ -80,6 +80,8 @@ struct Node {
     mtu: u32,
     /// Serves the local socket, and removes it when it is ended.
     local: JoinHandle<()>,
+    /// What takes its time is done there.
+    helpers: Handle,
     /// The interface was made anew, with other queues.
     remade: bool,
     /// Listens for the next meshd.
@@ -107,31 +109,42 @@ pub(crate) fn serve(cli: &Cli, config: Config) -> Result<(), StartFailure> {
     if let Err(error) = process::forbid_dumps() {
         tracing::debug!(reason = %error, "core files are not forbidden");
     }
-    let runtime = runtime::Builder::new_multi_thread()
+    let helpers = runtime::Builder::new_multi_thread()
         .worker_threads(HELPERS)
         .thread_name("slow-half")
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(async {
-        let service = Service::from_environment();
-        let mtu = device_mtu::choose(&config).await;
-        let mut inherited = start::inherit(cli, &config)?;
-        loop {
-            let has = (inherited.descriptors, &service);
-            let (node, inputs) = start::prepare(cli, &config, mtu, has).await?;
-            let Some(descriptors) = decide(node, inputs, (inherited.predecessor, &service)).await?
-            else {
-                return Ok(());
-            };
-            inherited = Inheritance {
-                descriptors,
-                predecessor: None,
-            };
-        }
-    });
+    // Its timers are this thread's own: nobody has to be woken to wake it.
+    let own = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let outcome = live(cli, &config, (&helpers, &own));
     // Whatever still hangs, a name's resolution for example, must not hold up the end.
-    runtime.shutdown_background();
+    helpers.shutdown_background();
     outcome
+}
+
+/// One life after the other, until one isn't to be gone on with.
+fn live(
+    cli: &Cli,
+    config: &Config,
+    (helpers, own): (&Runtime, &Runtime),
+) -> Result<(), StartFailure> {
+    let service = Service::from_environment();
+    let mtu = helpers.block_on(device_mtu::choose(config));
+    let mut inherited = start::inherit(cli, config)?;
+    loop {
+        let has = (inherited.descriptors, &service);
+        let (node, inputs) = helpers.block_on(start::prepare(cli, config, mtu, has))?;
+        let life = decide(node, inputs, (inherited.predecessor, &service));
+        let Some(descriptors) = own.block_on(life)? else {
+            return Ok(());
+        };
+        inherited = Inheritance {
+            descriptors,
+            predecessor: None,
+        };
+    }
 }
 
 /// A life of the node. Gives what it had open if another meshd wanted to take over and couldn't.
@@ -300,6 +313,8 @@ impl Node {
 
     /// Does everything that the engine wants by now.
     fn do_outputs(&mut self) {
+        let helpers = self.helpers.clone();
+        let _there = helpers.enter();
         while let Some(output) = self.engine.poll_output() {
             self.do_output(output);
         }
@@ -356,6 +371,8 @@ impl Node {
     }
 
     fn take_progress(&mut self, progress: &Progress) {
+        let helpers = self.helpers.clone();
+        let _there = helpers.enter();
         for effect in self.held.release(progress.number) {
             self.do_effect(effect);
         }

@@ -87,6 +87,8 @@ pub struct Engine {
     sequence: u64,
     waiting_bytes: usize,
     rebuilt: Option<Moment>,
+    /// When a handshake was under way last.
+    stirred: Option<Moment>,
     persisted: Option<Moment>,
     dirty: bool,
     scratch: Vec<u8>,
@@ -128,6 +130,7 @@ impl Engine {
             sequence: 0,
             waiting_bytes: 0,
             rebuilt: None,
+            stirred: None,
             persisted: None,
             dirty: false,
             scratch: vec![0; buffer_for(limits::MAX_PACKET)],

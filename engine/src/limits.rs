@@ -30,6 +30,8 @@ pub const MAX_HANDSHAKE_SOURCES: usize = 64 * 1024;
 pub const HANDSHAKES_BEFORE_COOKIES: u64 = 4_000;
 /// How often tunnels look at their timers: `WireGuard`'s are whole seconds, so a quarter is enough.
 pub const TUNNEL_TICK: Duration = Duration::from_millis(250);
+/// After a handshake tunnels are looked at that often for so long; otherwise half as often.
+pub const STIRRED: Duration = Duration::from_secs(10);
 /// Between two heartbeats on a control connection.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Silence after which a control connection is given up: three heartbeats and some delay.
@@ -58,6 +60,8 @@ pub const MAX_WAIT: Duration = Duration::from_secs(5);
 pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer without traffic for this long is let go, if there are more than [`EAGER_PEERS`].
 pub const IDLE: Duration = Duration::from_secs(600);
+/// The same of one that hasn't answered at all.
+pub const IN_VAIN: Duration = Duration::from_secs(30);
 /// Memberships per message of a report, and how often one goes out: a planet that relearns from
 /// many members is not flooded.
 pub const REPORT_GAP: Duration = Duration::from_millis(50);

@@ -45,6 +45,21 @@ impl Moment {
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// The multiple of `step` that is nearest to one step from here: what is done every so often is
+    /// done together, and a machine wakes once for all of it.
+    #[must_use]
+    pub fn after_on_grid(self, step: Duration) -> Self {
+        let step = step.as_nanos().max(1);
+        let next = (self.0.as_nanos() / step + 2) * step;
+        let wait = next - self.0.as_nanos();
+        let wait = if wait > step + step / 2 {
+            wait - step
+        } else {
+            wait
+        };
+        self + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX))
+    }
 }
 
 impl Add<Duration> for Moment {
@@ -122,6 +137,22 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_due_every_so_often_falls_on_a_grid() {
+        let at = |millis| Moment::from_start(Duration::from_millis(millis));
+        let step = Duration::from_millis(250);
+        for (now, next) in [
+            (0, 250),
+            (1, 250),
+            (124, 250),
+            (126, 500),
+            (250, 500),
+            (999, 1_250),
+        ] {
+            assert_eq!(at(now).after_on_grid(step), at(next), "{now}");
+        }
+    }
 
     #[test]
     fn unix_seconds_print_as_rfc_3339() {

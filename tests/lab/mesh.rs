@@ -35,7 +35,16 @@ impl<'lab> Mesh<'lab> {
     ///
     /// If a program refuses.
     pub fn found(lab: &'lab Lab, planet: &str) -> Result<Self> {
-        let operator = Operator::found(lab, "lab", lab.planet(planet)?, &[])?;
+        Self::found_with(lab, planet, &[])
+    }
+
+    /// The same with options of `meshctl network create`.
+    ///
+    /// # Errors
+    ///
+    /// If a program refuses.
+    pub fn found_with(lab: &'lab Lab, planet: &str, options: &[&str]) -> Result<Self> {
+        let operator = Operator::found(lab, "lab", lab.planet(planet)?, options)?;
         Ok(Self { lab, operator })
     }
 

@@ -82,7 +82,7 @@ impl Node {
             }
         };
         let (device, checked) = (self.config.device.clone(), self.checked.clone());
-        tokio::spawn(async move {
+        self.helpers.spawn(async move {
             let outcome = check_ranges(&network.ranges, &device).await;
             let result = Checked {
                 token,

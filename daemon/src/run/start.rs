@@ -13,6 +13,7 @@ use podmesh_engine::stored::{STORED_VERSION, StoredState};
 use podmesh_kernel::descriptors::Descriptors;
 use podmesh_kernel::tun::{TunDevice, TunError, TunQueue};
 use podmesh_kernel::udp::BindError;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::{Inputs, Node};
@@ -106,6 +107,7 @@ pub(crate) async fn prepare(
         mtu,
         config: config.clone(),
         local: tokio::spawn(local.serve(requests)),
+        helpers: Handle::current(),
         remade: false,
         handover: tokio::spawn(handover.serve(heirs)),
         dir,

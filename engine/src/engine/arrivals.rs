@@ -166,6 +166,9 @@ impl Engine {
                     return;
                 }
                 self.keep_waiting(&node, packet, now);
+                if let Some(peer) = self.peers.get_mut(&node) {
+                    peer.busy = Some(now.moment);
+                }
                 self.wake(&node, now);
             }
             Some(id @ MemberId::External(key)) => {

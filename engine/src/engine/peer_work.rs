@@ -12,6 +12,7 @@ use crate::limits;
 use crate::membership::holdings::MemberId;
 use crate::path_id::{PathId, SocketId};
 use crate::paths::{PathAction, Paths, SwitchReason, TrafficSample};
+use crate::peer::Peer;
 use crate::publishing::Witness;
 use crate::reach::Passage;
 
@@ -279,6 +280,24 @@ impl Engine {
             } else if idle && many {
                 self.sleep(&node);
             }
+        }
+        if many {
+            self.let_strangers_sleep(now);
+        }
+    }
+
+    /// Peers that were woken while there were few, and have never answered.
+    fn let_strangers_sleep(&mut self, now: Now) {
+        let in_vain = |peer: &&Peer| {
+            let since = peer
+                .busy
+                .map_or(Duration::ZERO, |busy| now.moment.since(busy));
+            peer.paths.is_some() && !peer.session && since >= limits::IN_VAIN
+        };
+        let strangers = self.peers.nodes().filter(in_vain);
+        let strangers: Vec<NodeId> = strangers.map(|peer| peer.member.node).collect();
+        for node in strangers {
+            self.sleep(&node);
         }
     }
 

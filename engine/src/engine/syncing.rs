@@ -27,10 +27,17 @@ impl Engine {
                 self.timers.set(Timer::Rebuild, at);
             }
         }
-        if self.peers.has_tunnels() {
-            let (tick, sample) = (limits::TUNNEL_TICK, limits::TUNNEL_TICK * 2);
-            self.timers.set_earlier(Timer::Tunnels, now.moment + tick);
-            self.timers.set_earlier(Timer::Traffic, now.moment + sample);
+        let looked_after = self.timers.is_set(Timer::Tunnels) && self.timers.is_set(Timer::Traffic);
+        if !looked_after && self.peers.has_tunnels() {
+            let sample = limits::TUNNEL_TICK * 2;
+            let is_calm = self
+                .stirred
+                .is_none_or(|at| now.moment.since(at) > limits::STIRRED);
+            let tick = if is_calm { sample } else { limits::TUNNEL_TICK };
+            self.timers
+                .set_earlier(Timer::Tunnels, now.moment.after_on_grid(tick));
+            self.timers
+                .set_earlier(Timer::Traffic, now.moment.after_on_grid(sample));
         }
     }
 

@@ -96,6 +96,7 @@ impl Engine {
         now: Now,
     ) -> Result<(), DropReason> {
         let (link, key) = self.link_of(id).ok_or(DropReason::UnknownInitiator)?;
+        self.stirred = Some(now.moment);
         if !self.ensure_tunnel(id) {
             return Err(DropReason::UnknownInitiator);
         }
@@ -259,6 +260,9 @@ impl Engine {
             let look =
                 session != state.session || state.tunnel.as_ref().is_some_and(Tunnel::can_flush);
             drop(state);
+            if !session {
+                self.stirred = Some(now.moment);
+            }
             let last = match id {
                 MemberId::Node(node) => self.peers.get(&node).and_then(|peer| peer.handshake_path),
                 MemberId::External(_) => None,
