@@ -1,7 +1,7 @@
 //! A connection that carries as much as it can, every byte of which is checked.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,11 +18,9 @@ pub(crate) fn stream(
     end: Instant,
     count: &AtomicU64,
 ) {
-    let listener = to
-        .inside(|| TcpListener::bind((target, 6_100)))
-        .unwrap()
-        .unwrap();
-    let address = SocketAddr::new(target, 6_100);
+    let listener = to.inside(|| TcpListener::bind((target, 0)));
+    let listener = listener.unwrap().unwrap();
+    let address = listener.local_addr().unwrap();
     let connected = from.inside(|| TcpStream::connect(address)).unwrap();
     let mut outbound = connected.unwrap_or_else(|error| panic!("{title}: {error}"));
     let (mut inbound, _) = listener.accept().unwrap();

@@ -124,12 +124,13 @@ print(f"figure systemctl restart meshd in {sys.argv[2]}: {gap * 1000:.0f} ms wit
 sys.exit(not gap <= 0.25)
 PY
 }
+index_of() { inside "$1" ip -o link show mesh0 | cut -d: -f1; }
 kept_descriptors() { inside "$1" systemctl show -p NFileDescriptorStore --value meshd; }
 for c in "${names[@]}"; do
   [ "$(kept_descriptors $c)" -ge 3 ] || fail "the service manager keeps $(kept_descriptors $c) descriptors of $c"
-  index=$(inside $c cat /sys/class/net/mesh0/ifindex)
+  index=$(index_of $c)
   for _ in 1 2 3; do gap_over_a_restart $c; done
-  [ "$(inside $c cat /sys/class/net/mesh0/ifindex)" = "$index" ] || fail "mesh0 of $c was made anew"
+  [ "$(index_of $c)" = "$index" ] || fail "mesh0 of $c was made anew"
 done
 inside one systemctl restart planet meshd
 inside two systemctl restart meshd
