@@ -77,12 +77,13 @@ impl Waiter {
     }
 
     /// Watches a socket for room to send.
-    pub fn watch_for_room(&mut self, socket: &impl AsFd) {
+    pub fn watch_for_room(&mut self, socket: &impl AsFd) -> Source {
         let events = libc::POLLOUT;
         self.descriptors.push(libc::pollfd {
             events,
             ..readable(socket)
         });
+        Source(self.descriptors.len() - 1)
     }
 
     /// Watches a descriptor for failure alone, whatever there is to read.
@@ -146,10 +147,10 @@ impl Waiter {
             .is_some_and(|bell| bell.revents & libc::POLLIN != 0)
     }
 
-    /// Whether `source` had something to read at the last wait.
+    /// Whether `source` had something to read at the last wait, or something to say.
     #[must_use]
-    pub fn is_readable(&self, source: Source) -> bool {
-        self.events(source) & libc::POLLIN != 0
+    pub fn is_ready(&self, source: Source) -> bool {
+        self.events(source) != 0
     }
 
     /// Whether `source` had failed at the last wait. For a TUN queue: its device was deleted.

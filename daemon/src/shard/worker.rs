@@ -15,7 +15,7 @@ use podmesh_engine::outbound::{InnerPacket, OutboundBatch, seal_batch};
 use podmesh_engine::output::SlowItem;
 use podmesh_engine::path_id::SocketId;
 use podmesh_kernel::tun::{MAX_PARTS, Offloads, TunBatch, TunIoError, TunQueue, WriteCounts};
-use podmesh_kernel::udp::{BATCH_SLOTS, Blocked, ReceiveBatch, SendCounts, UdpSocket};
+use podmesh_kernel::udp::{BATCH_SLOTS, Blocked, ReceiveBatch, SendCounts};
 use podmesh_kernel::wait::{Source, Waiter};
 
 use super::virtio;
@@ -33,9 +33,8 @@ const LONGEST_PIECE: usize = 65_535;
 const LONGEST_DATAGRAM: usize = 9_216;
 /// Sockets of a shard at most.
 const SOCKETS: usize = 4;
-/// A socket that had nothing so often is looked at every so many turns, while others are busy.
-const SILENT: u8 = 16;
-const SELDOM: u32 = 4;
+/// Pieces taken from the network at least.
+const FEW_SLOTS: usize = 4;
 /// Segments that are sealed before the network is looked at again, but for a single super-packet of more.
 const MOST_SEGMENTS: usize = 512;
 /// How long what is sealed may wait for room in a socket.
@@ -59,9 +58,8 @@ pub(super) struct Worker {
     taken: usize,
     sealed: OutboundBatch,
     backlog: Option<Backlog>,
-    turns: u32,
-    /// For how many looks in a row each socket had nothing.
-    silence: [u8; SOCKETS],
+    sources: Sources,
+    ready: Ready,
     /// Nothing is merged until then, as the kernel has refused a run.
     alone_until: Option<Instant>,
     /// The socket that is watched for room.
@@ -74,6 +72,21 @@ pub(super) struct Worker {
 struct Backlog {
     stop: Stop,
     since: Instant,
+}
+
+/// What the waiter watches.
+#[derive(Default)]
+struct Sources {
+    /// In the order of [`Sockets::of_shard`](crate::sockets::Sockets::of_shard).
+    sockets: [Option<Source>; SOCKETS],
+    tun: Option<Source>,
+}
+
+/// What may have something for us: because the kernel said so, or because it had as much as we would take.
+#[derive(Clone, Copy, Default)]
+struct Ready {
+    sockets: [bool; SOCKETS],
+    tun: bool,
 }
 
 /// Whether a turn found anything to do.
@@ -90,17 +103,19 @@ impl Worker {
         } else {
             LONGEST_DATAGRAM
         };
+        let mut received = ReceiveBatch::new(BATCH_SLOTS, longest);
+        received.set_limit(FEW_SLOTS);
         Self {
             number,
             queue: None,
-            received: ReceiveBatch::new(BATCH_SLOTS, longest),
+            received,
             opened: InboundBatch::default(),
             read: TunBatch::new(TUN_SLOTS.0, shared.mtu),
             taken: 0,
             sealed: OutboundBatch::default(),
             backlog: None,
-            turns: 0,
-            silence: [0; SOCKETS],
+            sources: Sources::default(),
+            ready: Ready::default(),
             alone_until: None,
             watched: None,
             shared,
@@ -122,50 +137,69 @@ impl Worker {
         self.queue = Some(queue);
     }
 
-    /// Moves packets until the shards are stopped.
+    /// Moves packets until the shards are stopped. Nothing is asked that has nothing: a packet that comes
+    /// after a silence is on its way again before anything else is looked at.
     pub(super) fn run(mut self, mut waiter: Waiter) {
         let mut table = Cache::new(Arc::clone(&self.shared.table));
-        let mut tun = self.watch(&mut waiter);
+        self.watch(&mut waiter);
         loop {
             if self.shared.stop.load(Ordering::Acquire) {
                 return;
             }
             let table = table.load();
-            let inbound = self.inbound(table);
-            let outbound = self.outbound(table);
-            if inbound == Turn::Busy || outbound == Turn::Busy {
-                continue;
+            // What is written to the TUN often has its answer at once.
+            let answers = self.inbound(table) == Turn::Busy;
+            if answers || self.ready.tun || self.backlog.is_some() {
+                self.outbound(table);
             }
-            // Whatever wakes us may be on any of them.
-            self.silence = [0; SOCKETS];
             if self.watched != self.backlog.map(|backlog| backlog.stop.way) {
-                tun = self.watch(&mut waiter);
+                self.watch(&mut waiter);
             }
-            let age = self.backlog.map(|backlog| backlog.since.elapsed());
-            let patience = age.map(|age| BACKLOG_AGE.saturating_sub(age));
-            if let Err(error) = waiter.wait(patience) {
+            if let Err(error) = waiter.wait(self.patience()) {
                 tracing::error!(shard = self.number, reason = %error, "a shard can't wait");
                 std::thread::sleep(PAUSE);
             }
-            if tun.is_some_and(|source| waiter.has_failed(source)) {
+            self.look(&waiter);
+            if self.sources.tun.is_some_and(|tun| waiter.has_failed(tun)) {
                 self.lose_device();
-                tun = self.watch(&mut waiter);
+                self.watch(&mut waiter);
             }
             if waiter.woken() || self.queue.is_none() {
-                tun = self.watch(&mut waiter);
+                self.watch(&mut waiter);
             }
         }
     }
 
+    /// How long there is nothing to do unless something comes.
+    fn patience(&self) -> Option<Duration> {
+        let Ready { sockets, tun } = self.ready;
+        if sockets.contains(&true) || (tun && self.backlog.is_none()) {
+            return Some(Duration::ZERO);
+        }
+        let age = self.backlog.map(|backlog| backlog.since.elapsed());
+        age.map(|age| BACKLOG_AGE.saturating_sub(age))
+    }
+
+    /// Sees what the last wait has found.
+    fn look(&mut self, waiter: &Waiter) {
+        let is_ready = |source: Option<Source>| source.is_some_and(|it| waiter.is_ready(it));
+        for (ready, source) in self.ready.sockets.iter_mut().zip(self.sources.sockets) {
+            *ready |= is_ready(source);
+        }
+        self.ready.tun |= is_ready(self.sources.tun);
+    }
+
     /// Takes the queue that the slow half has given, if it has, and watches all descriptors.
-    fn watch(&mut self, waiter: &mut Waiter) -> Option<Source> {
+    fn watch(&mut self, waiter: &mut Waiter) {
         if let Some(queue) = self.seat.take() {
             self.seat.lost.store(false, Ordering::Release);
             self.seat_queue(queue);
         }
         waiter.clear();
-        for (_, socket) in self.shared.sockets.of_shard(self.number) {
-            waiter.watch(socket);
+        self.sources = Sources::default();
+        let sockets = self.shared.sockets.of_shard(self.number);
+        for (source, (_, socket)) in self.sources.sockets.iter_mut().zip(sockets) {
+            *source = Some(waiter.watch(socket));
         }
         self.watched = self.backlog.map(|backlog| backlog.stop.way);
         let full = self
@@ -173,12 +207,14 @@ impl Worker {
             .and_then(|(id, v4)| self.shared.sockets.sender(self.number, id, v4));
         if let Some(socket) = full {
             waiter.watch_for_room(socket);
-            return self
-                .queue
-                .as_deref()
-                .map(|queue| waiter.watch_for_failure(queue));
         }
-        self.queue.as_deref().map(|queue| waiter.watch(queue))
+        self.sources.tun = self.queue.as_deref().map(|queue| {
+            if full.is_some() {
+                waiter.watch_for_failure(queue)
+            } else {
+                waiter.watch(queue)
+            }
+        });
     }
 
     fn lose_device(&mut self) {
@@ -186,52 +222,49 @@ impl Worker {
         self.seat.lost.store(true, Ordering::Release);
     }
 
-    /// Network to TUN, one batch of each socket.
+    /// Network to TUN, one batch of each socket that has something.
     fn inbound(&mut self, table: &ForwardingTable) -> Turn {
         let mut turn = Turn::Idle;
         let shared = Arc::clone(&self.shared);
-        self.turns = self.turns.wrapping_add(1);
-        for (place, (id, socket)) in shared.sockets.of_shard(self.number).enumerate() {
-            let silent = self.silence.get(place).copied().unwrap_or(0);
-            if silent >= SILENT && !self.turns.is_multiple_of(SELDOM) {
-                continue;
-            }
-            let outcome = self.receive(table, id, socket);
-            let silent = match outcome {
-                Turn::Busy => 0,
-                Turn::Idle => silent.saturating_add(1),
+        let ready = std::mem::take(&mut self.ready.sockets);
+        let sockets = shared.sockets.of_shard(self.number).zip(ready).enumerate();
+        for (place, ((id, socket), _)) in sockets.filter(|(_, (_, ready))| *ready) {
+            let before = self.received.oversized();
+            let count = match socket.receive_batch(&mut self.received) {
+                Ok(0) => continue,
+                Ok(count) => count,
+                // What the network said about an earlier datagram; the next call goes on.
+                Err(error) => {
+                    tracing::trace!(reason = %error, "the socket reports an error");
+                    continue;
+                }
             };
-            if let Some(slot) = self.silence.get_mut(place) {
-                *slot = silent;
+            turn = Turn::Busy;
+            self.shared
+                .counters
+                .add_oversized(0, self.received.oversized() - before);
+            if let Some(more) = self.ready.sockets.get_mut(place) {
+                *more = count == self.received.limit();
             }
-            if outcome == Turn::Busy {
-                turn = Turn::Busy;
+            // What is prepared is touched whole.
+            if count <= FEW_SLOTS {
+                self.open::<FEW_SLOTS>(table, id, count);
+            } else {
+                self.open::<BATCH_SLOTS>(table, id, count);
             }
         }
         turn
     }
 
-    fn receive(&mut self, table: &ForwardingTable, id: SocketId, socket: &UdpSocket) -> Turn {
-        let before = self.received.oversized();
-        match socket.receive_batch(&mut self.received) {
-            Ok(0) => return Turn::Idle,
-            Ok(_) => {}
-            // What the network said about an earlier datagram; the next call goes on.
-            Err(error) => {
-                tracing::trace!(reason = %error, "the socket reports an error");
-                return Turn::Idle;
-            }
-        }
-        self.shared
-            .counters
-            .add_oversized(0, self.received.oversized() - before);
+    /// Opens what was received, and writes it to the TUN.
+    fn open<const MOST: usize>(&mut self, table: &ForwardingTable, id: SocketId, filled: usize) {
         let mut arrived = [Arrived {
             socket: id,
             from: NOBODY,
             bytes: &[],
             segment: 0,
             ecn: 0,
-        }; BATCH_SLOTS];
+        }; MOST];
         let (mut count, mut merged) = (0, false);
         for (slot, datagram) in arrived.iter_mut().zip(self.received.datagrams()) {
             merged |= datagram.bytes.len() > datagram.segment;
@@ -252,10 +285,10 @@ impl Worker {
             }
         }
         // Whether the device merges is known by its works alone.
-        let slots = if merged { MERGED_SLOTS } else { BATCH_SLOTS };
-        self.received.set_limit(slots);
+        let most = if merged { MERGED_SLOTS } else { BATCH_SLOTS };
+        let next = (filled * 2).max(self.received.limit() / 2);
+        self.received.set_limit(next.clamp(FEW_SLOTS, most));
         self.write();
-        Turn::Busy
     }
 
     /// Writes what was opened to the TUN.
@@ -285,12 +318,14 @@ impl Worker {
     }
 
     /// TUN to network, one batch.
-    fn outbound(&mut self, table: &ForwardingTable) -> Turn {
+    fn outbound(&mut self, table: &ForwardingTable) {
         if let Some(backlog) = self.backlog {
-            return self.go_on(backlog);
+            self.go_on(backlog);
+            return;
         }
+        self.ready.tun = false;
         if self.taken >= self.read.len() && self.read() == Turn::Idle {
-            return Turn::Idle;
+            return;
         }
         let mut packets: [InnerPacket<'_>; TUN_SLOTS.0] =
             std::array::from_fn(|_| InnerPacket::default());
@@ -316,9 +351,9 @@ impl Worker {
             packets.get_mut(..count).unwrap_or_default(),
             &mut self.sealed,
         );
+        self.ready.tun = self.taken < self.read.len() || self.read.is_full();
         hand_over(&self.shared, table, &mut self.sealed.items);
         self.send(Blocked::default());
-        Turn::Busy
     }
 
     /// Reads what waits in the TUN.
@@ -357,13 +392,13 @@ impl Worker {
         });
     }
 
-    fn go_on(&mut self, backlog: Backlog) -> Turn {
+    fn go_on(&mut self, backlog: Backlog) {
         self.send(backlog.stop.at);
         let Some(still) = self.backlog else {
-            return Turn::Busy;
+            return;
         };
         if still.since.elapsed() < BACKLOG_AGE {
-            return Turn::Idle;
+            return;
         }
         let left = self.sealed.runs().skip(still.stop.at.run);
         let would_block = left.map(|run| run.datagrams().count()).sum();
@@ -372,7 +407,6 @@ impl Worker {
             ..SendCounts::default()
         });
         self.backlog = None;
-        Turn::Busy
     }
 }
 

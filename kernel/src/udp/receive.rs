@@ -10,6 +10,9 @@ use super::control::Incoming;
 use super::socket_options::{ADDRESS_LENGTH, RawAddress};
 use super::{BATCH_SLOTS, UdpSocket};
 
+/// Slots up to which a call is prepared with less.
+const FEW: usize = 4;
+
 /// At most [`BATCH_SLOTS`] buffers in one allocation, filled by [`UdpSocket::receive_batch`] and reused.
 pub struct ReceiveBatch {
     arena: Box<[u8]>,
@@ -66,6 +69,12 @@ impl ReceiveBatch {
         self.limit = slots.clamp(1, self.slots);
     }
 
+    /// Slots that a call fills at most.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// The datagrams in the order of their arrival.
     pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
         self.arena
@@ -111,18 +120,28 @@ impl UdpSocket {
     /// The kernel's answer. Nothing waiting is no error.
     pub fn receive_batch(&self, batch: &mut ReceiveBatch) -> io::Result<usize> {
         batch.received.clear();
+        // What is prepared is touched whole, and after a sleep none of it is in the processor's caches.
+        if batch.limit <= FEW {
+            self.receive::<FEW>(batch)
+        } else {
+            self.receive::<BATCH_SLOTS>(batch)
+        }
+    }
+
+    fn receive<const MOST: usize>(&self, batch: &mut ReceiveBatch) -> io::Result<usize> {
+        let limit = batch.limit.min(MOST);
         let mut vectors = [libc::iovec {
             iov_base: ptr::null_mut(),
             iov_len: 0,
-        }; BATCH_SLOTS];
+        }; MOST];
         // SAFETY: `mmsghdr` is plain memory for which zeroes are valid.
-        let mut messages: [libc::mmsghdr; BATCH_SLOTS] = unsafe { mem::zeroed() };
+        let mut messages: [libc::mmsghdr; MOST] = unsafe { mem::zeroed() };
         let slots = batch
             .arena
             .chunks_exact_mut(batch.slot)
             .zip(batch.addresses.iter_mut())
             .zip(batch.controls.iter_mut());
-        let parts = messages.iter_mut().zip(&mut vectors).take(batch.limit);
+        let parts = messages.iter_mut().zip(&mut vectors).take(limit);
         for ((message, vector), ((slot, address), control)) in parts.zip(slots) {
             vector.iov_base = slot.as_mut_ptr().cast();
             vector.iov_len = slot.len();
@@ -140,7 +159,7 @@ impl UdpSocket {
                 libc::recvmmsg(
                     self.as_raw_fd(),
                     messages.as_mut_ptr(),
-                    batch.limit as libc::c_uint,
+                    limit as libc::c_uint,
                     0,
                     ptr::null_mut(),
                 )

@@ -10,10 +10,13 @@ use std::{io, mem, ptr};
 
 use super::control::Outgoing;
 use super::socket_options::RawAddress;
-use super::{BATCH_SLOTS, SendCounts, UdpSocket};
+use super::{SendCounts, UdpSocket};
 
 /// Datagrams that the kernel cuts one send into at most (`UDP_MAX_SEGMENTS` before Linux 6.9).
 pub const MAX_SEGMENTS: usize = 64;
+/// Runs per system call. What is prepared for a call is touched whole, and after a sleep none of it is in
+/// the processor's caches: more would cost single packets more time than it saves many.
+const SLOTS: usize = 16;
 /// Bytes of one send at most: what an IPv4 packet can hold behind its headers.
 pub const MAX_RUN: usize = 65_507;
 
@@ -70,7 +73,7 @@ impl UdpSocket {
     /// one by one, and so do those on that way in the next hour.
     pub fn send_runs<'a>(&self, runs: impl IntoIterator<Item = SendRun<'a>>) -> SentRuns {
         let mut sent = SentRuns::default();
-        let mut batch = [SendRun::EMPTY; BATCH_SLOTS];
+        let mut batch = [SendRun::EMPTY; SLOTS];
         let mut runs = runs.into_iter().fuse();
         let mut done = 0;
         loop {
@@ -108,13 +111,13 @@ impl UdpSocket {
         None
     }
 
-    /// Sends at most 64 runs with one call, if the kernel likes them.
+    /// Sends at most 16 runs with one call, if the kernel likes them.
     fn send_at_once(&self, runs: &[SendRun<'_>], counts: &mut SendCounts) -> Option<Blocked> {
-        let mut addresses = [RawAddress::EMPTY; BATCH_SLOTS];
-        let mut controls = [Outgoing::EMPTY; BATCH_SLOTS];
-        let mut vectors = [EMPTY_VECTOR; BATCH_SLOTS];
+        let mut addresses = [RawAddress::EMPTY; SLOTS];
+        let mut controls = [Outgoing::EMPTY; SLOTS];
+        let mut vectors = [EMPTY_VECTOR; SLOTS];
         // SAFETY: `mmsghdr` is plain memory for which zeroes are valid.
-        let mut messages: [libc::mmsghdr; BATCH_SLOTS] = unsafe { mem::zeroed() };
+        let mut messages: [libc::mmsghdr; SLOTS] = unsafe { mem::zeroed() };
         let parts = messages
             .iter_mut()
             .zip(&mut vectors)
@@ -140,7 +143,7 @@ impl UdpSocket {
             .filter(|rest| !rest.is_empty())
         {
             // SAFETY: the messages point to addresses, vectors and control messages on this stack, and
-            // to bytes that the runs borrow; at most 64 fit the count.
+            // to bytes that the runs borrow; at most 16 fit the count.
             let sent = unsafe {
                 libc::sendmmsg(
                     self.as_raw_fd(),
@@ -188,8 +191,8 @@ impl UdpSocket {
     /// Sends the datagrams of one run without having the kernel cut it.
     fn send_singly(&self, run: &SendRun<'_>, counts: &mut SendCounts) -> Option<Blocked> {
         let segment = run.segment.max(1);
-        for (number, several) in run.bytes.chunks(segment * BATCH_SLOTS).enumerate() {
-            let mut singles = [SendRun::EMPTY; BATCH_SLOTS];
+        for (number, several) in run.bytes.chunks(segment * SLOTS).enumerate() {
+            let mut singles = [SendRun::EMPTY; SLOTS];
             let mut filled = 0;
             for (slot, bytes) in singles.iter_mut().zip(several.chunks(segment)) {
                 let segment = bytes.len();
@@ -202,7 +205,7 @@ impl UdpSocket {
             }
             let singles = singles.get(..filled).unwrap_or_default();
             if let Some(blocked) = self.send_at_once(singles, counts) {
-                let bytes = (number * BATCH_SLOTS + blocked.run) * segment;
+                let bytes = (number * SLOTS + blocked.run) * segment;
                 return Some(Blocked { run: 0, bytes });
             }
         }
