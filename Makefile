@@ -19,7 +19,7 @@ PROGRAMS := meshd meshctl planet podmesh
 DEPS := iproute2 nftables netbase iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools python3
 DEP_COMMANDS := ip nft ping conntrack ethtool iperf3 tcpdump ps strace wireguard-go wg python3
 
-.PHONY: help build deps root check test sim lab-test demo soak bench peers install uninstall clean-lab man
+.PHONY: help build deps root check test sim lab-test demo soak bench peers fuzz install uninstall clean-lab man
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -76,6 +76,22 @@ peers: deps ## other tunnels, to be compared with and to talk to (a few minutes 
 
 bench: deps build peers ## podmesh against other tunnels, in one run (about 20 minutes)
 	$(BIN)/bench $(BENCH)
+
+# libFuzzer on a stable compiler: the coverage is LLVM's, and needs no sanitizer.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= cut merge through arrive words
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
+
+fuzz: ## searches inputs that break what reads bytes of others, FUZZ_SECONDS per target
+	@command -v g++ >/dev/null || { echo "== installing the Debian package g++, which libFuzzer is built with"; \
+	  apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends g++ >/dev/null; }
+	host=$$(rustc -vV | sed -n 's/^host: //p'); \
+	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --locked --release --manifest-path tests/fuzz/Cargo.toml --target $$host --target-dir target/fuzz; \
+	for target in $(FUZZ_TARGETS); do \
+	  echo "== $$target, $(FUZZ_SECONDS) s"; mkdir -p target/fuzz/corpus/$$target target/fuzz/found; \
+	  FUZZ_TARGET=$$target target/fuzz/$$host/release/podmesh-fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -print_final_stats=1 \
+	    -artifact_prefix=target/fuzz/found/$$target- target/fuzz/corpus/$$target; \
+	done
 
 clean-lab: root ## remove what a killed lab left behind
 	$(BIN)/lab clean

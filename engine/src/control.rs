@@ -77,9 +77,8 @@ impl ControlMessage {
         if *version != VERSION {
             return None;
         }
-        postcard::take_from_bytes(body)
-            .ok()
-            .map(|(message, _padding)| message)
+        let (message, padding) = postcard::take_from_bytes(body).ok()?;
+        (body.len() - padding.len() <= MAX_CONTROL).then_some(message)
     }
 }
 

@@ -43,6 +43,7 @@ fn bars() -> Vec<Bar> {
         },
         bar("rtt_idle_ms", ("boringtun", "rtt_idle_ms"), AtMost(1.15)),
         bar("rtt_load_ms", ("boringtun", "rtt_load_ms"), AtMost(0.7)),
+        bar("rtt_beside_ms", ("boringtun", "rtt_beside_ms"), AtMost(0.7)),
         bar(
             "udp1300_flood_kpps",
             (OWN, "udp1300_free_kpps"),

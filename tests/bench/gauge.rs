@@ -36,6 +36,8 @@ pub(crate) struct Sample {
     pub(crate) rtt_idle_ms: Option<f64>,
     /// Mean of pings beside one TCP stream.
     pub(crate) rtt_load_ms: Option<f64>,
+    /// Mean of pings to another peer beside one TCP stream.
+    pub(crate) rtt_beside_ms: Option<f64>,
     /// Thousands of UDP datagrams of 1,300 bytes per second that pass without loss.
     pub(crate) udp1300_free_kpps: Option<f64>,
     /// How many arrive when four times as many are sent.
@@ -50,7 +52,7 @@ pub(crate) struct Sample {
 
 impl Sample {
     /// All figures with their names.
-    pub(crate) fn figures(&self) -> [(&'static str, Option<f64>); 13] {
+    pub(crate) fn figures(&self) -> [(&'static str, Option<f64>); 14] {
         [
             ("tcp1_gbps", self.tcp1_gbps),
             ("tcp1_reverse_gbps", self.tcp1_reverse_gbps),
@@ -60,6 +62,7 @@ impl Sample {
             ("retransmits", self.retransmits),
             ("rtt_idle_ms", self.rtt_idle_ms),
             ("rtt_load_ms", self.rtt_load_ms),
+            ("rtt_beside_ms", self.rtt_beside_ms),
             ("udp1300_free_kpps", self.udp1300_free_kpps),
             ("udp1300_flood_kpps", self.udp1300_flood_kpps),
             ("udp64_free_kpps", self.udp64_free_kpps),
@@ -130,10 +133,14 @@ pub(crate) fn measure(
         };
         sample.tcp4_gbps = Some(iperf::run(&four, || ())?.gbps);
         let pings = seconds * 1_000 / 20 - 20;
-        let beside = iperf::run(&hosts(seconds), || {
-            ping(near, target, pings, Duration::from_millis(20))
-        })?;
-        sample.rtt_load_ms = Some(beside.meanwhile?);
+        let beside = |whom| {
+            let stream = iperf::run(&hosts(seconds), || {
+                ping(near, whom, pings, Duration::from_millis(20))
+            });
+            stream.and_then(|stream| stream.meanwhile)
+        };
+        sample.rtt_load_ms = Some(beside(target)?);
+        sample.rtt_beside_ms = overlay.third.map(beside).transpose()?;
     }
     if let [one, other] = overlay.pods.as_slice() {
         let pods = Stream {

@@ -1,4 +1,5 @@
-//! Two namespaces and one cable: what every system is measured on.
+//! Two namespaces and one cable: what every system is measured on. A third namespace on a cable of its
+//! own has the peer that somebody talks to besides.
 
 use std::fmt;
 use std::fs;
@@ -33,10 +34,15 @@ impl fmt::Display for LinkMode {
 /// The device of the cable, on either side.
 pub(crate) const DEVICE: &str = "u0";
 
-/// The two sides; gone when dropped.
+/// That of the third side's.
+const SECOND_DEVICE: &str = "u1";
+
+/// The sides; gone when dropped.
 pub(crate) struct Ground {
     pub(crate) number: u32,
     pub(crate) sides: [Arc<Namespace>; 2],
+    /// On another cable of the first side.
+    pub(crate) third: Arc<Namespace>,
     folder: PathBuf,
 }
 
@@ -62,10 +68,30 @@ impl Ground {
                 side.run(&words)?;
             }
         }
+        let third = Arc::new(Namespace::create(number, "c")?);
+        let mut link = Command::new("ip");
+        link.args([
+            "link",
+            "add",
+            SECOND_DEVICE,
+            "netns",
+            sides[0].name(),
+            "type",
+            "veth",
+        ]);
+        link.args(["peer", "name", SECOND_DEVICE, "netns", third.name()]);
+        process::succeed(&mut link, b"")?;
+        for (side, address) in [&sides[0], &third].into_iter().zip(Self::SECOND) {
+            side.ip(&format!(
+                "address add {address}/24 dev {SECOND_DEVICE}\nlink set {SECOND_DEVICE} up"
+            ))?;
+        }
+        third.ip(&format!("route add default via {}", Self::SECOND[0]))?;
         let folder = registry::new_folder(number)?;
         Ok(Self {
             number,
             sides,
+            third,
             folder,
         })
     }
@@ -73,6 +99,12 @@ impl Ground {
     /// Addresses on the cable.
     pub(crate) const UNDERLAY: [Ipv4Addr; 2] =
         [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+
+    /// Addresses on the other cable.
+    pub(crate) const SECOND: [Ipv4Addr; 2] = [
+        Ipv4Addr::new(198, 51, 100, 1),
+        Ipv4Addr::new(198, 51, 100, 2),
+    ];
 
     /// A folder for the files of one system.
     pub(crate) fn folder(&self) -> &Path {

@@ -33,7 +33,7 @@ pub(crate) struct Spread {
     pub(crate) most: f64,
 }
 
-const COLUMNS: [(&str, &str, usize); 13] = [
+const COLUMNS: [(&str, &str, usize); 14] = [
     ("tcp1_gbps", "TCP x1", 2),
     ("tcp1_reverse_gbps", "reverse", 2),
     ("tcp4_gbps", "TCP x4", 2),
@@ -42,6 +42,7 @@ const COLUMNS: [(&str, &str, usize); 13] = [
     ("retransmits", "retrans.", 0),
     ("rtt_idle_ms", "RTT idle ms", 3),
     ("rtt_load_ms", "RTT load ms", 3),
+    ("rtt_beside_ms", "beside ms", 3),
     ("udp1300_free_kpps", "kpps 1300", 0),
     ("udp1300_flood_kpps", "flooded", 0),
     ("udp64_free_kpps", "kpps 64", 0),

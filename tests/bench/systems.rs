@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use podmesh_lab::process::{self, Process};
-use podmesh_lab::{Pod, wait};
+use podmesh_lab::{Namespace, Pod, wait};
 
 use crate::gauge::Extent;
 use crate::ground::{Ground, LinkMode};
@@ -66,6 +66,8 @@ pub(crate) struct Overlay {
     pub(crate) ends: [IpAddr; 2],
     /// The programs that move packets, one per side; none if the kernel does it alone.
     pub(crate) daemons: Vec<Process>,
+    /// The address of a third machine, whose only peer is the first side.
+    pub(crate) third: Option<IpAddr>,
     /// Pods behind the two sides.
     pub(crate) pods: Vec<Pod>,
     /// Programs that move no packets, kept alive.
@@ -75,6 +77,7 @@ pub(crate) struct Overlay {
 /// Bytes, of every tunnel that can be told.
 pub(crate) const MTU: u16 = 1_420;
 const ENDS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
+const THIRD: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 3);
 
 /// All systems. Programs are looked for in `peers`, then in PATH.
 pub(crate) fn all(peers: &Path) -> Vec<Box<dyn System>> {
@@ -97,6 +100,7 @@ impl Overlay {
         Self {
             ends: ENDS.map(IpAddr::V4),
             daemons,
+            third: None,
             pods: Vec::new(),
             _helpers: Vec::new(),
         }
@@ -104,11 +108,17 @@ impl Overlay {
 
     /// Waits until the far side answers.
     pub(crate) fn wait(&self, ground: &Ground) -> Result<()> {
+        for far in [Some(self.ends[1]), self.third].into_iter().flatten() {
+            self.wait_for(far, ground)?;
+        }
+        Ok(())
+    }
+
+    fn wait_for(&self, far: IpAddr, ground: &Ground) -> Result<()> {
         let [near, _] = &ground.sides;
-        let far = self.ends[1].to_string();
         wait::until("the far side to answer", Duration::from_secs(40), || {
             let mut ping = near.command("ping");
-            ping.args(["-q", "-c", "1", "-W", "1", &far]);
+            ping.args(["-q", "-c", "1", "-W", "1", &far.to_string()]);
             let output = process::output(&mut ping, b"", process::SHORT)?;
             if let Some(gone) = self.daemons.iter().find(|one| one.ended().is_some()) {
                 bail!("a program ended: {}", gone.last_words(5));
@@ -128,29 +138,41 @@ fn on_both<W: AsRef<OsStr>>(
     program: &Path,
     words: impl Fn(usize) -> Vec<W>,
 ) -> Result<Vec<Process>> {
-    let name = program.file_name().and_then(OsStr::to_str).unwrap_or("?");
-    (0..2)
-        .map(|side| {
-            let mut command = ground.sides[side].command(program);
-            command.args(words(side));
-            let log = ground.folder().join(format!("{name}-{side}.log"));
-            Process::start(name, command, &log)
-        })
+    let sides = (0..).zip(&ground.sides);
+    sides
+        .map(|(side, namespace)| start(ground, (namespace, side), program, words(side)))
         .collect()
+}
+
+fn start<W: AsRef<OsStr>>(
+    ground: &Ground,
+    (namespace, number): (&Namespace, usize),
+    program: &Path,
+    words: Vec<W>,
+) -> Result<Process> {
+    let name = program.file_name().and_then(OsStr::to_str).unwrap_or("?");
+    let mut command = namespace.command(program);
+    command.args(words);
+    let log = ground.folder().join(format!("{name}-{number}.log"));
+    Process::start(name, command, &log)
 }
 
 /// Gives the device that a program makes on each side its address and MTU.
 fn address(ground: &Ground, device: &str, mtu: u16) -> Result<()> {
     for (side, end) in ground.sides.iter().zip(ENDS) {
-        wait::until(&format!("the device {device}"), process::SHORT, || {
-            side.run(&["ip", "link", "show", device])?;
-            Ok(wait::Now(()))
-        })?;
-        side.ip(&format!(
-            "address replace {end}/24 dev {device}\nlink set {device} up mtu {mtu}"
-        ))?;
+        address_of(side, end, (device, mtu))?;
     }
     Ok(())
+}
+
+fn address_of(side: &Namespace, end: Ipv4Addr, (device, mtu): (&str, u16)) -> Result<()> {
+    wait::until(&format!("the device {device}"), process::SHORT, || {
+        side.run(&["ip", "link", "show", device])?;
+        Ok(wait::Now(()))
+    })?;
+    side.ip(&format!(
+        "address replace {end}/24 dev {device}\nlink set {device} up mtu {mtu}"
+    ))
 }
 
 /// A program in `folder`, or in PATH.

@@ -298,8 +298,8 @@ impl Shape {
         };
         let at = self.transport;
         let transport = self.flow.protocol == UDP
-            // Acknowledgement and offset; window; options. The flags were looked at before.
-            || (same(at + 8..at + 13) && same(at + 14..at + 16) && same(at + TCP_HEADER..self.headers));
+            // Acknowledgement and offset; window; urgent pointer and options. The flags were looked at before.
+            || (same(at + 8..at + 13) && same(at + 14..at + 16) && same(at + 18..self.headers));
         network && transport
     }
 

@@ -78,15 +78,18 @@ impl<'a> Segments<'a> {
                 (Work::Cut(shape), packet.len())
             }
             Offload { checksum, .. } => {
+                let length = Header::parse(packet).ok_or(NotCuttable)?.length;
                 let work = match checksum {
                     Some(gap) => {
                         let field = usize::from(gap.start) + usize::from(gap.offset);
-                        packet.get(field..field + 2).ok_or(NotCuttable)?;
+                        if field + 2 > length {
+                            return Err(NotCuttable);
+                        }
                         Work::Fill(gap)
                     }
                     None => Work::Whole,
                 };
-                (work, Header::parse(packet).ok_or(NotCuttable)?.length)
+                (work, length)
             }
         };
         let packet = packet.get_mut(..length).ok_or(NotCuttable)?;
@@ -251,6 +254,10 @@ fn transport_of(packet: &[u8], is_v4: bool) -> Option<(usize, u8)> {
     let (mut next, mut at) = (*packet.get(6)?, IPV6_HEADER);
     // Hop-by-hop options, routing and destination options (RFC 8200 §4.1).
     while matches!(next, 0 | 43 | 60) {
+        // On its way over others the packet's destination isn't the one that its checksum knows.
+        if next == 43 && *packet.get(at + 3)? != 0 {
+            return None;
+        }
         let length = usize::from(*packet.get(at + 1)?) * 8 + 8;
         (next, at) = (*packet.get(at)?, at + length);
     }

@@ -21,6 +21,7 @@ pub(crate) struct Podmesh;
 
 const PLANET: &str = "192.0.2.1:7077";
 const SIDES: [&str; 2] = ["a", "b"];
+const THIRD: &str = "c";
 
 impl System for Podmesh {
     fn name(&self) -> &'static str {
@@ -41,12 +42,14 @@ impl System for Podmesh {
         for (side, name) in ground.sides.iter().zip(SIDES) {
             daemons.push(start_node(ground, side, name)?);
         }
+        let third = start_node(ground, &ground.third, THIRD)?;
         for (side, name) in ground.sides.iter().zip(SIDES) {
             join(ground, side, name)?;
         }
-        wait::until("the direct path", Duration::from_secs(20), || {
+        join(ground, &ground.third, THIRD)?;
+        wait::until("the direct paths", Duration::from_secs(20), || {
             let peers = meshctl(ground, &ground.sides[0], "a", &["peers"])?;
-            Ok(if peers.contains("direct") {
+            Ok(if peers.matches("direct").count() == 2 {
                 wait::Now(())
             } else {
                 wait::NotYet(peers)
@@ -62,7 +65,8 @@ impl System for Podmesh {
                 overlay_address(&ground.sides[1])?,
             ],
             pods,
-            _helpers: vec![planet],
+            third: Some(overlay_address(&ground.third)?),
+            _helpers: vec![planet, third],
             ..Overlay::of(daemons)
         })
     }

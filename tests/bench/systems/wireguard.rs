@@ -5,9 +5,12 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use podmesh_lab::{process, wait};
+use podmesh_lab::{Namespace, process, wait};
 
-use super::{ENDS, MTU, Overlay, System, address, find, on_both, package_version, said_version};
+use super::{
+    ENDS, MTU, Overlay, System, THIRD, address, address_of, find, on_both, package_version,
+    said_version, start,
+};
 use crate::ground::Ground;
 
 /// One of them.
@@ -18,6 +21,8 @@ pub(crate) struct WireGuard {
     folder: Option<PathBuf>,
     words: &'static [&'static str],
 }
+
+const PORT: &str = "51820";
 
 /// Cloudflare's, whose tunnel podmesh uses.
 pub(crate) fn boringtun(peers: &Path) -> WireGuard {
@@ -68,45 +73,66 @@ impl System for WireGuard {
 
     fn start(&self, ground: &Ground) -> Result<Overlay> {
         let program = find(self.folder.as_deref(), self.program)?;
-        // Its control socket lies in a folder that all namespaces share.
-        let device = |side: usize| format!("bw{}{side}", ground.number);
-        let daemons = on_both(ground, &program, |side| {
+        let words = |number: usize| -> Vec<String> {
             let words = self.words.iter().map(|word| (*word).to_owned());
-            words.chain([device(side)]).collect()
-        })?;
-        let keys = [key(ground, "a")?, key(ground, "b")?];
-        for (side, namespace) in ground.sides.iter().enumerate() {
-            let device = device(side);
-            wait::until("the control socket", process::SHORT, || {
-                namespace.run(&["wg", "show", &device])?;
-                Ok(wait::Now(()))
-            })?;
-            let far = format!("{}:51820", Ground::UNDERLAY[1 - side]);
-            let allowed = format!("{}/32", ENDS[1 - side]);
-            let secret = keys[side].0.display().to_string();
-            let mine = [
-                "wg",
-                "set",
-                &device,
-                "listen-port",
-                "51820",
-                "private-key",
-                &secret,
-            ];
-            let peer = [
+            words.chain([device(ground, number)]).collect()
+        };
+        let daemons = on_both(ground, &program, words)?;
+        let third = start(ground, (&ground.third, 2), &program, words(2))?;
+        let keys = [key(ground, "a")?, key(ground, "b")?, key(ground, "c")?];
+        let [near, far] = &ground.sides;
+        for (number, namespace) in [near, far, &ground.third].into_iter().enumerate() {
+            set(ground, namespace, number, &["listen-port", PORT])?;
+            let secret = keys[number].0.display().to_string();
+            set(ground, namespace, number, &["private-key", &secret])?;
+        }
+        let [one, other] = Ground::UNDERLAY;
+        let [second, third_end] = Ground::SECOND;
+        let pairs = [
+            ((near, 0), (1, ENDS[1], other)),
+            ((far, 1), (0, ENDS[0], one)),
+            ((near, 0), (2, THIRD, third_end)),
+            ((&ground.third, 2), (0, ENDS[0], second)),
+        ];
+        for ((namespace, number), (peer, address, endpoint)) in pairs {
+            let allowed = format!("{address}/32");
+            let endpoint = format!("{endpoint}:{PORT}");
+            let words = [
                 "peer",
-                &keys[1 - side].1,
+                &keys[peer].1,
                 "allowed-ips",
                 &allowed,
                 "endpoint",
-                &far,
+                &endpoint,
             ];
-            namespace.run(&[&mine[..], &peer[..]].concat())?;
-            namespace.ip(&format!("link set {device} name wg0"))?;
+            set(ground, namespace, number, &words)?;
+        }
+        for (number, namespace) in [near, far, &ground.third].into_iter().enumerate() {
+            namespace.ip(&format!("link set {} name wg0", device(ground, number)))?;
         }
         address(ground, "wg0", MTU)?;
-        Ok(Overlay::of(daemons))
+        address_of(&ground.third, THIRD, ("wg0", MTU))?;
+        Ok(Overlay {
+            third: Some(THIRD.into()),
+            _helpers: vec![third],
+            ..Overlay::of(daemons)
+        })
     }
+}
+
+/// The control socket of a device lies in a folder that all namespaces share.
+fn device(ground: &Ground, number: usize) -> String {
+    format!("bw{}{number}", ground.number)
+}
+
+fn set(ground: &Ground, namespace: &Namespace, number: usize, words: &[&str]) -> Result<()> {
+    let device = device(ground, number);
+    wait::until("the control socket", process::SHORT, || {
+        namespace.run(&["wg", "show", &device])?;
+        Ok(wait::Now(()))
+    })?;
+    namespace.run(&[&["wg", "set", &device], words].concat())?;
+    Ok(())
 }
 
 /// A new key: the file of its secret half, and the public one.
