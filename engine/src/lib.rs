@@ -53,4 +53,5 @@ pub mod stored;
 mod testing;
 mod timers;
 pub mod tunnel;
+pub mod turns;
 mod views;

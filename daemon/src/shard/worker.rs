@@ -11,22 +11,20 @@ use podmesh_engine::drops::DropReason;
 use podmesh_engine::forwarding::ForwardingTable;
 use podmesh_engine::inbound::{Arrived, InboundBatch, open_batch};
 use podmesh_engine::offload::Merge;
-use podmesh_engine::outbound::{InnerPacket, OutboundBatch, seal_batch};
+use podmesh_engine::outbound::{OutboundBatch, seal_batch};
 use podmesh_engine::output::SlowItem;
 use podmesh_engine::path_id::SocketId;
-use podmesh_kernel::tun::{MAX_PARTS, Offloads, TunBatch, TunIoError, TunQueue, WriteCounts};
+use podmesh_kernel::tun::{MAX_PARTS, Offloads, TunIoError, TunQueue, WriteCounts};
 use podmesh_kernel::udp::{BATCH_SLOTS, Blocked, ReceiveBatch, SendCounts};
 use podmesh_kernel::wait::{Source, Waiter};
 
+use super::queued::{Queued, Which};
 use super::virtio;
 use super::{Seat, Shared};
 use crate::sockets::Stop;
 
-/// Packets taken from the TUN before the network is looked at again: single ones, and such as may be
-/// 64 KiB long.
-const TUN_SLOTS: (usize, usize) = (32, 8);
 /// Pieces taken from the network, once some of them are several datagrams.
-const MERGED_SLOTS: usize = 16;
+const MERGED_SLOTS: usize = 8;
 /// Bytes of what the kernel hands over in one piece.
 const LONGEST_PIECE: usize = 65_535;
 /// Bytes. Underlays with long frames exist.
@@ -35,8 +33,6 @@ const LONGEST_DATAGRAM: usize = 9_216;
 const SOCKETS: usize = 4;
 /// Pieces taken from the network at least.
 const FEW_SLOTS: usize = 4;
-/// Segments that are sealed before the network is looked at again, but for a single super-packet of more.
-const MOST_SEGMENTS: usize = 512;
 /// How long what is sealed may wait for room in a socket.
 const BACKLOG_AGE: Duration = Duration::from_millis(250);
 /// How long nothing is merged after the kernel has refused a run.
@@ -53,9 +49,7 @@ pub(super) struct Worker {
     queue: Option<Arc<TunQueue>>,
     received: ReceiveBatch,
     opened: InboundBatch,
-    read: TunBatch,
-    /// Packets of it that are dealt with.
-    taken: usize,
+    queued: Queued,
     sealed: OutboundBatch,
     backlog: Option<Backlog>,
     sources: Sources,
@@ -110,8 +104,7 @@ impl Worker {
             queue: None,
             received,
             opened: InboundBatch::default(),
-            read: TunBatch::new(TUN_SLOTS.0, shared.mtu),
-            taken: 0,
+            queued: Queued::new(shared.mtu),
             sealed: OutboundBatch::default(),
             backlog: None,
             sources: Sources::default(),
@@ -128,12 +121,12 @@ impl Worker {
         let Offloads { tcp, udp } = queue.offloads();
         self.opened = InboundBatch::merging(runs_for(&queue));
         self.alone_until = None;
-        self.read = if tcp || udp {
-            TunBatch::new(TUN_SLOTS.1, LONGEST_PIECE)
+        let longest = if tcp || udp {
+            LONGEST_PIECE
         } else {
-            TunBatch::new(TUN_SLOTS.0, self.shared.mtu)
+            self.shared.mtu
         };
-        self.taken = 0;
+        self.queued = Queued::new(longest);
         self.queue = Some(queue);
     }
 
@@ -317,65 +310,46 @@ impl Worker {
         }
     }
 
-    /// TUN to network, one batch.
+    /// TUN to network: all that is little, and some of the rest.
     fn outbound(&mut self, table: &ForwardingTable) {
         if let Some(backlog) = self.backlog {
             self.go_on(backlog);
             return;
         }
-        self.ready.tun = false;
-        if self.taken >= self.read.len() && self.read() == Turn::Idle {
-            return;
-        }
-        let mut packets: [InnerPacket<'_>; TUN_SLOTS.0] =
-            std::array::from_fn(|_| InnerPacket::default());
-        let (mut count, mut segments) = (0, 0);
-        for packet in self.read.packets().skip(self.taken) {
-            let offload = virtio::offload(packet.header);
-            let number = offload.map_or(0, |offload| offload.segments(packet.bytes.len()));
-            if segments > 0 && segments + number > MOST_SEGMENTS {
+        let is_full = self.fill(table);
+        for which in [Which::Little, Which::Much] {
+            let (queued, sealed) = (&mut self.queued, &mut self.sealed);
+            let some = queued.take(which, |packets| seal_batch(table, packets, sealed));
+            if !some {
+                continue;
+            }
+            hand_over(&self.shared, table, &mut self.sealed.items);
+            self.send(Blocked::default());
+            if self.backlog.is_some() {
                 break;
             }
-            self.taken += 1;
-            let (Some(offload), Some(slot)) = (offload, packets.get_mut(count)) else {
-                table.drops().count(DropReason::Malformed);
-                continue;
-            };
-            let bytes = packet.bytes;
-            *slot = InnerPacket { bytes, offload };
-            count += 1;
-            segments += number;
         }
-        seal_batch(
-            table,
-            packets.get_mut(..count).unwrap_or_default(),
-            &mut self.sealed,
-        );
-        self.ready.tun = self.taken < self.read.len() || self.read.is_full();
-        hand_over(&self.shared, table, &mut self.sealed.items);
-        self.send(Blocked::default());
+        self.ready.tun = is_full || !self.queued.is_empty();
     }
 
-    /// Reads what waits in the TUN.
-    fn read(&mut self) -> Turn {
+    /// Takes what waits in the TUN; whether there may be more than there was room for.
+    fn fill(&mut self, table: &ForwardingTable) -> bool {
         let Some(queue) = &self.queue else {
-            return Turn::Idle;
+            return false;
         };
-        let before = self.read.oversized();
-        self.taken = 0;
-        match queue.read_batch(&mut self.read) {
-            Ok(_) => {}
+        let before = self.queued.oversized();
+        let filled = self.queued.fill(queue);
+        let oversized = self.queued.oversized() - before;
+        self.shared.counters.add_oversized(oversized, 0);
+        match filled {
+            Ok((malformed, is_full)) => {
+                table.drops().add(DropReason::Malformed, malformed);
+                return is_full;
+            }
             Err(TunIoError::DeviceLost) => self.lose_device(),
             Err(error) => tracing::debug!(reason = %error, "can't read from the TUN"),
         }
-        self.shared
-            .counters
-            .add_oversized(self.read.oversized() - before, 0);
-        if self.read.is_empty() {
-            Turn::Idle
-        } else {
-            Turn::Busy
-        }
+        false
     }
 
     /// Sends what is sealed, beginning there.

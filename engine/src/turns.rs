@@ -1,0 +1,273 @@
+//! Whose packets go next.
+//!
+//! The device's queue is one for all, and first in is first out: a connection's bulk fills it, and a single
+//! packet of another one would wait behind megabytes. So a shard takes what is there, and sends what
+//! little flows have before what much flows have; these take turns by bytes. Within a flow nothing is
+//! overtaken. The idea is that of fair queueing with sparse flows first (RFC 8290 §4.2).
+
+use crate::packet::Header;
+
+/// Bytes that a flow may have waiting and still counts as a little one.
+const LITTLE: usize = 3_000;
+/// Segments of much flows that go at once, before the little ones are looked at again.
+const SEGMENTS: usize = 192;
+const TCP: u8 = 6;
+
+/// Packets that wait, by the numbers of their slots. Room for all of them is made at the start.
+#[derive(Debug)]
+pub struct Turns {
+    /// In the order in which they came.
+    waiting: Vec<Waiting>,
+    chosen: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    slot: usize,
+    flow: u64,
+    bytes: usize,
+    segments: usize,
+    /// Bytes of its flow before it.
+    before: usize,
+}
+
+impl Turns {
+    /// For so many slots.
+    #[must_use]
+    pub fn new(slots: usize) -> Self {
+        Self {
+            waiting: Vec::with_capacity(slots),
+            chosen: Vec::with_capacity(slots),
+        }
+    }
+
+    /// Takes the packet in a slot, which is to become so many segments.
+    pub fn push(&mut self, slot: usize, packet: &[u8], segments: usize) {
+        self.waiting.push(Waiting {
+            slot,
+            flow: flow_of(packet),
+            bytes: packet.len(),
+            segments,
+            before: 0,
+        });
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// The slots of all packets of little flows, in the order in which they came.
+    pub fn little(&mut self) -> &[usize] {
+        self.chosen.clear();
+        // One packet needs no comparing, whatever it is.
+        if self.waiting.len() > 1 || self.waiting.first().is_some_and(|one| one.bytes <= LITTLE) {
+            self.count();
+            let total = |waiting: &[Waiting], flow| {
+                let last = waiting.iter().rfind(|other| other.flow == flow);
+                last.map_or(0, |last| last.before + last.bytes)
+            };
+            for number in 0..self.waiting.len() {
+                let Some(one) = self.waiting.get(number) else {
+                    continue;
+                };
+                if total(&self.waiting, one.flow) <= LITTLE {
+                    self.chosen.push(one.slot);
+                }
+            }
+            self.remove();
+        }
+        &self.chosen
+    }
+
+    /// The slots of the next packets of the other flows, by turns, but not more than keeps others waiting for
+    /// long.
+    pub fn much(&mut self) -> &[usize] {
+        self.chosen.clear();
+        self.count();
+        let mut segments = 0;
+        let mut next = (0, 0);
+        // By the bytes that their flows had before, the earlier first among equals: a few dozen at most.
+        while let Some((place, one)) = self
+            .waiting
+            .iter()
+            .enumerate()
+            .filter(|(place, one)| (one.before, *place) >= next)
+            .min_by_key(|(place, one)| (one.before, *place))
+        {
+            segments += one.segments;
+            if segments > SEGMENTS && !self.chosen.is_empty() {
+                break;
+            }
+            self.chosen.push(one.slot);
+            next = (one.before, place + 1);
+        }
+        self.remove();
+        &self.chosen
+    }
+
+    /// Counts the bytes before each packet in its flow.
+    fn count(&mut self) {
+        for number in 0..self.waiting.len() {
+            let (earlier, rest) = self.waiting.split_at_mut(number);
+            let Some(one) = rest.first_mut() else {
+                continue;
+            };
+            let before = earlier.iter().rfind(|other| other.flow == one.flow);
+            one.before = before.map_or(0, |before| before.before + before.bytes);
+        }
+    }
+
+    fn remove(&mut self) {
+        let chosen = &self.chosen;
+        self.waiting.retain(|one| !chosen.contains(&one.slot));
+    }
+}
+
+/// What must keep its order has the same number: packets of one TCP connection, or of one other protocol
+/// between two addresses, where fragments would not tell their ports.
+fn flow_of(packet: &[u8]) -> u64 {
+    let mut hash = Fnv::default();
+    let Some(header) = Header::parse(packet) else {
+        return hash.0;
+    };
+    let is_v4 = header.source.is_ipv4();
+    let addresses = if is_v4 { 12..20 } else { 8..40 };
+    hash.add(packet.get(addresses).unwrap_or_default());
+    hash.add(&[header.protocol]);
+    if header.protocol == TCP {
+        let start = match packet.first() {
+            Some(first) if is_v4 => usize::from(first & 0x0f) * 4,
+            _ => 40,
+        };
+        hash.add(packet.get(start..start + 4).unwrap_or_default());
+    }
+    hash.0
+}
+
+/// Fowler-Noll-Vo, over words. Who finds flows of equal numbers delays none but his own.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(4) {
+            let mut word = [0; 4];
+            word.iter_mut()
+                .zip(chunk)
+                .for_each(|(to, from)| *to = *from);
+            self.0 ^= u64::from(u32::from_le_bytes(word));
+            self.0 = self.0.wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(destination: u8, port: u16, length: usize) -> Vec<u8> {
+        let total = u16::try_from(length).unwrap().to_be_bytes();
+        let mut packet = vec![0; length];
+        packet[..4].copy_from_slice(&[0x45, 0, total[0], total[1]]);
+        packet[9] = TCP;
+        packet[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, destination]);
+        packet[22..24].copy_from_slice(&port.to_be_bytes());
+        packet
+    }
+
+    #[test]
+    fn what_is_little_goes_first_and_much_takes_turns() {
+        let mut turns = Turns::new(32);
+        let large = 60_000;
+        // Three of one bulk, one of another, and a small packet behind them all.
+        let packets = [
+            (1, 80, large),
+            (1, 80, large),
+            (1, 80, large),
+            (2, 80, large),
+            (3, 80, 84),
+        ];
+        for (slot, (destination, port, length)) in packets.into_iter().enumerate() {
+            let segments = length / 1_400 + 1;
+            turns.push(slot, &packet(destination, port, length), segments);
+        }
+        assert_eq!(turns.little(), [4]);
+        assert_eq!(turns.much(), [0, 3, 1, 2]);
+        assert!(turns.is_empty());
+    }
+
+    #[test]
+    fn the_small_end_of_a_bulk_waits_for_the_bulk() {
+        let mut turns = Turns::new(32);
+        turns.push(0, &packet(1, 80, 60_000), 40);
+        turns.push(1, &packet(1, 80, 40), 1);
+        turns.push(2, &packet(1, 81, 40), 1);
+        assert_eq!(turns.little(), [2]);
+        assert_eq!(turns.much(), [0, 1]);
+    }
+
+    #[test]
+    fn much_is_given_out_in_portions_but_never_nothing() {
+        let mut turns = Turns::new(32);
+        for slot in 0..10 {
+            turns.push(slot, &packet(1, 80, 60_000), 90);
+        }
+        assert_eq!(turns.little(), []);
+        assert_eq!(turns.much(), [0, 1]);
+        turns.push(10, &packet(1, 80, 60_000), 2_000);
+        for expected in [[2, 3], [4, 5], [6, 7], [8, 9]] {
+            assert_eq!(turns.much(), expected);
+        }
+        assert_eq!(turns.much(), [10]);
+        assert_eq!(turns.much(), []);
+    }
+
+    /// Whatever comes: everything goes out once, and each flow in its order.
+    #[test]
+    fn no_flow_overtakes_itself_and_nothing_is_lost() {
+        let mut state = 7_u64;
+        let mut next = |end: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % end
+        };
+        for _ in 0..300 {
+            let mut turns = Turns::new(32);
+            let mut flows = Vec::new();
+            let mut sent = Vec::new();
+            for slot in 0..32 {
+                let flow = next(5);
+                let length = if next(2) == 0 { 60 } else { 30_000 };
+                turns.push(slot, &packet(1, u16::try_from(flow).unwrap(), length), 20);
+                flows.push(flow);
+                if next(4) == 0 {
+                    sent.extend_from_slice(turns.little());
+                    sent.extend_from_slice(turns.much());
+                }
+            }
+            while !turns.is_empty() {
+                sent.extend_from_slice(turns.little());
+                sent.extend_from_slice(turns.much());
+            }
+            for flow in 0..5 {
+                let of = |slots: &mut dyn Iterator<Item = usize>| -> Vec<usize> {
+                    slots.filter(|slot| flows[*slot] == flow).collect()
+                };
+                assert_eq!(of(&mut sent.iter().copied()), of(&mut (0..32)));
+            }
+        }
+    }
+}
