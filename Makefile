@@ -82,15 +82,15 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= cut merge through arrive words
 FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
 
-fuzz: ## searches inputs that break what reads bytes of others, FUZZ_SECONDS per target
+fuzz: root ## searches inputs that break what reads bytes of others, FUZZ_SECONDS per target
 	@command -v g++ >/dev/null || { echo "== installing the Debian package g++, which libFuzzer is built with"; \
 	  apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends g++ >/dev/null; }
 	host=$$(rustc -vV | sed -n 's/^host: //p'); \
 	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --locked --release --manifest-path tests/fuzz/Cargo.toml --target $$host --target-dir target/fuzz; \
 	for target in $(FUZZ_TARGETS); do \
-	  echo "== $$target, $(FUZZ_SECONDS) s"; mkdir -p target/fuzz/corpus/$$target target/fuzz/found; \
+	  echo "== $$target, $(FUZZ_SECONDS) s"; mkdir -p target/fuzz/corpus/$$target target/fuzz/found tests/fuzz/kept/$$target; \
 	  FUZZ_TARGET=$$target target/fuzz/$$host/release/podmesh-fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -print_final_stats=1 \
-	    -artifact_prefix=target/fuzz/found/$$target- target/fuzz/corpus/$$target; \
+	    -artifact_prefix=target/fuzz/found/$$target- target/fuzz/corpus/$$target tests/fuzz/kept/$$target; \
 	done
 
 clean-lab: root ## remove what a killed lab left behind

@@ -9,9 +9,11 @@ use tokio::time::Instant;
 /// Both clocks at this instant.
 pub(crate) fn now() -> Now {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let unix = unix.unwrap_or_default();
     Now {
         moment: Moment::from_start(process::since_boot()),
-        unix: UnixSeconds(unix.map_or(0, |since| since.as_secs())),
+        unix: UnixSeconds(unix.as_secs()),
+        nanos: unix.subsec_nanos(),
     }
 }
 

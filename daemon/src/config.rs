@@ -15,6 +15,7 @@ use crate::cli::Cli;
 use crate::device_mtu;
 use crate::logs;
 use crate::offloads::OffloadSet;
+use podmesh_engine::tunnel::TunnelKind;
 
 const DEFAULT_FILE: &str = "/etc/podmesh/meshd.toml";
 /// Bytes. A larger file is none of ours.
@@ -22,12 +23,13 @@ const MAX_FILE: u64 = 64 * 1024;
 const MAX_SHARDS: usize = 64;
 /// Bytes. No link with IPv6 may carry less (RFC 8200 §5).
 const MIN_MTU: u32 = 1280;
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "name",
     "device",
     "mtu",
     "shards",
     "offloads",
+    "tunnel",
     "port",
     "endpoints",
     "exclude-interfaces",
@@ -35,6 +37,13 @@ const KEYS: [&str; 12] = [
     "join-token-file",
     "subnet-env",
     "log",
+];
+
+/// The names of the tunnels, the default one first.
+pub(crate) const TUNNELS: [(&str, TunnelKind); 3] = [
+    ("boringtun", TunnelKind::Boringtun),
+    ("batched", TunnelKind::Batched { wide: false }),
+    ("batched-wide", TunnelKind::Batched { wide: true }),
 ];
 
 /// How meshd runs on this machine.
@@ -50,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) shards: Option<usize>,
     /// What may be done for many packets at once, where the kernel can.
     pub(crate) offloads: OffloadSet,
+    /// What seals and opens.
+    pub(crate) tunnel: TunnelKind,
     /// UDP port; chosen at the first start if absent.
     pub(crate) port: Option<u16>,
     /// Candidates that the operator names.
@@ -74,6 +85,7 @@ impl Default for Config {
             mtu: None,
             shards: None,
             offloads: OffloadSet::ALL,
+            tunnel: TunnelKind::Boringtun,
             port: None,
             endpoints: Vec::new(),
             exclude_interfaces: Vec::new(),
@@ -244,6 +256,7 @@ struct Raw {
     mtu: u32,
     shards: usize,
     offloads: Vec<String>,
+    tunnel: String,
     port: u16,
     endpoints: Vec<String>,
     exclude_interfaces: Vec<String>,
@@ -262,6 +275,7 @@ impl Default for Raw {
             mtu: 0,
             shards: 0,
             offloads: config.offloads.names().map(str::to_owned).collect(),
+            tunnel: TUNNELS[0].0.to_owned(),
             port: 0,
             endpoints: Vec::new(),
             exclude_interfaces: config.exclude_interfaces,
@@ -271,6 +285,14 @@ impl Default for Raw {
             log: config.log,
         }
     }
+}
+
+fn tunnel(text: &str) -> Result<TunnelKind, ConfigError> {
+    let found = TUNNELS.iter().find(|(name, _)| *name == text);
+    found.map(|(_, kind)| *kind).ok_or_else(|| {
+        let advice = "use boringtun, batched or batched-wide";
+        wrong("tunnel", text, advice)
+    })
 }
 
 impl Raw {
@@ -314,6 +336,7 @@ impl Raw {
             shards: Some(self.shards).filter(|shards| *shards > 0),
             offloads: OffloadSet::parse(&self.offloads)
                 .map_err(|name| wrong("offloads", name, "use tso, uso, udp-gso and udp-gro"))?,
+            tunnel: tunnel(&self.tunnel)?,
             port: Some(self.port).filter(|port| *port > 0),
             endpoints: endpoints(&self.endpoints)?,
             exclude_interfaces: patterns(self.exclude_interfaces)?,

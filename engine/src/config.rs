@@ -9,6 +9,7 @@ use podmesh_proto::certificate::Member;
 use podmesh_proto::key::{SecretKey, SigningKey};
 
 use crate::stored::StoredState;
+use crate::tunnel::TunnelKind;
 
 /// The secrets of a node.
 pub struct NodeKeys {
@@ -48,6 +49,8 @@ pub struct EngineConfig {
     pub mtu: u32,
     /// Name of the interface.
     pub device: String,
+    /// What makes tunnels.
+    pub tunnel: TunnelKind,
     /// Version of meshd, for people.
     pub version: String,
 }

@@ -117,7 +117,7 @@ impl Engine {
             timers: Timers::default(),
             node: config.keys.identity.node_id(),
             renewing: Renewing::default(),
-            keys: TunnelKeys::new(&config.keys.wireguard),
+            keys: TunnelKeys::of_kind(&config.keys.wireguard, config.tunnel),
             limiter: HandshakeLimiter::default(),
             budget: ProbeBudget::new(now.moment),
             table: Arc::new(ForwardingTable::empty(Arc::clone(&drops))),
@@ -137,6 +137,7 @@ impl Engine {
             drops,
             config,
         };
+        engine.keys.tell(now);
         engine.timers.set(Timer::Second, now.moment);
         if let Some(stored) = stored {
             engine.restore(*stored, now)?;
@@ -177,6 +178,7 @@ impl Engine {
     /// # Errors
     /// Neither a member nor joining.
     pub fn handle_leave(&mut self, now: Now) -> Result<(), RequestError> {
+        self.keys.tell(now);
         self.leave(now)?;
         self.settle(now);
         Ok(())
@@ -198,6 +200,7 @@ impl Engine {
 
     /// Something happened on the control connection to a planet.
     pub fn handle_planet(&mut self, planet: PlanetId, event: PlanetEvent, now: Now) {
+        self.keys.tell(now);
         match event {
             PlanetEvent::Connected { remote, rtt } => {
                 self.planet_connected(planet, (remote, rtt), now);
@@ -222,12 +225,14 @@ impl Engine {
 
     /// Something that the fast half couldn't do.
     pub fn handle_item(&mut self, item: SlowItem, now: Now) {
+        self.keys.tell(now);
         self.take_item(item, now);
         self.settle(now);
     }
 
     /// A datagram of any kind, for a shell without a fast half.
     pub fn handle_datagram(&mut self, received: Received, now: Now) {
+        self.keys.tell(now);
         let arrived = Arrived {
             socket: received.socket,
             from: received.from,
@@ -252,12 +257,14 @@ impl Engine {
 
     /// A packet that the host sent into the TUN, for a shell without a fast half.
     pub fn handle_pod_packet(&mut self, packet: &[u8], now: Now) {
+        self.keys.tell(now);
         self.send_pod_packets(&[packet], now);
         self.settle(now);
     }
 
     /// The underlay addresses that others might reach this node by have changed: all of them.
     pub fn handle_underlay(&mut self, addresses: Vec<IpAddr>, now: Now) {
+        self.keys.tell(now);
         if self.endpoints.set_addresses(addresses) {
             self.underlay_changed(now);
         }
@@ -271,12 +278,14 @@ impl Engine {
         to: std::net::SocketAddr,
         now: Now,
     ) {
+        self.keys.tell(now);
         self.paths_unreachable(socket, to, now);
         self.settle(now);
     }
 
     /// The time that [`Self::poll_timeout`] gave has come.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.keys.tell(now);
         for timer in self.timers.take_due(now.moment) {
             self.run(timer, now);
         }
@@ -299,6 +308,7 @@ impl Engine {
 
     /// Sends one in-tunnel echo; `Output::PingDone` with the same `id` follows.
     pub fn start_ping(&mut self, target: &str, id: u64, now: Now) {
+        self.keys.tell(now);
         self.begin_ping(target, id, now);
         self.settle(now);
     }
@@ -347,6 +357,7 @@ impl Engine {
 
     /// This life ends in good order: what makes the next one begin quickly goes to disk.
     pub fn handle_stop(&mut self, now: Now) {
+        self.keys.tell(now);
         if self.members.is_some() {
             self.persist(now);
         }

@@ -250,6 +250,12 @@ impl LinkState {
         opened
     }
 
+    /// Whether there is one tunnel alone, which opens many messages at once.
+    pub(crate) fn opens_many(&self) -> bool {
+        let alone = !self.closed && self.coming.is_none() && self.former.is_none();
+        alone && self.tunnel.as_ref().is_some_and(Tunnel::opens_many)
+    }
+
     /// Sends by the tunnel of new keys from now on, if it has a session.
     pub fn hand_over(&mut self) -> bool {
         let ready = self.coming.as_ref().is_some_and(Tunnel::has_session);

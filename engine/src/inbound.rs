@@ -247,31 +247,22 @@ fn open_run(
     batch: &mut InboundBatch,
 ) {
     let mut state = link.lock();
-    let (mut packets, mut bytes, mut on_path) = (0, 0, 0);
+    let mut tally = Tally::default();
     let mut judge = Judge::new(table, link);
-    for data in run {
-        let arrived = datagrams.get(data.piece);
-        let ecn = arrived.map_or(0, |arrived| arrived.ecn);
-        let message = arrived
-            .and_then(|arrived| arrived.bytes.get(data.message.clone()))
-            .unwrap_or_default();
-        match open_one(&mut judge, &mut state, (data.path, ecn, message), batch) {
-            Ok(length) => {
-                packets += u64::from(length > 0);
-                bytes += u64::try_from(length).unwrap_or(0);
-                if state.path == Some(data.path) {
-                    on_path += 1;
-                } else if state.elsewhere != Some(data.path) {
-                    state.elsewhere = Some(data.path);
-                    if link.is_external() {
-                        batch.items.push(SlowItem::Moved {
-                            peer: link.index,
-                            path: data.path,
-                        });
-                    }
-                }
-            }
-            Err(reason) => table.drops().count(reason),
+    if state.opens_many() {
+        for some in run.chunks(MANY) {
+            open_many(
+                &mut judge,
+                &mut state,
+                (some, datagrams),
+                (batch, &mut tally),
+            );
+        }
+    } else {
+        for data in run {
+            let (ecn, message) = message_of(data, datagrams);
+            let outcome = open_one(&mut judge, &mut state, (data.path, ecn, message), batch);
+            tally.add(&judge, &mut state, (data, outcome), batch);
         }
     }
     // An empty first message on a session that the peer made tells that it can be used.
@@ -281,13 +272,120 @@ fn open_run(
         batch.items.push(SlowItem::Session { peer: link.index });
     }
     let counters = &link.counters;
+    let packets = &counters.received_packets;
+    packets.fetch_add(tally.packets, Ordering::Relaxed);
     counters
-        .received_packets
-        .fetch_add(packets, Ordering::Relaxed);
-    counters.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+        .received_bytes
+        .fetch_add(tally.bytes, Ordering::Relaxed);
     counters
         .received_on_path
-        .fetch_add(on_path, Ordering::Relaxed);
+        .fetch_add(tally.on_path, Ordering::Relaxed);
+}
+
+/// What a peer's messages were.
+#[derive(Default)]
+struct Tally {
+    packets: u64,
+    bytes: u64,
+    on_path: u64,
+}
+
+impl Tally {
+    fn add(
+        &mut self,
+        judge: &Judge<'_>,
+        state: &mut LinkState,
+        (data, outcome): (&Data, Result<usize, DropReason>),
+        batch: &mut InboundBatch,
+    ) {
+        let length = match outcome {
+            Ok(length) => length,
+            Err(reason) => {
+                judge.table.drops().count(reason);
+                return;
+            }
+        };
+        self.packets += u64::from(length > 0);
+        self.bytes += u64::try_from(length).unwrap_or(0);
+        if state.path == Some(data.path) {
+            self.on_path += 1;
+        } else if state.elsewhere != Some(data.path) {
+            state.elsewhere = Some(data.path);
+            if judge.link.is_external() {
+                batch.items.push(SlowItem::Moved {
+                    peer: judge.link.index,
+                    path: data.path,
+                });
+            }
+        }
+    }
+}
+
+/// Messages that are opened together at most.
+const MANY: usize = 64;
+/// Bytes of a data message before its content.
+const DATA_HEADER: usize = 16;
+
+/// A message, and the marking of what it came in.
+fn message_of<'a>(data: &Data, datagrams: &'a [Arrived<'_>]) -> (u8, &'a [u8]) {
+    let Some(arrived) = datagrams.get(data.piece) else {
+        return (0, &[]);
+    };
+    let message = arrived.bytes.get(data.message.clone());
+    (arrived.ecn, message.unwrap_or_default())
+}
+
+/// Copies messages to where they are opened in place.
+fn gather(
+    some: &[Data],
+    datagrams: &[Arrived<'_>],
+    (places, batch): (&mut [(usize, usize); MANY], &mut InboundBatch),
+) {
+    for (data, place) in some.iter().zip(places) {
+        let (_, message) = message_of(data, datagrams);
+        let start = batch.used;
+        batch.used += message.len();
+        if batch.arena.len() < batch.used {
+            batch.arena.resize(batch.used, 0);
+        }
+        if let Some(space) = batch.arena.get_mut(start..batch.used) {
+            space.copy_from_slice(message);
+        }
+        *place = (start, batch.used);
+    }
+}
+
+/// Opens many messages at once.
+fn open_many(
+    judge: &mut Judge<'_>,
+    state: &mut LinkState,
+    (some, datagrams): (&[Data], &[Arrived<'_>]),
+    (batch, tally): (&mut InboundBatch, &mut Tally),
+) {
+    let (mut places, mut outcomes) = ([(0, 0); MANY], [Err(TunnelError::NotAuthentic); MANY]);
+    gather(some, datagrams, (&mut places, batch));
+    let places = places.get(..some.len()).unwrap_or_default();
+    if let Some(tunnel) = state.tunnel.as_mut() {
+        tunnel.open_many(&mut batch.arena, places, &mut outcomes);
+    }
+    for ((data, (start, _)), outcome) in some.iter().zip(places).zip(outcomes) {
+        let (ecn, _) = message_of(data, datagrams);
+        let start = start + DATA_HEADER;
+        let outcome = match outcome {
+            // A keepalive.
+            Ok(0) => Ok(0),
+            Ok(length) => admit(judge, (data.path, ecn), batch, start..start + length),
+            Err(error) => Err(reason_of(error)),
+        };
+        tally.add(judge, state, (data, outcome), batch);
+    }
+}
+
+fn reason_of(error: TunnelError) -> DropReason {
+    match error {
+        TunnelError::NotIp => DropReason::InnerMalformed,
+        _ => DropReason::NotAuthentic,
+    }
 }
 
 /// Opens one message; gives the length of the pod packet inside, which is zero for a keepalive or a
@@ -310,13 +408,23 @@ fn open_one(
     let length = match state.open(message, space) {
         Ok(Opened::Packet(length)) => length,
         Ok(Opened::Keepalive | Opened::Reply(_)) => return Ok(0),
-        Err(TunnelError::NotIp) => return Err(DropReason::InnerMalformed),
-        Err(_) => return Err(DropReason::NotAuthentic),
+        Err(error) => return Err(reason_of(error)),
     };
-    let packet = batch
-        .arena
-        .get_mut(start..start + length)
-        .unwrap_or_default();
+    let admitted = admit(judge, (path, ecn), batch, start..start + length)?;
+    batch.used = start + admitted;
+    Ok(admitted)
+}
+
+/// Judges an inner packet in the arena and takes it for the TUN or the slow half; gives the length of a pod
+/// packet.
+fn admit(
+    judge: &mut Judge<'_>,
+    (path, ecn): (PathId, u8),
+    batch: &mut InboundBatch,
+    range: Range<usize>,
+) -> Result<usize, DropReason> {
+    let length = range.len();
+    let packet = batch.arena.get_mut(range.clone()).unwrap_or_default();
     if judge.verdict(packet)? == Verdict::Control {
         batch.items.push(SlowItem::Control {
             peer: judge.link.index,
@@ -328,8 +436,7 @@ fn open_one(
     if !ecn::combine(packet, ecn) {
         return Err(DropReason::Congested);
     }
-    batch.merger.push(&batch.arena, start..start + length);
-    batch.used = start + length;
+    batch.merger.push(&batch.arena, range);
     Ok(length)
 }
 

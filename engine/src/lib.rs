@@ -48,6 +48,7 @@ pub mod prefix_table;
 pub mod publishing;
 mod random;
 pub mod reach;
+mod simd;
 pub mod stored;
 #[cfg(test)]
 mod testing;

@@ -1,7 +1,7 @@
 //! The fast half, outbound: inner packets in, sealed datagrams out.
 //!
 //! Stages: read the header, find the owner of the destination, sort by peer, then per peer (one lock)
-//! cut super-packets, seal, and wrap where the path is a relay. What one peer gets lies in one piece
+//! cut super-packets, seal (one by one or many at once), and wrap where the path is a relay. What one peer gets lies in one piece
 //! of memory, as the kernel wants it for sending many datagrams at once. No I/O, no clock, no
 //! allocation per packet once the batch's buffers have grown.
 
@@ -31,6 +31,8 @@ pub struct OutboundBatch {
     used: usize,
     relayed: Vec<u8>,
     order: Vec<(u32, u32)>,
+    /// Where messages of the present peer are that are still to be sealed.
+    staged: Vec<(usize, usize)>,
 }
 
 /// An inner packet as the TUN gave it.
@@ -127,6 +129,7 @@ impl OutboundBatch {
         self.items.clear();
         self.relayed.clear();
         self.order.clear();
+        self.staged.clear();
         self.used = 0;
     }
 
@@ -235,6 +238,10 @@ fn seal_run(
             }
         }
     }
+    if let Some(tunnel) = &state.tunnel {
+        tunnel.seal_staged(&mut batch.sealed, &batch.staged);
+    }
+    batch.staged.clear();
     let counters = &link.counters;
     counters.sent_packets.fetch_add(count, Ordering::Relaxed);
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -286,9 +293,21 @@ fn seal_one(
         batch.sealed.resize(need, 0);
     }
     let space = batch.sealed.get_mut(start..need).unwrap_or_default();
-    let length = match tunnel.seal(packet, space)? {
-        Sealed::Data(length) | Sealed::Initiation(length) => length,
-        Sealed::Waiting => return Ok(()),
+    // What goes into a frame has to be sealed before.
+    let staged = if path.is_direct() {
+        tunnel.stage(packet, space)
+    } else {
+        None
+    };
+    let length = match staged {
+        Some(length) => {
+            batch.staged.push((start, start + length));
+            length
+        }
+        None => match tunnel.seal(packet, space)? {
+            Sealed::Data(length) | Sealed::Initiation(length) => length,
+            Sealed::Waiting => return Ok(()),
+        },
     };
     let bytes = start..start + length;
     let (socket, to, relayed, bytes) = match (path, leg, link.relay_address) {

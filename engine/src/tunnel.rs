@@ -1,36 +1,53 @@
-//! One `WireGuard` tunnel: the only file that knows boringtun.
-//!
-//! boringtun 0.7.1 is a state machine with sharp edges, and each of them is taken off here:
-//! it panics when a buffer is too small ([`Tunnel`] checks every size first), its replay window
-//! overflows on counters near 2^64 ([`Tunnel::open`] refuses them unseen), it leaves packets that
-//! waited for a session of the other side's making in its queue ([`Tunnel::flush`]), it takes low-order
-//! keys ([`Tunnel::new`] doesn't), and it limits handshakes by one counter for everybody (the engine
-//! asks [`crate::limiter`] first and gives it a high limit). It reads the clock and the system's
-//! randomness by itself; with the feature `virtual-time` its clock is the simulator's.
-//!
-//! It logs by itself, also at ERROR when a tunnel merely falls asleep: a program should show nothing of
-//! the target `boringtun`.
+//! One `WireGuard` tunnel, by either of two machines: boringtun's, and one that seals and opens many
+//! messages at once, for those who want the speed and take newer code for it.
+
+mod batched;
+mod boring;
+mod clock;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, Tunn, TunnResult};
+use boringtun::noise::{Packet, Tunn};
 use boringtun::x25519;
 
 use podmesh_proto::key::{PublicKey, SecretKey};
+use podmesh_proto::time::Now;
+use zeroize::Zeroizing;
 
+use self::batched::{Batched, Shared};
+use self::boring::Boring;
+#[cfg(feature = "virtual-time")]
+pub use self::boring::{advance_virtual_clock, start_virtual_clock};
+use self::clock::Clock;
 use crate::limits;
+use crate::simd::Registers;
 
 const MESSAGE_DATA: u8 = 4;
 /// Session counters take the low byte of a `WireGuard` index, so tunnels are numbered with 24 bits.
 pub const INDEX_BITS: u32 = 24;
 
+/// Which machine makes tunnels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// boringtun's.
+    #[default]
+    Boringtun,
+    /// The one for many messages at once.
+    Batched {
+        /// With a cipher of its own for them, where the processor has AVX-512 with IFMA, else with `ring`'s.
+        wide: bool,
+    },
+}
+
 /// What all tunnels of a node share: its key and the count of handshakes.
 pub struct TunnelKeys {
+    kind: TunnelKind,
+    registers: Option<Registers>,
+    clock: Arc<Clock>,
     secret: x25519::StaticSecret,
     public: x25519::PublicKey,
     limiter: Arc<RateLimiter>,
@@ -39,9 +56,11 @@ pub struct TunnelKeys {
 }
 
 /// One tunnel to one peer.
-pub struct Tunnel {
-    tunn: Tunn,
-    waiting: usize,
+pub struct Tunnel(Machine);
+
+enum Machine {
+    Boring(Box<Boring>),
+    Batched(Box<Batched>),
 }
 
 /// What became of an inner packet.
@@ -86,18 +105,48 @@ pub enum TunnelError {
 }
 
 impl TunnelKeys {
-    /// Of a node's `WireGuard` key.
+    /// Of a node's `WireGuard` key, for tunnels of the default kind.
     #[must_use]
     pub fn new(secret: &SecretKey) -> Self {
+        Self::of_kind(secret, TunnelKind::default())
+    }
+
+    /// The same for tunnels of a kind.
+    #[must_use]
+    pub fn of_kind(secret: &SecretKey, kind: TunnelKind) -> Self {
+        let wide = kind == TunnelKind::Batched { wide: true };
+        let registers = Registers::detect().filter(|_| wide);
+        Self::with(secret, (kind, registers), Arc::default())
+    }
+
+    /// The same for another key.
+    #[must_use]
+    pub fn renewed(&self, secret: &SecretKey) -> Self {
+        Self::with(secret, (self.kind, self.registers), Arc::clone(&self.clock))
+    }
+
+    fn with(
+        secret: &SecretKey,
+        (kind, registers): (TunnelKind, Option<Registers>),
+        clock: Arc<Clock>,
+    ) -> Self {
         let secret = secret.to_dalek();
         let public = x25519::PublicKey::from(&secret);
         let limit = limits::HANDSHAKES_BEFORE_COOKIES;
         Self {
+            kind,
+            registers,
+            clock,
             limiter: Arc::new(RateLimiter::new(&public, limit)),
             mac: RateLimiter::new(&public, u64::MAX),
             secret,
             public,
         }
+    }
+
+    /// Tells the time, as all tunnels of these keys know it; boringtun's look at a clock of their own.
+    pub fn tell(&self, now: Now) {
+        self.clock.tell(now);
     }
 
     /// Starts a new second of counting handshakes; without it, cookies would be asked for ever.
@@ -133,15 +182,21 @@ impl Tunnel {
         if peer.is_low_order() || index >> INDEX_BITS != 0 {
             return None;
         }
-        let limiter = Some(Arc::clone(&keys.limiter));
-        let peer = x25519::PublicKey::from(peer.0);
-        #[cfg(not(feature = "virtual-time"))]
-        let tunn = Tunn::new(keys.secret.clone(), peer, None, None, index, limiter);
-        #[cfg(feature = "virtual-time")]
-        let tunn = at_the_start_of_the_clock(|| {
-            Tunn::new(keys.secret.clone(), peer, None, None, index, limiter)
-        });
-        Some(Self { tunn, waiting: 0 })
+        Some(Self(match keys.kind {
+            TunnelKind::Boringtun => {
+                let tunnel = Boring::new(&keys.secret, peer.0, index, &keys.limiter);
+                Machine::Boring(Box::new(tunnel))
+            }
+            TunnelKind::Batched { .. } => {
+                let shared = Shared {
+                    own: Zeroizing::new(keys.secret.to_bytes()),
+                    limiter: &keys.limiter,
+                    clock: &keys.clock,
+                    registers: keys.registers,
+                };
+                Machine::Batched(Box::new(Batched::new(&shared, peer.0, index)))
+            }
+        }))
     }
 
     /// Seals an inner packet into `out`; an empty one is a keepalive.
@@ -152,23 +207,25 @@ impl Tunnel {
         if packet.len() > limits::MAX_PACKET || out.len() < buffer_for(packet.len()) {
             return Err(TunnelError::Size);
         }
-        if self.waiting >= limits::MAX_WAITING && !self.has_session() {
-            return Err(TunnelError::Full);
+        match &mut self.0 {
+            Machine::Boring(tunnel) => tunnel.seal(packet, out),
+            Machine::Batched(tunnel) => tunnel.seal(packet, out),
         }
-        match self.tunn.encapsulate(packet, out) {
-            TunnResult::WriteToNetwork(message) if is_data(message) => {
-                Ok(Sealed::Data(message.len()))
-            }
-            TunnResult::WriteToNetwork(message) => {
-                let length = message.len();
-                self.waiting += 1;
-                Ok(Sealed::Initiation(length))
-            }
-            TunnResult::Done => {
-                self.waiting += 1;
-                Ok(Sealed::Waiting)
-            }
-            _ => Err(TunnelError::NotAuthentic),
+    }
+
+    /// Writes a message into `out` whose content [`Self::seal_staged`] has to seal before it is sent, and
+    /// gives its length. `None` if the tunnel has no session or seals one by one: use [`Self::seal`] then.
+    pub fn stage(&mut self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
+        match &mut self.0 {
+            Machine::Boring(_) => None,
+            Machine::Batched(tunnel) => tunnel.stage(packet, out),
+        }
+    }
+
+    /// Seals what was staged since the tunnel was locked: where each message begins and ends in `arena`.
+    pub fn seal_staged(&self, arena: &mut [u8], messages: &[(usize, usize)]) {
+        if let Machine::Batched(tunnel) = &self.0 {
+            tunnel.seal_staged(arena, messages);
         }
     }
 
@@ -188,14 +245,29 @@ impl Tunnel {
         if counter_of(message).is_some_and(|counter| counter >= limits::REJECT_AFTER_MESSAGES) {
             return Err(TunnelError::NotAuthentic);
         }
-        match self.tunn.decapsulate(from, message, out) {
-            TunnResult::Done => Ok(Opened::Keepalive),
-            TunnResult::WriteToNetwork(reply) => Ok(Opened::Reply(reply.len())),
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                Ok(Opened::Packet(packet.len()))
-            }
-            TunnResult::Err(WireGuardError::InvalidPacket) => Err(TunnelError::NotIp),
-            TunnResult::Err(_) => Err(TunnelError::NotAuthentic),
+        match &mut self.0 {
+            Machine::Boring(tunnel) => tunnel.open(from, message, out),
+            Machine::Batched(tunnel) => tunnel.open(from, message, out),
+        }
+    }
+
+    /// Whether [`Self::open_many`] opens anything.
+    #[must_use]
+    pub fn opens_many(&self) -> bool {
+        matches!(self.0, Machine::Batched(_))
+    }
+
+    /// Opens data messages, which begin and end there in `arena`, in order. `outcomes`, all
+    /// [`TunnelError::NotAuthentic`] before, become the lengths of the inner packets: each lies 16 bytes
+    /// behind its message's beginning, and is empty in a keepalive.
+    pub fn open_many(
+        &mut self,
+        arena: &mut [u8],
+        messages: &[(usize, usize)],
+        outcomes: &mut [Result<usize, TunnelError>],
+    ) {
+        if let Machine::Batched(tunnel) = &mut self.0 {
+            tunnel.open_many(arena, messages, outcomes);
         }
     }
 
@@ -204,9 +276,9 @@ impl Tunnel {
         if out.len() < limits::MIN_TUNNEL_BUFFER {
             return None;
         }
-        match self.tunn.format_handshake_initiation(out, true) {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
-            _ => None,
+        match &mut self.0 {
+            Machine::Boring(tunnel) => tunnel.initiate(out),
+            Machine::Batched(tunnel) => tunnel.initiate(out),
         }
     }
 
@@ -216,14 +288,9 @@ impl Tunnel {
         if out.len() < limits::MIN_TUNNEL_BUFFER {
             return None;
         }
-        match self.tunn.update_timers(out) {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
-            TunnResult::Err(WireGuardError::ConnectionExpired) => {
-                // It has thrown its queue away.
-                self.waiting = 0;
-                None
-            }
-            _ => None,
+        match &mut self.0 {
+            Machine::Boring(tunnel) => tunnel.tick(out),
+            Machine::Batched(tunnel) => tunnel.tick(out),
         }
     }
 
@@ -233,22 +300,20 @@ impl Tunnel {
         if !self.can_flush() || out.len() < buffer_for(limits::MAX_PACKET) {
             return None;
         }
-        match self.tunn.decapsulate(None, &[], out) {
-            TunnResult::WriteToNetwork(message) => {
-                self.waiting = self.waiting.saturating_sub(1);
-                Some(message.len())
-            }
-            _ => {
-                self.waiting = 0;
-                None
-            }
+        match &mut self.0 {
+            Machine::Boring(tunnel) => tunnel.flush(out),
+            Machine::Batched(tunnel) => tunnel.flush(out),
         }
     }
 
     /// Whether packets wait that could go now.
     #[must_use]
     pub fn can_flush(&self) -> bool {
-        self.waiting > 0 && self.has_session()
+        let waits = match &self.0 {
+            Machine::Boring(tunnel) => tunnel.waits(),
+            Machine::Batched(tunnel) => tunnel.waits(),
+        };
+        waits && self.has_session()
     }
 
     /// Whether there is a session to send on.
@@ -260,7 +325,10 @@ impl Tunnel {
     /// Time since the handshake that made the present session.
     #[must_use]
     pub fn handshake_age(&self) -> Option<Duration> {
-        self.tunn.time_since_last_handshake()
+        match &self.0 {
+            Machine::Boring(tunnel) => tunnel.handshake_age(),
+            Machine::Batched(tunnel) => tunnel.handshake_age(),
+        }
     }
 }
 
@@ -295,32 +363,6 @@ pub fn ephemeral_of(message: &[u8]) -> Option<[u8; 32]> {
     let initiation = message.first() == Some(&1);
     let key = message.get(8..40).filter(|_| initiation)?;
     key.first_chunk().copied()
-}
-
-/// Sets boringtun's clock on this thread to zero.
-#[cfg(feature = "virtual-time")]
-pub fn start_virtual_clock() {
-    mock_instant::MockClock::set_time(Duration::ZERO);
-}
-
-/// Makes a tunnel as if at time zero. Handshakes carry the wall clock of the tunnel's making plus
-/// the time since then. The wall clock stands still beside the virtual one, so the tunnels of two
-/// lives of a node must count from the same instant, or the second one's handshakes look replayed.
-#[cfg(feature = "virtual-time")]
-fn at_the_start_of_the_clock(make: impl FnOnce() -> Tunn) -> Tunn {
-    let now = mock_instant::MockClock::time();
-    start_virtual_clock();
-    let mut tunn = make();
-    mock_instant::MockClock::set_time(now);
-    // Its timers begin now: the first look at them starts what seems long overdue afresh.
-    let _ = tunn.update_timers(&mut [0; limits::MIN_TUNNEL_BUFFER]);
-    tunn
-}
-
-/// Advances boringtun's clock on this thread.
-#[cfg(feature = "virtual-time")]
-pub fn advance_virtual_clock(by: Duration) {
-    mock_instant::MockClock::advance(by);
 }
 
 fn is_data(message: &[u8]) -> bool {

@@ -1,9 +1,10 @@
 //! Whose packets go next.
 //!
 //! The device's queue is one for all, and first in is first out: a connection's bulk fills it, and a single
-//! packet of another one would wait behind megabytes. So a shard takes what is there, and sends what
-//! little flows have before what much flows have; these take turns by bytes. Within a flow nothing is
-//! overtaken. The idea is that of fair queueing with sparse flows first (RFC 8290 §4.2).
+//! packet of another one would wait behind megabytes. So a shard takes a few dozen packets, which may be
+//! 64 KiB each, and sends what little flows have before what much flows have; these take turns by bytes.
+//! Within a flow nothing is overtaken. The idea is that of fair queueing with sparse flows first
+//! (RFC 8290 §4.2).
 
 use crate::packet::Header;
 
@@ -12,6 +13,7 @@ const LITTLE: usize = 3_000;
 /// Segments of much flows that go at once, before the little ones are looked at again.
 const SEGMENTS: usize = 192;
 const TCP: u8 = 6;
+const FRAGMENT: u8 = 44;
 
 /// Packets that wait, by the numbers of their slots. Room for all of them is made at the start.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub struct Turns {
     /// In the order in which they came.
     waiting: Vec<Waiting>,
     chosen: Vec<usize>,
+    /// Where numbers of flows begin, so that nobody can choose to be another's flow.
+    seed: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -29,26 +33,43 @@ struct Waiting {
     segments: usize,
     /// Bytes of its flow before it.
     before: usize,
+    /// Bytes that its flow has had, counted from where the least served one was when it came.
+    served: usize,
+}
+
+impl Waiting {
+    /// Whose is the least goes next.
+    fn turn(&self) -> usize {
+        self.served.saturating_add(self.before)
+    }
 }
 
 impl Turns {
-    /// For so many slots.
+    /// For so many slots; `seed` is any number that others can't know.
     #[must_use]
-    pub fn new(slots: usize) -> Self {
+    pub fn new(slots: usize, seed: u64) -> Self {
         Self {
             waiting: Vec::with_capacity(slots),
             chosen: Vec::with_capacity(slots),
+            seed,
         }
     }
 
     /// Takes the packet in a slot, which is to become so many segments.
     pub fn push(&mut self, slot: usize, packet: &[u8], segments: usize) {
+        let flow = flow_of(packet, self.seed);
+        let last = self.waiting.iter().rfind(|other| other.flow == flow);
+        let served = match last {
+            Some(last) => last.served,
+            None => self.waiting.iter().map(|one| one.served).min().unwrap_or(0),
+        };
         self.waiting.push(Waiting {
             slot,
-            flow: flow_of(packet),
+            flow,
             bytes: packet.len(),
             segments,
             before: 0,
+            served,
         });
     }
 
@@ -56,11 +77,6 @@ impl Turns {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.waiting.clear();
     }
 
     /// The slots of all packets of little flows, in the order in which they came.
@@ -93,20 +109,20 @@ impl Turns {
         self.count();
         let mut segments = 0;
         let mut next = (0, 0);
-        // By the bytes that their flows had before, the earlier first among equals: a few dozen at most.
+        // By the bytes that their flows have had, the earlier first among equals: a few dozen at most.
         while let Some((place, one)) = self
             .waiting
             .iter()
             .enumerate()
-            .filter(|(place, one)| (one.before, *place) >= next)
-            .min_by_key(|(place, one)| (one.before, *place))
+            .filter(|(place, one)| (one.turn(), *place) >= next)
+            .min_by_key(|(place, one)| (one.turn(), *place))
         {
             segments += one.segments;
             if segments > SEGMENTS && !self.chosen.is_empty() {
                 break;
             }
             self.chosen.push(one.slot);
-            next = (one.before, place + 1);
+            next = (one.turn(), place + 1);
         }
         self.remove();
         &self.chosen
@@ -126,22 +142,41 @@ impl Turns {
 
     fn remove(&mut self) {
         let chosen = &self.chosen;
+        for number in 0..self.waiting.len() {
+            let Some(gone) = self.waiting.get(number).copied() else {
+                continue;
+            };
+            if chosen.contains(&gone.slot) {
+                let rest = self.waiting.iter_mut().skip(number + 1);
+                for one in rest.filter(|one| one.flow == gone.flow) {
+                    one.served = one.served.saturating_add(gone.bytes);
+                }
+            }
+        }
         self.waiting.retain(|one| !chosen.contains(&one.slot));
     }
 }
 
 /// What must keep its order has the same number: packets of one TCP connection, or of one other protocol
 /// between two addresses, where fragments would not tell their ports.
-fn flow_of(packet: &[u8]) -> u64 {
-    let mut hash = Fnv::default();
+fn flow_of(packet: &[u8], seed: u64) -> u64 {
+    let mut hash = Fnv(seed);
     let Some(header) = Header::parse(packet) else {
         return hash.0;
     };
     let is_v4 = header.source.is_ipv4();
     let addresses = if is_v4 { 12..20 } else { 8..40 };
     hash.add(packet.get(addresses).unwrap_or_default());
-    hash.add(&[header.protocol]);
-    if header.protocol == TCP {
+    // Fragments of IPv6 say behind their own header what they are of (RFC 8200 §4.5).
+    let inner = packet
+        .get(40)
+        .filter(|_| !is_v4 && header.protocol == FRAGMENT);
+    hash.add(&[inner.copied().unwrap_or(header.protocol)]);
+    let is_fragment = is_v4
+        && packet
+            .get(6..8)
+            .is_some_and(|it| it[0] & 0x3f != 0 || it[1] != 0);
+    if header.protocol == TCP && !is_fragment {
         let start = match packet.first() {
             Some(first) if is_v4 => usize::from(first & 0x0f) * 4,
             _ => 40,
@@ -151,14 +186,8 @@ fn flow_of(packet: &[u8]) -> u64 {
     hash.0
 }
 
-/// Fowler-Noll-Vo, over words. Who finds flows of equal numbers delays none but his own.
+/// Fowler-Noll-Vo over words, with a folding that lets high bits reach low ones.
 struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
 
 impl Fnv {
     fn add(&mut self, bytes: &[u8]) {
@@ -169,6 +198,7 @@ impl Fnv {
                 .for_each(|(to, from)| *to = *from);
             self.0 ^= u64::from(u32::from_le_bytes(word));
             self.0 = self.0.wrapping_mul(0x0000_0100_0000_01b3);
+            self.0 ^= self.0 >> 29;
         }
     }
 }
@@ -189,7 +219,7 @@ mod tests {
 
     #[test]
     fn what_is_little_goes_first_and_much_takes_turns() {
-        let mut turns = Turns::new(32);
+        let mut turns = Turns::new(32, 77);
         let large = 60_000;
         // Three of one bulk, one of another, and a small packet behind them all.
         let packets = [
@@ -210,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_small_end_of_a_bulk_waits_for_the_bulk() {
-        let mut turns = Turns::new(32);
+        let mut turns = Turns::new(32, 77);
         turns.push(0, &packet(1, 80, 60_000), 40);
         turns.push(1, &packet(1, 80, 40), 1);
         turns.push(2, &packet(1, 81, 40), 1);
@@ -220,7 +250,7 @@ mod tests {
 
     #[test]
     fn much_is_given_out_in_portions_but_never_nothing() {
-        let mut turns = Turns::new(32);
+        let mut turns = Turns::new(32, 77);
         for slot in 0..10 {
             turns.push(slot, &packet(1, 80, 60_000), 90);
         }
@@ -234,6 +264,28 @@ mod tests {
         assert_eq!(turns.much(), []);
     }
 
+    #[test]
+    fn many_bulks_take_turns_over_many_portions() {
+        let mut turns = Turns::new(32, 77);
+        // Four with seven packets each, and a fifth behind them.
+        for slot in 0..28 {
+            turns.push(
+                slot,
+                &packet(u8::try_from(slot / 7).unwrap(), 80, 60_000),
+                44,
+            );
+        }
+        turns.push(28, &packet(9, 80, 60_000), 44);
+        assert_eq!(turns.much(), [0, 7, 14, 21]);
+        assert!(turns.much().contains(&28));
+        // One that comes later doesn't get what the others had before it came.
+        turns.push(29, &packet(10, 80, 60_000), 44);
+        turns.push(30, &packet(10, 80, 60_000), 44);
+        turns.push(31, &packet(10, 80, 60_000), 44);
+        assert!(turns.much().contains(&29));
+        assert!(turns.much().iter().filter(|slot| **slot > 28).count() <= 2);
+    }
+
     /// Whatever comes: everything goes out once, and each flow in its order.
     #[test]
     fn no_flow_overtakes_itself_and_nothing_is_lost() {
@@ -245,7 +297,7 @@ mod tests {
             (state >> 33) % end
         };
         for _ in 0..300 {
-            let mut turns = Turns::new(32);
+            let mut turns = Turns::new(32, 77);
             let mut flows = Vec::new();
             let mut sent = Vec::new();
             for slot in 0..32 {

@@ -52,6 +52,7 @@ impl Engine {
                 mtu: self.config.mtu,
                 shards: 0,
                 offloads: Vec::new(),
+                tunnel: String::new(),
             },
             peers: self.peer_counts(),
             candidates: self.candidate_views(),

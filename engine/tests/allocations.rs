@@ -5,10 +5,13 @@
 )]
 
 #[path = "../benches/stages/pair.rs"]
+#[allow(dead_code, reason = "benchmarks use more of it")]
 mod pair;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+
+use podmesh_engine::tunnel::TunnelKind;
 
 use pair::{HEADERS, Pair, SEGMENT, as_super, super_packet};
 
@@ -45,7 +48,17 @@ fn count(work: impl FnOnce()) -> u64 {
 #[test]
 fn sealing_and_opening_do_not_allocate() {
     assert_eq!(count(|| drop(vec![1, 2, 3])), 1);
-    let mut pair = Pair::new(10);
+    for kind in [
+        TunnelKind::Boringtun,
+        TunnelKind::Batched { wide: false },
+        TunnelKind::Batched { wide: true },
+    ] {
+        do_not_allocate(kind);
+    }
+}
+
+fn do_not_allocate(kind: TunnelKind) {
+    let mut pair = Pair::of_kind(kind, 10);
     let mut large = super_packet(45);
     let mut small = super_packet(1);
     small.truncate(HEADERS + 12);
@@ -63,5 +76,5 @@ fn sealing_and_opening_do_not_allocate() {
         }
     };
     both(20);
-    assert_eq!(count(|| both(1_000)), 0);
+    assert_eq!(count(|| both(1_000)), 0, "{kind:?}");
 }

@@ -77,13 +77,12 @@ impl Waiter {
     }
 
     /// Watches a socket for room to send.
-    pub fn watch_for_room(&mut self, socket: &impl AsFd) -> Source {
+    pub fn watch_for_room(&mut self, socket: &impl AsFd) {
         let events = libc::POLLOUT;
         self.descriptors.push(libc::pollfd {
             events,
             ..readable(socket)
         });
-        Source(self.descriptors.len() - 1)
     }
 
     /// Watches a descriptor for failure alone, whatever there is to read.

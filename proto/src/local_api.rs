@@ -291,6 +291,9 @@ pub struct InterfaceView {
     pub shards: usize,
     /// Offloads in use.
     pub offloads: Vec<String>,
+    /// What seals and opens, as the configuration calls it.
+    #[serde(default)]
+    pub tunnel: String,
 }
 
 /// Peers per state.

@@ -16,6 +16,8 @@ pub struct Now {
     pub moment: Moment,
     /// Wall clock.
     pub unix: UnixSeconds,
+    /// Nanoseconds of its second, if they matter to who is told.
+    pub nanos: u32,
 }
 
 /// A point on the monotonic clock, counted from an arbitrary start.

@@ -448,8 +448,13 @@ impl Node {
         let file = self.folder.join("meshd.toml");
         let log = std::env::var("LAB_LOG").unwrap_or_else(|_| "info".into());
         let subnet_env = self.runtime_dir().join("subnet.env").display().to_string();
-        let mine = format!("log = {log:?}\nsubnet-env = {subnet_env:?}\n");
-        fs::write(&file, mine + &self.life().configuration)?;
+        let mut lines = format!("log = {log:?}\nsubnet-env = {subnet_env:?}\n");
+        lines += &self.life().configuration;
+        // Any scenario can be played with any kind of tunnel.
+        if let (Ok(kind), false) = (std::env::var("LAB_TUNNEL"), lines.contains("tunnel =")) {
+            lines += &format!("tunnel = {kind:?}\n");
+        }
+        fs::write(&file, lines)?;
         Ok(file)
     }
 

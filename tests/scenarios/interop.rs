@@ -21,10 +21,20 @@ const DROPPED: &str = "peer used a source that is not its own";
 
 #[test]
 fn a_stock_wireguard_machine_exchanges_traffic_with_nodes_and_pods() {
+    meets_a_stock_machine("boringtun");
+}
+
+#[test]
+fn a_stock_wireguard_machine_does_so_with_a_node_that_seals_in_batches() {
+    meets_a_stock_machine("batched-wide");
+}
+
+fn meets_a_stock_machine(tunnel: &str) {
     let lab = offices();
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
     let nodes = ["cloud-1", "home-1"].map(|name| lab.node(name).unwrap());
     for node in nodes {
+        node.configure(&format!("tunnel = {tunnel:?}\n"));
         mesh.join(node).unwrap();
     }
     let pod = nodes[0].add_pod("cloud-1-a").unwrap();

@@ -114,6 +114,9 @@ fn component_lines(text: &mut String, status: &StatusView) {
         // Writing to a string can't fail.
         let _written = write!(value, ", offloads {}", list(&interface.offloads));
     }
+    if !interface.tunnel.is_empty() {
+        let _written = write!(value, ", tunnel {}", interface.tunnel);
+    }
     line(text, "interface", &plain(&value));
     let peers = status.peers;
     let value = format!(

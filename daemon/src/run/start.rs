@@ -316,6 +316,7 @@ fn engine(
         pod_cidrs: Vec::new(),
         mtu,
         device: config.device.clone(),
+        tunnel: config.tunnel,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     Ok(Engine::new(config, random::bytes()?, clock::now())?)

@@ -4,6 +4,7 @@ use podmesh_proto::local_api::{HealthView, ReadyView, StatusView};
 
 use super::Node;
 use crate::clock;
+use crate::config::TUNNELS;
 use crate::offloads::OffloadSet;
 
 impl Node {
@@ -13,6 +14,9 @@ impl Node {
         status.interface.index = self.report.device;
         status.interface.shards = self.queues.len();
         status.interface.offloads = self.offloads().names().map(str::to_owned).collect();
+        let mut tunnels = TUNNELS.iter();
+        let tunnel = tunnels.find(|(_, kind)| *kind == self.config.tunnel);
+        status.interface.tunnel = tunnel.map_or("", |(name, _)| name).to_owned();
         status.drops.extend(self.shards.shared().counters.views());
         status.health.extend(self.health());
         status

@@ -1,5 +1,7 @@
 //! Packets that were taken from the TUN and wait for their turn.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+
 use podmesh_engine::outbound::InnerPacket;
 use podmesh_engine::turns::Turns;
 use podmesh_kernel::tun::{TunBatch, TunIoError, TunQueue};
@@ -23,6 +25,7 @@ pub(super) struct Queued {
     slots: Vec<TunBatch>,
     free: Vec<usize>,
     turns: Turns,
+    oversized: u64,
     /// Where a slot's packet is among those that go, in this turn.
     places: [Option<usize>; SLOTS],
 }
@@ -33,7 +36,8 @@ impl Queued {
         Self {
             slots: (0..SLOTS).map(|_| TunBatch::new(1, longest)).collect(),
             free: (0..SLOTS).collect(),
-            turns: Turns::new(SLOTS),
+            turns: Turns::new(SLOTS, RandomState::new().build_hasher().finish()),
+            oversized: 0,
             places: [None; SLOTS],
         }
     }
@@ -45,7 +49,7 @@ impl Queued {
 
     /// Packets dropped since the start because they were longer than a slot.
     pub(super) fn oversized(&self) -> u64 {
-        self.slots.iter().map(TunBatch::oversized).sum()
+        self.oversized
     }
 
     /// Takes what the TUN has, as far as there is room; gives the number of packets that nobody can read,
@@ -61,7 +65,10 @@ impl Queued {
                 break;
             };
             let oversized = slot.oversized();
-            if queue.read_batch(slot)? == 0 && slot.oversized() == oversized {
+            let count = queue.read_batch(slot)?;
+            let oversized = slot.oversized() - oversized;
+            self.oversized += oversized;
+            if count == 0 && oversized == 0 {
                 return Ok((malformed, false));
             }
             let Some(packet) = slot.packets().next() else {
@@ -98,8 +105,11 @@ impl Queued {
         let count = chosen.len();
         let mut packets: [InnerPacket<'_>; SLOTS] = std::array::from_fn(|_| InnerPacket::default());
         for (slot, place) in self.slots.iter_mut().zip(self.places) {
-            let to = place.and_then(|place| packets.get_mut(place));
-            if let (Some(to), Some(packet)) = (to, slot.packets().next())
+            // Nothing else is touched: each slot lies on pages of its own.
+            let Some(to) = place.and_then(|place| packets.get_mut(place)) else {
+                continue;
+            };
+            if let Some(packet) = slot.packets().next()
                 && let Some(offload) = virtio::offload(packet.header)
             {
                 let bytes = packet.bytes;

@@ -136,10 +136,11 @@ impl Worker {
         let mut table = Cache::new(Arc::clone(&self.shared.table));
         self.watch(&mut waiter);
         loop {
+            let table = table.load();
             if self.shared.stop.load(Ordering::Acquire) {
+                self.drain(table);
                 return;
             }
-            let table = table.load();
             // What is written to the TUN often has its answer at once.
             let answers = self.inbound(table) == Turn::Busy;
             if answers || self.ready.tun || self.backlog.is_some() {
@@ -270,7 +271,7 @@ impl Worker {
             arrived.get(..count).unwrap_or_default(),
             &mut self.opened,
         );
-        hand_over(&self.shared, table, &mut self.opened.items);
+        report(&self.shared, table, &mut self.opened.items);
         let regent = self.shared.regent.as_ref();
         for stray in self.opened.strays(arrived.get(..count).unwrap_or_default()) {
             if !regent.is_some_and(|regent| regent.open(stray)) {
@@ -317,19 +318,30 @@ impl Worker {
             return;
         }
         let is_full = self.fill(table);
+        self.send_some(table);
+        self.ready.tun = is_full || !self.queued.is_empty();
+    }
+
+    /// Sends what was taken from the TUN: others take over its queue.
+    fn drain(&mut self, table: &ForwardingTable) {
+        while self.backlog.is_none() && !self.queued.is_empty() {
+            self.send_some(table);
+        }
+    }
+
+    fn send_some(&mut self, table: &ForwardingTable) {
         for which in [Which::Little, Which::Much] {
             let (queued, sealed) = (&mut self.queued, &mut self.sealed);
             let some = queued.take(which, |packets| seal_batch(table, packets, sealed));
             if !some {
                 continue;
             }
-            hand_over(&self.shared, table, &mut self.sealed.items);
+            report(&self.shared, table, &mut self.sealed.items);
             self.send(Blocked::default());
             if self.backlog.is_some() {
                 break;
             }
         }
-        self.ready.tun = is_full || !self.queued.is_empty();
     }
 
     /// Takes what waits in the TUN; whether there may be more than there was room for.
@@ -418,7 +430,7 @@ pub(crate) fn write_runs(
 }
 
 /// Gives items to the slow half, and counts those for which its queue has no room.
-fn hand_over(shared: &Shared, table: &ForwardingTable, items: &mut Vec<SlowItem>) {
+fn report(shared: &Shared, table: &ForwardingTable, items: &mut Vec<SlowItem>) {
     for item in items.drain(..) {
         let is_wanted = matches!(item, SlowItem::Wanted { .. });
         if is_wanted && shared.items.capacity() < shared.items.max_capacity() / 2 {

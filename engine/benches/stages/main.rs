@@ -6,6 +6,7 @@ use divan::Bencher;
 use divan::counter::BytesCount;
 use ipnet::{IpNet, Ipv4Net};
 use podmesh_engine::prefix_table::PrefixTable;
+use podmesh_engine::tunnel::TunnelKind;
 
 use pair::{HEADERS, Pair, SEGMENT, as_super, super_packet};
 
@@ -36,6 +37,25 @@ fn outbound_and_inbound(bencher: Bencher<'_, '_>, others: u32) {
         .bench_local(|| {
             pair.seal(&mut [as_super(&mut packet)]);
             assert_eq!(pair.open(), expected);
+        });
+}
+
+/// The same with each kind of tunnel.
+#[divan::bench(args = ["boringtun", "batched", "batched-wide"])]
+fn there_and_back_by_tunnel(bencher: Bencher<'_, '_>, kind: &str) {
+    let kind = match kind {
+        "boringtun" => TunnelKind::Boringtun,
+        kind => TunnelKind::Batched {
+            wide: kind == "batched-wide",
+        },
+    };
+    let mut pair = Pair::of_kind(kind, 10);
+    let mut packet = super_packet(SEGMENTS);
+    bencher
+        .counter(BytesCount::new(packet.len()))
+        .bench_local(|| {
+            pair.seal(&mut [as_super(&mut packet)]);
+            pair.open()
         });
 }
 

@@ -11,8 +11,9 @@ use podmesh_engine::limits;
 use podmesh_engine::offload::{ChecksumGap, Cut, Merge, Offload, SegmentKind};
 use podmesh_engine::outbound::{InnerPacket, OutboundBatch, seal_batch};
 use podmesh_engine::path_id::{PathId, SocketId};
-use podmesh_engine::tunnel::{Opened, Tunnel, TunnelKeys};
+use podmesh_engine::tunnel::{Opened, Tunnel, TunnelKeys, TunnelKind};
 use podmesh_proto::key::SecretKey;
+use podmesh_proto::time::{Moment, Now, UnixSeconds};
 
 /// Bytes of TCP payload per segment at an MTU of 1,420.
 pub(crate) const SEGMENT: u16 = 1_368;
@@ -31,11 +32,16 @@ pub(crate) struct Pair {
 impl Pair {
     /// With so many other peers that nobody talks to.
     pub(crate) fn new(others: u32) -> Self {
+        Self::of_kind(TunnelKind::default(), others)
+    }
+
+    /// The same with tunnels of a kind.
+    pub(crate) fn of_kind(kind: TunnelKind, others: u32) -> Self {
         let keys = [
             SecretKey::from_bytes([1; 32]),
             SecretKey::from_bytes([2; 32]),
         ];
-        let [near_tunnel, far_tunnel] = session(&keys);
+        let [near_tunnel, far_tunnel] = session(&keys, kind);
         let from: SocketAddr = "192.0.2.1:7001".parse().expect("an address");
         let to: SocketAddr = "192.0.2.2:7002".parse().expect("an address");
         Self {
@@ -121,10 +127,12 @@ pub(crate) fn as_super(packet: &mut [u8]) -> InnerPacket<'_> {
     }
 }
 
-fn session(keys: &[SecretKey; 2]) -> [Tunnel; 2] {
+fn session(keys: &[SecretKey; 2], kind: TunnelKind) -> [Tunnel; 2] {
     let [near, far] = keys;
     let tunnel = |own: &SecretKey, peer: &SecretKey, index| {
-        Tunnel::new(&TunnelKeys::new(own), &peer.public(), index).expect("a tunnel")
+        let keys = TunnelKeys::of_kind(own, kind);
+        keys.tell(now());
+        Tunnel::new(&keys, &peer.public(), index).expect("a tunnel")
     };
     let (mut one, mut other) = (tunnel(near, far, 8), tunnel(far, near, 7));
     let room = limits::MIN_TUNNEL_BUFFER * 4;
@@ -138,6 +146,15 @@ fn session(keys: &[SecretKey; 2]) -> [Tunnel; 2] {
     };
     assert_eq!(other.open(None, &a[..first], &mut b), Ok(Opened::Keepalive));
     [one, other]
+}
+
+/// Any time.
+fn now() -> Now {
+    Now {
+        moment: Moment::ZERO,
+        unix: UnixSeconds(1_800_000_000),
+        nanos: 0,
+    }
 }
 
 fn link(index: u32, tunnel: Tunnel, endpoint: SocketAddr) -> Arc<PeerLink> {

@@ -25,7 +25,7 @@ use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
 use crate::membership::{Known, Learned, Members};
 use crate::timers::Timer;
-use crate::tunnel::{Tunnel, TunnelKeys};
+use crate::tunnel::Tunnel;
 
 /// What this node knows of its own renewal.
 #[derive(Debug, Default)]
@@ -50,6 +50,7 @@ impl Engine {
     /// # Errors
     /// Not a member in good standing, or a renewal is under way.
     pub fn handle_rotation(&mut self, keys: NodeKeys, now: Now) -> Result<(), RequestError> {
+        self.keys.tell(now);
         if self.members.is_none() {
             return Err(RequestError::NotJoined);
         }
@@ -72,10 +73,11 @@ impl Engine {
     /// # Errors
     /// A member, or joining.
     pub fn handle_new_keys(&mut self, keys: NodeKeys, now: Now) -> Result<(), RequestError> {
+        self.keys.tell(now);
         if self.members.is_some() || self.join.is_some() {
             return Err(RequestError::Joined);
         }
-        self.keys = TunnelKeys::new(&keys.wireguard);
+        self.keys = self.keys.renewed(&keys.wireguard);
         self.node = keys.identity.node_id();
         self.config.keys = keys;
         self.config.next = None;
@@ -278,7 +280,7 @@ impl Engine {
         if !self.config.keys.are_of(&member)
             && let Some(next) = self.config.next.take_if(|next| next.are_of(&member))
         {
-            self.keys = TunnelKeys::new(&next.wireguard);
+            self.keys = self.keys.renewed(&next.wireguard);
             self.config.keys = next;
             self.renewing.moved = true;
         }
@@ -333,7 +335,7 @@ impl Engine {
     fn move_to(&mut self, next: NodeKeys, now: Now) {
         tracing::info!("new keys are in force");
         let identity = next.identity.public() != self.config.keys.identity.public();
-        self.keys = TunnelKeys::new(&next.wireguard);
+        self.keys = self.keys.renewed(&next.wireguard);
         self.config.keys = next;
         self.renewing.moved = true;
         let nodes: Vec<NodeId> = self.peers.nodes().map(|peer| peer.member.node).collect();

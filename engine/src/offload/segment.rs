@@ -78,11 +78,18 @@ impl<'a> Segments<'a> {
                 (Work::Cut(shape), packet.len())
             }
             Offload { checksum, .. } => {
-                let length = Header::parse(packet).ok_or(NotCuttable)?.length;
+                let header = Header::parse(packet).ok_or(NotCuttable)?;
+                let length = header.length;
+                let transport = if header.source.is_ipv4() {
+                    IPV4_HEADER
+                } else {
+                    IPV6_HEADER
+                };
                 let work = match checksum {
                     Some(gap) => {
                         let field = usize::from(gap.start) + usize::from(gap.offset);
-                        if field + 2 > length {
+                        // What was looked at before, the addresses, stays as it is.
+                        if field + 2 > length || usize::from(gap.start) < transport {
                             return Err(NotCuttable);
                         }
                         Work::Fill(gap)

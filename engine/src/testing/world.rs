@@ -16,6 +16,7 @@ use crate::host_plan::HostPlan;
 use crate::output::{Output, PlanetEvent, Received, Transmit};
 use crate::path_id::SocketId;
 use crate::stored::StoredState;
+use crate::tunnel::TunnelKind;
 
 pub(super) const DELAY: Duration = Duration::from_millis(10);
 
@@ -61,6 +62,7 @@ impl World {
             now: Now {
                 moment: Moment::from_start(Duration::from_secs(1_000)),
                 unix: START,
+                nanos: 0,
             },
             direct_blocked: false,
             planet_alive: true,
@@ -93,6 +95,7 @@ impl World {
             pod_cidrs: Vec::new(),
             mtu: 1_380,
             device: "mesh0".to_owned(),
+            tunnel: TunnelKind::default(),
             version: "test".to_owned(),
         };
         Engine::new(config, [number; 32], self.now).unwrap()

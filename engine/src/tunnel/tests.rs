@@ -1,5 +1,4 @@
-#[cfg(feature = "virtual-time")]
-use std::time::Duration;
+use podmesh_proto::time::{Moment, UnixSeconds};
 
 use super::*;
 
@@ -7,21 +6,46 @@ fn secret(number: u8) -> SecretKey {
     SecretKey::from_bytes([number; 32])
 }
 
+const BATCHED: TunnelKind = TunnelKind::Batched { wide: false };
+const WIDE: TunnelKind = TunnelKind::Batched { wide: true };
+/// Each machine with itself and with the others.
+const KINDS: [[TunnelKind; 2]; 5] = [
+    [TunnelKind::Boringtun, TunnelKind::Boringtun],
+    [TunnelKind::Boringtun, BATCHED],
+    [BATCHED, TunnelKind::Boringtun],
+    [BATCHED, BATCHED],
+    [WIDE, WIDE],
+];
+
 /// Two ends of a tunnel and a wire without delay.
 struct Pair {
+    keys: [TunnelKeys; 2],
     ends: [Tunnel; 2],
+    now: Now,
     arrived: [Vec<Vec<u8>>; 2],
     handshakes: usize,
 }
 
 impl Pair {
-    fn new() -> Self {
-        let keys = [TunnelKeys::new(&secret(1)), TunnelKeys::new(&secret(2))];
+    fn new(kinds: [TunnelKind; 2]) -> Self {
+        let [one, other] = kinds;
+        let keys = [
+            TunnelKeys::of_kind(&secret(1), one),
+            TunnelKeys::of_kind(&secret(2), other),
+        ];
+        let now = Now {
+            moment: Moment::from_start(Duration::from_secs(1_000)),
+            unix: UnixSeconds(1_800_000_000),
+            nanos: 0,
+        };
+        keys.iter().for_each(|keys| keys.tell(now));
         Self {
             ends: [
                 Tunnel::new(&keys[0], &secret(2).public(), 1).unwrap(),
                 Tunnel::new(&keys[1], &secret(1).public(), 2).unwrap(),
             ],
+            keys,
+            now,
             arrived: [Vec::new(), Vec::new()],
             handshakes: 0,
         }
@@ -58,6 +82,17 @@ impl Pair {
         }
     }
 
+    /// Lets time pass, on all clocks.
+    fn advance(&mut self, by: Duration) {
+        #[cfg(feature = "virtual-time")]
+        advance_virtual_clock(by);
+        self.now.moment = self.now.moment + by;
+        let nanos = u64::from(self.now.nanos) + u64::try_from(by.as_nanos()).unwrap();
+        self.now.unix.0 += nanos / 1_000_000_000;
+        self.now.nanos = u32::try_from(nanos % 1_000_000_000).unwrap();
+        self.keys.iter().for_each(|keys| keys.tell(self.now));
+    }
+
     #[cfg(feature = "virtual-time")]
     fn tick(&mut self) {
         for end in 0..2 {
@@ -75,8 +110,8 @@ fn packet(number: u32) -> Vec<u8> {
 
 #[test]
 fn packets_that_waited_for_a_session_go_out_whoever_made_it() {
-    for initiator in [0, 1] {
-        let mut pair = Pair::new();
+    for (kinds, initiator) in KINDS.into_iter().flat_map(|kinds| [(kinds, 0), (kinds, 1)]) {
+        let mut pair = Pair::new(kinds);
         let mut lost = vec![0; 4_096];
         // End 0 has packets, but its initiation is lost.
         assert!(matches!(
@@ -87,31 +122,38 @@ fn packets_that_waited_for_a_session_go_out_whoever_made_it() {
             pair.ends[0].seal(&packet(2), &mut lost),
             Ok(Sealed::Waiting)
         );
-        #[cfg(feature = "virtual-time")]
-        advance_virtual_clock(Duration::from_millis(1));
+        pair.advance(Duration::from_millis(1));
         let length = pair.ends[initiator].initiate(&mut lost).unwrap();
         pair.carry(initiator, lost[..length].to_vec());
         assert_eq!(
             pair.arrived[1],
             [packet(1), packet(2)],
-            "initiator {initiator}"
+            "initiator {initiator}, {kinds:?}"
         );
     }
 }
 
 #[test]
 fn no_more_than_a_few_packets_wait() {
-    let mut pair = Pair::new();
-    let mut out = vec![0; 4_096];
-    let taken = (0..100)
-        .filter(|number| pair.ends[0].seal(&packet(*number), &mut out).is_ok())
-        .count();
-    assert_eq!(taken, limits::MAX_WAITING);
+    for kinds in KINDS {
+        let mut pair = Pair::new(kinds);
+        let mut out = vec![0; 4_096];
+        let taken = (0..100)
+            .filter(|number| pair.ends[0].seal(&packet(*number), &mut out).is_ok())
+            .count();
+        assert_eq!(taken, limits::MAX_WAITING, "{kinds:?}");
+    }
 }
 
 #[test]
 fn low_order_keys_and_small_buffers_are_refused() {
-    let keys = TunnelKeys::new(&secret(1));
+    for kind in [TunnelKind::Boringtun, BATCHED] {
+        bad_sizes_are_refused(kind);
+    }
+}
+
+fn bad_sizes_are_refused(kind: TunnelKind) {
+    let keys = TunnelKeys::of_kind(&secret(1), kind);
     assert!(Tunnel::new(&keys, &PublicKey([0; 32]), 1).is_none());
     assert!(Tunnel::new(&keys, &secret(2).public(), 1 << 24).is_none());
     let mut tunnel = Tunnel::new(&keys, &secret(2).public(), 1).unwrap();
@@ -152,13 +194,20 @@ fn a_handshake_shows_who_it_is_from_and_that_it_is_for_this_node() {
 #[cfg(feature = "virtual-time")]
 #[test]
 fn nothing_is_lost_over_many_rekeys_in_both_directions() {
+    for kinds in KINDS {
+        nothing_is_lost_over_many_rekeys(kinds);
+    }
+}
+
+#[cfg(feature = "virtual-time")]
+fn nothing_is_lost_over_many_rekeys(kinds: [TunnelKind; 2]) {
     const SECONDS: u32 = 3_600;
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(kinds);
     for second in 0..SECONDS {
         pair.send(0, &packet(second));
         pair.send(1, &packet(second));
         for _ in 0..4 {
-            advance_virtual_clock(Duration::from_millis(250));
+            pair.advance(Duration::from_millis(250));
             pair.tick();
         }
     }
@@ -172,19 +221,23 @@ fn nothing_is_lost_over_many_rekeys_in_both_directions() {
 #[cfg(feature = "virtual-time")]
 #[test]
 fn nothing_is_lost_over_rekeys_with_traffic_one_way() {
-    for sender in [0, 1] {
-        let mut pair = Pair::new();
+    for (kinds, sender) in KINDS.into_iter().flat_map(|kinds| [(kinds, 0), (kinds, 1)]) {
+        let mut pair = Pair::new(kinds);
         let mut first = vec![0; 200];
         let length = pair.ends[0].initiate(&mut first).unwrap();
         pair.carry(0, first[..length].to_vec());
         for second in 0..900 {
             pair.send(sender, &packet(second));
             for _ in 0..4 {
-                advance_virtual_clock(Duration::from_millis(250));
+                pair.advance(Duration::from_millis(250));
                 pair.tick();
             }
         }
-        assert_eq!(pair.arrived[1 - sender].len(), 900, "sender {sender}");
+        assert_eq!(
+            pair.arrived[1 - sender].len(),
+            900,
+            "sender {sender}, {kinds:?}"
+        );
         assert!(pair.handshakes >= 4, "{} handshakes", pair.handshakes);
     }
 }
@@ -192,11 +245,18 @@ fn nothing_is_lost_over_rekeys_with_traffic_one_way() {
 #[cfg(feature = "virtual-time")]
 #[test]
 fn an_idle_tunnel_forgets_its_keys_and_wakes_up_again() {
-    let mut pair = Pair::new();
+    for kinds in KINDS {
+        an_idle_tunnel_wakes_up_again(kinds);
+    }
+}
+
+#[cfg(feature = "virtual-time")]
+fn an_idle_tunnel_wakes_up_again(kinds: [TunnelKind; 2]) {
+    let mut pair = Pair::new(kinds);
     pair.send(0, &packet(1));
     assert!(pair.ends[0].has_session());
     for _ in 0..4 * 700 {
-        advance_virtual_clock(Duration::from_millis(250));
+        pair.advance(Duration::from_millis(250));
         pair.tick();
     }
     assert!(!pair.ends[0].has_session() && !pair.ends[1].has_session());
@@ -204,4 +264,89 @@ fn an_idle_tunnel_forgets_its_keys_and_wakes_up_again() {
     assert_eq!(pair.arrived[0], [packet(2)]);
     let age = pair.ends[1].handshake_age().unwrap();
     assert!(age < Duration::from_secs(1), "{age:?}");
+}
+
+/// Batches with a lost, a repeated, a changed and an overtaken message, in either direction.
+#[test]
+fn many_at_once_are_what_they_are_one_by_one() {
+    let boring = TunnelKind::Boringtun;
+    for kinds in [
+        [BATCHED, BATCHED],
+        [WIDE, WIDE],
+        [boring, WIDE],
+        [WIDE, boring],
+    ] {
+        let mut pair = Pair::new(kinds);
+        let mut first = vec![0; 200];
+        let length = pair.ends[0].initiate(&mut first).unwrap();
+        pair.carry(0, first[..length].to_vec());
+        let mut messages = sealed(&mut pair.ends[0], 90);
+        messages[5][500] ^= 1;
+        let order: Vec<usize> = (0..40)
+            .chain(41..60)
+            .chain([60, 62, 61, 3])
+            .chain(63..90)
+            .collect();
+        let outcomes = opened(
+            &mut pair.ends[1],
+            order.iter().map(|number| &messages[*number]),
+        );
+        for (place, (number, outcome)) in order.iter().zip(outcomes).enumerate() {
+            let repeated = *number == 3 && place > 3;
+            let expected = if *number == 5 || repeated {
+                Err(TunnelError::NotAuthentic)
+            } else {
+                Ok(20 + payload(*number))
+            };
+            assert_eq!(outcome, expected, "message {number} of {kinds:?}");
+        }
+    }
+}
+
+/// Most are of one length.
+fn payload(number: usize) -> usize {
+    if number % 31 == 30 { 100 } else { 1_000 }
+}
+
+/// So many messages of an end that has a session, sealed at once if it can.
+fn sealed(end: &mut Tunnel, count: usize) -> Vec<Vec<u8>> {
+    let mut arena = vec![0; 2_000 * count];
+    let (mut places, mut used) = (Vec::new(), 0);
+    for number in 0..count {
+        let inner = crate::testing::packet4("10.0.0.1", "10.0.0.2", &vec![7; payload(number)]);
+        let length = end.stage(&inner, &mut arena[used..]).unwrap_or_else(|| {
+            let Ok(Sealed::Data(length)) = end.seal(&inner, &mut arena[used..]) else {
+                panic!("no session");
+            };
+            length
+        });
+        places.push((used, used + length));
+        used += length;
+    }
+    end.seal_staged(&mut arena, &places);
+    let cut = |(start, end): (usize, usize)| arena[start..end].to_vec();
+    places.into_iter().map(cut).collect()
+}
+
+/// What an end opens of them, at once if it can.
+fn opened<'a>(
+    end: &mut Tunnel,
+    messages: impl Iterator<Item = &'a Vec<u8>>,
+) -> Vec<Result<usize, TunnelError>> {
+    if !end.opens_many() {
+        let mut out = vec![0; 4_096];
+        let one = |message: &Vec<u8>| match end.open(None, message, &mut out)? {
+            Opened::Packet(length) => Ok(length),
+            other => panic!("{other:?}"),
+        };
+        return messages.map(one).collect();
+    }
+    let (mut arena, mut places) = (Vec::new(), Vec::new());
+    for message in messages {
+        places.push((arena.len(), arena.len() + message.len()));
+        arena.extend(message);
+    }
+    let mut outcomes = vec![Err(TunnelError::NotAuthentic); places.len()];
+    end.open_many(&mut arena, &places, &mut outcomes);
+    outcomes
 }

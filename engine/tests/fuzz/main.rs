@@ -14,7 +14,7 @@ mod targets;
 
 use std::env;
 use std::panic;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use targets::{TARGETS, Target};
 
@@ -63,11 +63,13 @@ fn play((name, target): Target) {
     }
 }
 
+fn kept() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/kept")
+}
+
 /// Inputs that once failed, and such as are worth keeping.
 fn replay((name, target): Target) {
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/fuzz/kept")
-        .join(name);
+    let kept = kept().join(name);
     for file in kept.read_dir().into_iter().flatten() {
         let path = file.expect("a file").path();
         eprintln!("{}", path.display());
@@ -89,6 +91,10 @@ macro_rules! tests {
         fn every_target_is_tried() {
             let tried = [$(stringify!($name)),*];
             assert!(TARGETS.iter().all(|target| tried.contains(&target.0)));
+            for folder in kept().read_dir().expect("the kept inputs") {
+                let name = folder.expect("a folder").file_name();
+                assert!(tried.iter().any(|tried| name == *tried), "{name:?} is no target");
+            }
         }
     };
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use podmesh_engine::config::{EngineConfig, NodeKeys};
 use podmesh_engine::stored::StoredState;
+use podmesh_engine::tunnel::TunnelKind;
 use podmesh_proto::certificate::Grant;
 use podmesh_proto::id::{Name, NodeId, TokenId};
 use podmesh_proto::key::{SecretKey, SigningKey};
@@ -122,6 +123,15 @@ impl Keys {
         self.identity().node_id()
     }
 
+    /// Nodes of all kinds meet.
+    fn tunnel(&self) -> TunnelKind {
+        match self.wireguard[0] % 4 {
+            0 => TunnelKind::Batched { wide: false },
+            1 => TunnelKind::Batched { wide: true },
+            _ => TunnelKind::Boringtun,
+        }
+    }
+
     pub fn config(&self, stored: Option<Box<StoredState>>) -> EngineConfig {
         EngineConfig {
             keys: NodeKeys {
@@ -136,6 +146,7 @@ impl Keys {
             pod_cidrs: Vec::new(),
             mtu: 1_380,
             device: "mesh0".to_owned(),
+            tunnel: self.tunnel(),
             version: "sim".to_owned(),
         }
     }

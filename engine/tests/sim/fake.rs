@@ -159,6 +159,7 @@ impl Fake {
         Now {
             moment: self.net.now,
             unix,
+            nanos: self.net.now.since_start().subsec_nanos(),
         }
     }
 

@@ -168,6 +168,7 @@ impl World {
         Now {
             moment: self.net.now,
             unix: START.plus(self.net.now.since_start().as_secs() - 10_000),
+            nanos: self.net.now.since_start().subsec_nanos(),
         }
     }
 

@@ -33,6 +33,7 @@ impl Clock {
         Now {
             moment: Moment::from_start(self.started.elapsed()),
             unix: UnixSeconds(unix.map_or(0, |since| since.as_secs())),
+            nanos: 0,
         }
     }
 

@@ -35,6 +35,7 @@ impl Stage {
         let now = Now {
             moment: Moment::from_start(Duration::from_secs(1_000)),
             unix: BEGINNING,
+            nanos: 0,
         };
         let network = operator.network_statement.clone();
         let books = Books::new(network.clone(), Origin::Fresh).unwrap();

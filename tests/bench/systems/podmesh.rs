@@ -14,18 +14,40 @@ use podmesh_lab::process::{self, Process};
 use podmesh_lab::{Namespace, Pod, node, wait};
 
 use super::{MTU, Overlay, System, said_version};
-use crate::ground::Ground;
+use crate::gauge::Extent;
+use crate::ground::{Ground, LinkMode};
 
 /// podmesh.
-pub(crate) struct Podmesh;
+pub(crate) struct Podmesh {
+    name: &'static str,
+    /// As its configuration calls it.
+    tunnel: &'static str,
+}
 
+/// As it comes.
+pub(crate) fn plain() -> Podmesh {
+    Podmesh {
+        name: "podmesh",
+        tunnel: PLAIN,
+    }
+}
+
+/// With many messages sealed at once, on processors that can.
+pub(crate) fn wide() -> Podmesh {
+    Podmesh {
+        name: "podmesh-wide",
+        tunnel: "batched-wide",
+    }
+}
+
+const PLAIN: &str = "boringtun";
 const PLANET: &str = "192.0.2.1:7077";
 const SIDES: [&str; 2] = ["a", "b"];
 const THIRD: &str = "c";
 
 impl System for Podmesh {
     fn name(&self) -> &'static str {
-        "podmesh"
+        self.name
     }
 
     fn version(&self) -> Result<String> {
@@ -36,13 +58,22 @@ impl System for Podmesh {
         true
     }
 
+    fn extent(&self, mode: LinkMode) -> Extent {
+        match mode {
+            LinkMode::Wire => Extent::OneStream,
+            // Floods take most of the time.
+            LinkMode::Whole if self.tunnel == PLAIN => Extent::WithFloods,
+            LinkMode::Whole => Extent::Streams,
+        }
+    }
+
     fn start(&self, ground: &Ground) -> Result<Overlay> {
         let planet = found(ground)?;
         let mut daemons = Vec::new();
         for (side, name) in ground.sides.iter().zip(SIDES) {
-            daemons.push(start_node(ground, side, name)?);
+            daemons.push(self.start_node(ground, side, name)?);
         }
-        let third = start_node(ground, &ground.third, THIRD)?;
+        let third = self.start_node(ground, &ground.third, THIRD)?;
         for (side, name) in ground.sides.iter().zip(SIDES) {
             join(ground, side, name)?;
         }
@@ -69,6 +100,24 @@ impl System for Podmesh {
             _helpers: vec![planet, third],
             ..Overlay::of(daemons)
         })
+    }
+}
+
+impl Podmesh {
+    fn start_node(&self, ground: &Ground, side: &Namespace, name: &str) -> Result<Process> {
+        let config = ground.file(
+            &format!("{name}/meshd.toml"),
+            &format!(
+                "mtu = {MTU}\nsubnet-env = \"\"\ntunnel = {:?}\n",
+                self.tunnel
+            ),
+        )?;
+        let folder = ground.folder().join(name);
+        let mut meshd = side.command(node::program("meshd")?);
+        meshd.arg("--config").arg(config);
+        meshd.arg("--state-dir").arg(folder.join("state"));
+        meshd.arg("--runtime-dir").arg(folder.join("run"));
+        Process::start("meshd", meshd, &folder.join("log"))
     }
 }
 
@@ -112,19 +161,6 @@ fn operator(folder: &Path, words: &[&str]) -> Result<()> {
         .arg("--dir")
         .arg(folder.join("operator"));
     process::succeed(&mut command, b"").map(drop)
-}
-
-fn start_node(ground: &Ground, side: &Namespace, name: &str) -> Result<Process> {
-    let config = ground.file(
-        &format!("{name}/meshd.toml"),
-        &format!("mtu = {MTU}\nsubnet-env = \"\"\n"),
-    )?;
-    let folder = ground.folder().join(name);
-    let mut meshd = side.command(node::program("meshd")?);
-    meshd.arg("--config").arg(config);
-    meshd.arg("--state-dir").arg(folder.join("state"));
-    meshd.arg("--runtime-dir").arg(folder.join("run"));
-    Process::start("meshd", meshd, &folder.join("log"))
 }
 
 fn join(ground: &Ground, side: &Namespace, name: &str) -> Result<()> {

@@ -1,4 +1,5 @@
-//! As fast as it goes between a node and stock machines, with every offload and with none, over rekeys:
+//! As fast as it goes between a node and stock machines, with every offload, with none, and in batches, over
+//! rekeys:
 //! every byte arrives as it was sent.
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::world;
 /// Bytes of all cells together, and rekeys of each, in the long form.
 const ENOUGH: u64 = 20_000_000_000;
 const REKEYS: usize = 2;
-const ADDRESSES: [&str; 8] = [
+const ADDRESSES: [&str; 12] = [
     "10.77.200.1",
     "10.77.200.2",
     "10.77.200.3",
@@ -25,6 +26,18 @@ const ADDRESSES: [&str; 8] = [
     "10.77.200.6",
     "10.77.200.7",
     "10.77.200.8",
+    "10.77.200.9",
+    "10.77.200.10",
+    "10.77.200.11",
+    "10.77.200.12",
+];
+
+/// A node with every offload, one with none, and one that seals and opens in batches, and how they are
+/// configured.
+const NODES: [(&str, &str); 3] = [
+    ("all", ""),
+    ("none", "offloads = []\n"),
+    ("wide", "tunnel = \"batched-wide\"\n"),
 ];
 
 /// One stream: between a node and a stock machine, one way.
@@ -45,9 +58,9 @@ fn stock_machines_get_every_byte_as_fast_as_it_goes() {
     };
     let lab = offices(programs);
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
-    let nodes = ["all", "none"].map(|name| lab.node(name).unwrap());
-    nodes[1].configure("offloads = []\n");
-    for node in nodes {
+    let nodes = NODES.map(|(name, _)| lab.node(name).unwrap());
+    for (node, (_, lines)) in nodes.iter().zip(NODES) {
+        node.configure(lines);
         mesh.join(node).unwrap();
     }
     let mut addresses = ADDRESSES.into_iter();
@@ -138,7 +151,7 @@ fn name_of(node: &str, program: Program, inward: bool) -> String {
 
 /// Every node with every program and both directions.
 fn all<'a>(
-    nodes: &[&'a Node; 2],
+    nodes: &[&'a Node; 3],
     programs: &'a [Program],
 ) -> impl Iterator<Item = (&'a Node, &'a Program, bool)> {
     let nodes = nodes.to_vec();
@@ -148,12 +161,12 @@ fn all<'a>(
     })
 }
 
-/// A planet, a node with all offloads and one with none, and a stock machine for each cell.
+/// A planet, the nodes, and a stock machine for each cell.
 fn offices(programs: &[Program]) -> Lab {
     let mut plan = Lab::plan("interop-speed");
     plan.planet("planet-1");
     plan.site("cloud");
-    for name in ["all", "none"] {
+    for (name, _) in NODES {
         plan.node(name).at("cloud");
         for program in programs {
             for inward in [true, false] {

@@ -11,7 +11,7 @@ use podmesh_engine::offload::{
 use podmesh_engine::outbound::InnerPacket;
 use podmesh_engine::packet::Header;
 use podmesh_engine::path_id::SocketId;
-use podmesh_engine::tunnel::{Sealed, buffer_for};
+use podmesh_engine::tunnel::{Sealed, TunnelKind, buffer_for};
 
 use super::Bytes;
 use super::twin::{self, plain};
@@ -30,6 +30,7 @@ pub(crate) fn cut(input: &[u8]) {
     let packet = packet(&mut bytes);
     let mut given = packet.clone();
     let Ok(segments) = collect(&mut given, offload) else {
+        assert!(!must_be_cut(&packet, offload), "a plain packet is refused");
         return;
     };
     let Some(cut) = offload.cut else {
@@ -60,6 +61,29 @@ pub(crate) fn cut(input: &[u8]) {
     }
 }
 
+/// Whether nothing at all is wrong with a description and its packet.
+fn must_be_cut(packet: &[u8], offload: Offload) -> bool {
+    let (Some(of), Some(cut)) = (plain(packet), offload.cut) else {
+        return false;
+    };
+    let kind = match (of.protocol, of.is_v4) {
+        (6, true) => SegmentKind::Tcp4,
+        (6, false) => SegmentKind::Tcp6,
+        _ => SegmentKind::Udp,
+    };
+    let headers = of.start
+        + if of.protocol == 6 {
+            usize::from(packet[of.start + 12] >> 4).max(5) * 4
+        } else {
+            8
+        };
+    let size = usize::from(cut.size);
+    cut.kind == kind
+        && size > 0
+        && packet.len() > headers
+        && (packet.len() - headers).div_ceil(size) <= 1_000
+}
+
 /// Any packets, put together and cut again, are the packets that they were.
 pub(crate) fn merge(input: &[u8]) {
     let mut bytes = Bytes(input);
@@ -87,7 +111,7 @@ pub(crate) fn merge(input: &[u8]) {
 /// What the kernel gives to one node's TUN comes out of the other's.
 pub(crate) fn through(input: &[u8]) {
     let mut bytes = Bytes(input);
-    let mut pair = Pair::new(1);
+    let mut pair = Pair::of_kind(kind(&mut bytes), 1);
     let mut given = Vec::new();
     while !bytes.is_empty() && given.len() < 32 {
         let offload = offload(&mut bytes);
@@ -135,7 +159,7 @@ pub(crate) fn through(input: &[u8]) {
 /// addresses to ours.
 pub(crate) fn arrive(input: &[u8]) {
     let mut bytes = Bytes(input);
-    let mut pair = Pair::new(1);
+    let mut pair = Pair::of_kind(kind(&mut bytes), 1);
     let (mut pieces, mut sealed) = (Vec::new(), Vec::new());
     while !bytes.is_empty() && pieces.len() < 32 {
         let kind = bytes.byte();
@@ -179,12 +203,28 @@ pub(crate) fn arrive(input: &[u8]) {
         .collect();
     open_batch(&pair.far, &arrived, &mut pair.opened);
     let out = inner(&pair.opened);
-    // Equal packets may have been sealed twice.
-    assert!(out.len() <= sealed.len());
     for packet in out {
+        // Each comes once, as it was sealed but for its congestion mark.
+        let same = sealed
+            .iter()
+            .position(|sealed| unmarked(sealed, packet.len()) == unmarked(&packet, packet.len()));
+        sealed.swap_remove(same.expect("a packet that the peer has sealed"));
         let header = Header::parse(&packet).expect("an IP packet");
         assert!(of(header.source, NEAR) && of(header.destination, FAR));
         assert_eq!(header.length, packet.len());
+    }
+}
+
+/// A packet's first bytes without congestion mark and IPv4 checksum, and without what cutting makes anew.
+fn unmarked(packet: &[u8], length: usize) -> Vec<u8> {
+    let mut bytes = packet.get(..length).unwrap_or_default().to_vec();
+    if bytes.first().is_some_and(|first| first >> 4 == 4) && bytes.len() >= 20 {
+        bytes[1] &= !3;
+    }
+    if bytes.is_empty() {
+        bytes
+    } else {
+        twin::bare(&bytes)
     }
 }
 
@@ -198,6 +238,13 @@ fn seal(pair: &Pair, packet: &[u8]) -> Vec<u8> {
     };
     out.truncate(length);
     out
+}
+
+fn kind(bytes: &mut Bytes<'_>) -> TunnelKind {
+    match bytes.byte() % 3 {
+        0 => TunnelKind::Boringtun,
+        number => TunnelKind::Batched { wide: number == 1 },
+    }
 }
 
 fn somewhere() -> SocketAddr {

@@ -86,7 +86,7 @@ pub(crate) fn fill(packet: &mut [u8], of: Plain) {
 
 /// A packet without what merging and cutting may change: the identification of IPv4 packets and the
 /// checksums of plain ones.
-fn bare(packet: &[u8]) -> Vec<u8> {
+pub(crate) fn bare(packet: &[u8]) -> Vec<u8> {
     let mut bare = packet.to_vec();
     if let Some(of) = plain(packet) {
         if of.is_v4 {
