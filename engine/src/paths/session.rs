@@ -77,12 +77,18 @@ impl Session {
 impl Paths {
     pub(super) fn session_changed(&mut self, established: bool, now: Now) {
         let was_up = std::mem::replace(&mut self.session.up, established);
+        // Of a later try, or of the peer's, nobody knows by which way it was answered.
+        let first_was_answered = self.session.tries == 1
+            && self
+                .session
+                .last
+                .is_some_and(|last| now.moment.since(last) < JUST_HEARD);
         self.session.doubted = None;
         self.session.wanted = None;
         self.session.tries = 0;
         if established {
             self.session.last = Some(now.moment);
-            if std::mem::take(&mut self.session.resumes) && !was_up {
+            if std::mem::take(&mut self.session.resumes) && !was_up && first_was_answered {
                 self.take_up(now.moment);
             }
             self.prove_all(now.moment);
@@ -195,5 +201,70 @@ impl Paths {
             })
             .min_by_key(|(path, trial)| (!trial.echoes.is_proven(), self.tier(path), trial.rtt))
             .map(|(path, _)| *path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podmesh_proto::id::NodeId;
+    use podmesh_proto::time::UnixSeconds;
+
+    use super::*;
+    use crate::path_id::SocketId;
+
+    const ENDPOINT: &str = "192.0.2.7:7077";
+
+    fn at(millis: u64) -> Now {
+        Now {
+            moment: Moment::from_start(Duration::from_secs(1_000) + Duration::from_millis(millis)),
+            unix: UnixSeconds(1_800_000_000),
+            nanos: 0,
+        }
+    }
+
+    /// A node in a new life, which knows by which way it reached its peer, and what it has asked for.
+    fn resumed() -> (Paths, PathId) {
+        let path = PathId::Direct {
+            socket: SocketId::MAIN,
+            endpoint: ENDPOINT.parse().expect("an endpoint"),
+        };
+        let mut paths = Paths::new(NodeId([1; 32]), NodeId([2; 32]), 7, at(0));
+        paths.set_cached(
+            &[(SocketId::MAIN, ENDPOINT.parse().expect("an endpoint"))],
+            at(0),
+        );
+        assert!(asked(&mut paths).contains(&PathAction::Handshake { path }));
+        (paths, path)
+    }
+
+    fn asked(paths: &mut Paths) -> Vec<PathAction> {
+        std::iter::from_fn(|| paths.poll_action()).collect()
+    }
+
+    fn is_taken(paths: &mut Paths) -> bool {
+        let selects =
+            |action: &PathAction| matches!(action, PathAction::Select { path: Some(_), .. });
+        asked(paths).iter().any(selects)
+    }
+
+    #[test]
+    fn an_answer_to_the_first_handshake_of_a_new_life_is_enough() {
+        let (mut paths, path) = resumed();
+        paths.handle_heard(path, at(40));
+        paths.handle_session(true, at(40));
+        assert!(is_taken(&mut paths));
+    }
+
+    /// The way out is cut: what comes in is the peer's own doing, and says nothing of it.
+    #[test]
+    fn a_session_that_comes_later_takes_no_path_by_itself() {
+        let (mut paths, path) = resumed();
+        for millis in (100..20_000).step_by(100) {
+            paths.handle_timeout(at(millis));
+        }
+        asked(&mut paths);
+        paths.handle_heard(path, at(20_000));
+        paths.handle_session(true, at(20_000));
+        assert!(!is_taken(&mut paths));
     }
 }
