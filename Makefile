@@ -74,7 +74,7 @@ peers: deps ## other tunnels, to be compared with and to talk to (a few minutes 
 	  apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing >/dev/null; fi
 	$(CARGO) install -q --locked --root $(PEERS) boringtun-cli@0.7.1 gotatun-cli@0.10.2
 
-bench: deps build peers ## podmesh against other tunnels, in one run (about 20 minutes)
+bench: deps build peers ## podmesh against other tunnels, in one run (about half an hour)
 	$(BIN)/bench $(BENCH)
 
 # libFuzzer on a stable compiler: the coverage is LLVM's, and needs no sanitizer.

@@ -23,6 +23,7 @@ const OURS: &[(&str, &[&str])] = &[
 /// Crates that only the named ones of ours may depend on.
 const ROOMS: &[(&str, &[&str])] = &[
     ("boringtun", &["podmesh-engine", "podmesh-tests"]),
+    ("snow", &["podmesh-engine"]),
     ("rtnetlink", &["podmesh-kernel"]),
     ("netlink-packet-route", &["podmesh-kernel"]),
     ("netlink-packet-core", &["podmesh-kernel"]),
