@@ -4,13 +4,15 @@
 //! side, whichever messages they belong to; the authenticator takes eight messages side by side, so that no
 //! powers of its key are needed. No branch and no address depends on a key or on content.
 //!
-//! Nothing else is in here, and its twin is `ring`: the tests and the fuzz targets hold one against the
-//! other. It is used only if the configuration asks for it.
+//! Its twin is `ring`: the tests and the fuzz targets hold one against the other. It is used only if the
+//! configuration asks for it. Beside it there is the sum that checksums are made of (`words`), and nothing
+//! else.
 
 #[cfg(target_arch = "x86_64")]
 mod chacha20;
 #[cfg(target_arch = "x86_64")]
 mod poly1305;
+pub(crate) mod words;
 
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;

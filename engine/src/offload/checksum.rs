@@ -1,7 +1,9 @@
 //! The Internet checksum (RFC 1071).
 //!
 //! Sums are of 16-bit words in the machine's own byte order, which gives the same bytes in the end
-//! (RFC 1071 §2 B) and lets the compiler use vector registers.
+//! (RFC 1071 §2 B) and allows to take many words at once.
+
+use crate::simd::words::{self as simd, CHUNK};
 
 /// A sum that is not folded yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -11,16 +13,9 @@ impl Sum {
     /// Adds bytes. All but the last addition must be of an even number of them.
     #[must_use]
     pub(super) fn add(self, bytes: &[u8]) -> Self {
-        let mut lanes = [0_u64; 8];
-        let (chunks, rest) = bytes.as_chunks::<32>();
-        for chunk in chunks {
-            let (words, _) = chunk.as_chunks::<4>();
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                *lane += u64::from(u32::from_ne_bytes(*word));
-            }
-        }
+        let (chunks, rest) = bytes.as_chunks::<CHUNK>();
         let (pairs, odd) = rest.as_chunks::<2>();
-        let mut sum = self.0 + lanes.iter().sum::<u64>();
+        let mut sum = self.0 + simd::words_of(chunks);
         for pair in pairs {
             sum += u64::from(u16::from_ne_bytes(*pair));
         }

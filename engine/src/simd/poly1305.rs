@@ -15,6 +15,8 @@ use super::{BLOCK, GROUP, Place, Registers, TAG};
 
 /// Messages side by side.
 const LANES: usize = 8;
+/// Of those, groups that take turns.
+const SIDES: usize = GROUP / LANES;
 /// Bytes that the polynomial takes at a time.
 const STEP: usize = 16;
 /// What is left behind the last whole 64 bytes, filled up to a multiple of 16, and the lengths.
@@ -34,36 +36,62 @@ pub(super) fn tags(
     arena: &[u8],
     places: &[Place],
 ) -> [[u8; TAG]; GROUP] {
-    let mut tags = [[0; TAG]; GROUP];
-    let parts = places
-        .chunks(LANES)
-        .zip(keys.chunks(LANES))
-        .zip(tags.chunks_mut(LANES));
-    for ((places, keys), tags) in parts {
-        let Some(first) = places.first() else {
-            continue;
-        };
-        let mut texts: [&[u8]; LANES] = [&[]; LANES];
-        for (lane, text) in texts.iter_mut().enumerate() {
-            // Lanes without a message repeat the first.
-            let place = places.get(lane).unwrap_or(first);
-            *text = arena.get(place.text()).unwrap_or_default();
-        }
-        let mut multipliers = [[0; LANES]; 3];
-        for (lane, key) in keys.iter().enumerate() {
-            for (limbs, limb) in multipliers.iter_mut().zip(multiplier(key)) {
-                limbs[lane] = limb;
+    let mut sides = [Side::EMPTY; SIDES];
+    let parts = places.chunks(LANES).zip(keys.chunks(LANES));
+    for (side, (places, keys)) in sides.iter_mut().zip(parts) {
+        *side = Side::new(places, keys, arena);
+    }
+    // SAFETY: `Registers` exists only on processors that have all of the features.
+    let sums = unsafe {
+        match sides {
+            [first, _] if places.len() <= LANES => {
+                let [sums] = evaluate(&[first]);
+                [sums, [[0; LANES]; 3]]
             }
+            both => evaluate(&both),
         }
-        // SAFETY: `Registers` exists only on processors that have all of the features.
-        let sums = unsafe { evaluate(&multipliers, &texts) };
-        let [one, two, three] = sums;
+    };
+    let mut tags = [[0; TAG]; GROUP];
+    let parts = tags.chunks_mut(LANES).zip(keys.chunks(LANES)).zip(sums);
+    for ((tags, keys), [one, two, three]) in parts {
         let sums = one.into_iter().zip(two).zip(three);
         for ((tag, key), ((one, two), three)) in tags.iter_mut().zip(keys).zip(sums) {
             *tag = finish([one, two, three], key);
         }
     }
     tags
+}
+
+/// Eight messages that are dealt with side by side.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    multipliers: [[u64; LANES]; 3],
+    texts: [&'a [u8]; LANES],
+}
+
+impl<'a> Side<'a> {
+    const EMPTY: Self = Self {
+        multipliers: [[0; LANES]; 3],
+        texts: [&[]; LANES],
+    };
+
+    fn new(places: &[Place], keys: &[[u8; 32]], arena: &'a [u8]) -> Self {
+        let mut side = Self::EMPTY;
+        let Some(first) = places.first() else {
+            return side;
+        };
+        for (lane, text) in side.texts.iter_mut().enumerate() {
+            // Lanes without a message repeat the first.
+            let place = places.get(lane).unwrap_or(first);
+            *text = arena.get(place.text()).unwrap_or_default();
+        }
+        for (lane, key) in keys.iter().enumerate() {
+            for (limbs, limb) in side.multipliers.iter_mut().zip(multiplier(key)) {
+                limbs[lane] = limb;
+            }
+        }
+        side
+    }
 }
 
 /// The clamped multiplier (RFC 8439 §2.5.1).
@@ -101,20 +129,44 @@ fn finish([mut h0, mut h1, mut h2]: [u64; 3], key: &[u8; 32]) -> [u8; TAG] {
     number.wrapping_add(u128::from_le_bytes(pad)).to_le_bytes()
 }
 
-/// The polynomials of eight messages, not fully reduced.
+/// The polynomials of eight messages per side, not fully reduced. Each step waits for the one before it;
+/// those of another side fill the wait.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-fn evaluate(multipliers: &[[u64; LANES]; 3], texts: &[&[u8]; LANES]) -> [[u64; LANES]; 3] {
-    let by = Multiplier::new(multipliers);
+fn evaluate<const N: usize>(sides: &[Side<'_>; N]) -> [[[u64; LANES]; 3]; N] {
+    let mut by = [Multiplier::new(&sides[0].multipliers); N];
+    for (by, side) in by.iter_mut().zip(sides) {
+        *by = Multiplier::new(&side.multipliers);
+    }
+    let length = sides[0].texts[0].len();
+    let whole = length / BLOCK * BLOCK;
+    let mut h = [[_mm512_setzero_si512(); 3]; N];
+    for at in (0..whole).step_by(BLOCK) {
+        let mut words = [[_mm512_setzero_si512(); LANES]; N];
+        for (words, side) in words.iter_mut().zip(sides) {
+            *words = loaded(&side.texts, at);
+        }
+        for step in 0..BLOCK / STEP {
+            for ((h, by), words) in h.iter_mut().zip(by).zip(&words) {
+                *h = by.times(added(*h, words[2 * step], words[2 * step + 1]));
+            }
+        }
+    }
+    let mut limbs = [[[0_u64; LANES]; 3]; N];
+    for (((limbs, h), by), side) in limbs.iter_mut().zip(h).zip(by).zip(sides) {
+        for (to, limb) in limbs.iter_mut().zip(ended(h, by, &side.texts)) {
+            // SAFETY: the array has the 64 bytes that are written.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), limb) };
+        }
+    }
+    limbs
+}
+
+/// Takes what is behind the last whole 64 bytes of each text, and the lengths.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
+fn ended(mut h: Limbs, by: Multiplier, texts: &[&[u8]; LANES]) -> Limbs {
     let length = texts[0].len();
     let whole = length / BLOCK * BLOCK;
-    let mut h: Limbs = [_mm512_setzero_si512(); 3];
-    for at in (0..whole).step_by(BLOCK) {
-        let words = loaded(texts, at);
-        h = by.times(added(h, words[0], words[1]));
-        h = by.times(added(h, words[2], words[3]));
-        h = by.times(added(h, words[4], words[5]));
-        h = by.times(added(h, words[6], words[7]));
-    }
     let mut ends = [[0_u8; END]; LANES];
     let rest = length - whole;
     let lengths = rest.next_multiple_of(STEP);
@@ -133,12 +185,7 @@ fn evaluate(multipliers: &[[u64; LANES]; 3], texts: &[&[u8]; LANES]) -> [[u64; L
             h = by.times(added(h, words[2 * step], words[2 * step + 1]));
         }
     }
-    let mut limbs = [[0_u64; LANES]; 3];
-    for (to, limb) in limbs.iter_mut().zip(h) {
-        // SAFETY: the array has the 64 bytes that are written.
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), limb) };
-    }
-    limbs
+    h
 }
 
 /// The same 64 bytes of each message, as eight bytes of all per register.
