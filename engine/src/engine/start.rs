@@ -58,6 +58,10 @@ impl Engine {
         } else if let Some(joining) = stored.joining.take() {
             self.join = Join::resume(statement, joining).ok();
         }
+        // The first plan has what each path carried last: until a smaller MTU is found it is right, and what
+        // senders learn from a plan without it they remember for minutes.
+        self.follow_members(now);
+        self.recall_paths(&stored);
         self.settle(now);
         self.recall_endpoints(&stored, now);
         Ok(())
@@ -125,10 +129,7 @@ impl Engine {
         members
     }
 
-    fn recall_endpoints(&mut self, stored: &StoredState, now: Now) {
-        let Some(network) = self.members.as_ref().map(|members| members.network().id) else {
-            return;
-        };
+    fn recall_paths(&mut self, stored: &StoredState) {
         for cached in &stored.paths {
             if let Some(peer) = self.peers.get_mut(&cached.node) {
                 peer.cached.push((cached.socket, cached.endpoint));
@@ -142,6 +143,12 @@ impl Engine {
                 peer.link.resumes.store(resumes, Ordering::Relaxed);
             }
         }
+    }
+
+    fn recall_endpoints(&mut self, stored: &StoredState, now: Now) {
+        let Some(network) = self.members.as_ref().map(|members| members.network().id) else {
+            return;
+        };
         for signed in &stored.endpoints {
             let identity = self.members.as_ref().zip(signed.unverified().ok());
             let identity = identity.map(|(members, claimed)| members.identity_of(&claimed.node));

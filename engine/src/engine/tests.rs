@@ -6,7 +6,7 @@ use std::time::Duration;
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::Grant;
 use podmesh_proto::key::{PublicKey, SecretKey, SigningKey, digest};
-use podmesh_proto::local_api::{NodeState, PathView, PeerState};
+use podmesh_proto::local_api::{NodeState, PathView, PeerState, RouteView};
 use podmesh_proto::network::{ExternalPeer, RootStatement};
 use podmesh_proto::planet_api::{
     DirectoryCursor, DirectoryRecord, DirectoryUpdate, PlanetMessage, Refusal, RefusalCode,
@@ -14,6 +14,7 @@ use podmesh_proto::planet_api::{
 use podmesh_proto::signed::Signed;
 
 use crate::drops::DropReason;
+use crate::limits;
 use crate::output::{Output, PlanetEvent, Received};
 use crate::path_id::SocketId;
 use crate::testing::{Draft, Keys, START, World, name, nets, packet4};
@@ -80,7 +81,13 @@ fn a_node_comes_back_from_its_disk_while_every_planet_is_dead() {
     world.run(Duration::from_secs(40));
     world.kill_planet();
     world.run(Duration::from_secs(5));
+    let routes = world.engines[0].routes();
+    let of_peers = routes.iter().filter(|route| route.peer.is_some());
+    let known = |route: &RouteView| route.mtu > Some(u32::from(limits::MIN_MTU));
+    assert!(of_peers.clone().count() > 0 && of_peers.clone().all(known));
     world.restart(0);
+    // The routes have what the paths carry from the start: no sender learns anything less.
+    assert_eq!(world.engines[0].routes(), routes);
     assert_eq!(
         world.engines[0].status(world.now).state,
         NodeState::PlanetsDown
