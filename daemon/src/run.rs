@@ -20,16 +20,17 @@ use podmesh_engine::engine::Engine;
 use podmesh_engine::host_plan::HostPlan;
 use podmesh_engine::output::{Output, PlanetEvent, SlowItem, Transmit};
 use podmesh_engine::reach::Passage;
+use podmesh_kernel::alarm::Alarm;
 use podmesh_kernel::descriptors::Descriptors;
 use podmesh_kernel::process;
 use podmesh_kernel::tun::{TunDevice, TunQueue};
 use podmesh_proto::id::PlanetId;
 use podmesh_proto::local_api::{Failure, NodeState};
+use podmesh_proto::time::Now;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use self::durable::{Effect, Held};
 use self::join::Checked;
@@ -156,8 +157,8 @@ async fn decide(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut alarm = Alarm::new()?;
+    let mut next_tick = clock::now().moment;
     let mut items = Vec::with_capacity(BUDGET);
     if let Some(predecessor) = predecessor {
         predecessor.relieve()?;
@@ -171,15 +172,18 @@ async fn decide(
     service.ready();
     let heir = loop {
         let now = clock::now();
-        if node
+        if next_tick <= now.moment {
+            // With what the engine does each second: an idle node wakes once for all of it.
+            next_tick = now.moment.after_on_grid(TICK);
+            node.tick();
+            service.alive();
+        }
+        node.handle_timeout(now);
+        let next = node
             .engine
             .poll_timeout()
-            .is_some_and(|moment| moment <= now.moment)
-        {
-            node.engine.handle_timeout(now);
-        }
-        node.do_outputs();
-        let timer = clock::deadline(node.engine.poll_timeout(), now);
+            .map_or(next_tick, |at| at.min(next_tick));
+        alarm.set(next.since_start())?;
         tokio::select! {
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
@@ -191,11 +195,7 @@ async fn decide(
             Some(report) = inputs.reports.recv() => node.take_report(report),
             Some(checked) = inputs.checked.recv() => node.take_checked(checked),
             Ok(()) = inputs.progress.changed() => node.take_progress(&inputs.progress.borrow_and_update()),
-            () = sleep_until(timer) => {}
-            _ = ticks.tick() => {
-                node.tick();
-                service.alive();
-            }
+            rung = alarm.rung() => rung?,
         }
         if std::mem::take(&mut node.remade) {
             let all = node.inventory();
@@ -232,6 +232,15 @@ impl Node {
             }
             NodeState::Online | NodeState::PlanetsDown | NodeState::Revoked | NodeState::Ended => {}
         }
+    }
+
+    /// Does what is due.
+    fn handle_timeout(&mut self, now: Now) {
+        let due = self.engine.poll_timeout();
+        if due.is_some_and(|moment| moment <= now.moment) {
+            self.engine.handle_timeout(now);
+        }
+        self.do_outputs();
     }
 
     fn take_items(&mut self, items: &mut Vec<SlowItem>) {

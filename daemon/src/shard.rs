@@ -7,6 +7,7 @@
 //! only when the network and the TUN were both empty.
 
 mod counters;
+mod load;
 mod queued;
 mod virtio;
 mod worker;

@@ -342,10 +342,8 @@ impl Engine {
     }
 
     fn each_second(&mut self, now: Now) {
-        self.timers.set(
-            Timer::Second,
-            now.moment + std::time::Duration::from_secs(1),
-        );
+        let next = now.moment.after_on_grid(limits::SECOND);
+        self.timers.set(Timer::Second, next);
         self.keys.start_second();
         if let Some(members) = &mut self.members {
             members.expire(now.unix);

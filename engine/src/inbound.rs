@@ -78,6 +78,13 @@ impl InboundBatch {
         })
     }
 
+    /// Forgets what the batch holds, and gives the memory that it works in: its content counts for
+    /// nothing until the next use.
+    pub fn idle_memory(&mut self) -> &mut [u8] {
+        self.clear();
+        &mut self.arena
+    }
+
     fn clear(&mut self) {
         self.strays.clear();
         self.merger.clear();

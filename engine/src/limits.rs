@@ -28,6 +28,8 @@ pub const HANDSHAKE_BURST: u32 = 5;
 pub const MAX_HANDSHAKE_SOURCES: usize = 64 * 1024;
 /// Handshakes per second over all sources above which cookies are asked for.
 pub const HANDSHAKES_BEFORE_COOKIES: u64 = 4_000;
+/// How often the engine looks at what is told in whole seconds.
+pub const SECOND: Duration = Duration::from_secs(1);
 /// How often tunnels look at their timers: `WireGuard`'s are whole seconds, so a quarter is enough.
 pub const TUNNEL_TICK: Duration = Duration::from_millis(250);
 /// After a handshake tunnels are looked at that often for so long; otherwise half as often.

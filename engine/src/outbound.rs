@@ -124,6 +124,15 @@ impl OutboundBatch {
         })
     }
 
+    /// Forgets what the batch holds, and gives the memory that it works in: its content counts for
+    /// nothing until the next use.
+    pub fn idle_memory(&mut self) -> [&mut [u8]; 2] {
+        self.clear();
+        let most = self.relayed.capacity();
+        self.relayed.resize(most, 0);
+        [&mut self.sealed, &mut self.relayed]
+    }
+
     fn clear(&mut self) {
         self.runs.clear();
         self.items.clear();

@@ -9,9 +9,9 @@ use ipnet::IpNet;
 use podmesh_proto::certificate::Member;
 use podmesh_proto::id::{Name, NodeId};
 use podmesh_proto::local_api::{
-    CandidateTrial, CandidateView, DropView, InterfaceView, NetworkView, NodeState, PathSwitch,
-    PathView, PeerCounts, PeerDetail, PeerState, PeerView, PlanetView, ReadyView, SelfView,
-    StatusView,
+    CandidateTrial, CandidateView, DropView, InterfaceView, MemoryView, NetworkView, NodeState,
+    PathSwitch, PathView, PeerCounts, PeerDetail, PeerState, PeerView, PlanetView, ReadyView,
+    SelfView, StatusView,
 };
 use podmesh_proto::network::Network;
 use podmesh_proto::time::Now;
@@ -29,7 +29,7 @@ use crate::tunnel::Tunnel;
 mod health;
 
 impl Engine {
-    /// The node as a whole. The shell fills in the interface's index, shards and offloads.
+    /// The node as a whole. The shell fills in the interface's index, shards and offloads, and the memory.
     #[must_use]
     pub fn status(&self, now: Now) -> StatusView {
         let network = self.members.as_ref().map(Members::network);
@@ -58,6 +58,7 @@ impl Engine {
             candidates: self.candidate_views(),
             drops: drops.filter(|view| view.count > 0).collect(),
             health: self.health(now),
+            memory: MemoryView::default(),
         }
     }
 

@@ -57,6 +57,23 @@ fn sealing_and_opening_do_not_allocate() {
     }
 }
 
+#[test]
+fn batches_go_on_after_their_memory_was_taken() {
+    let mut pair = Pair::new(10);
+    let mut large = super_packet(45);
+    for _ in 0..3 {
+        pair.seal(&mut [as_super(&mut large)]);
+        assert_eq!(pair.open(), HEADERS + 45 * usize::from(SEGMENT));
+        // As from a kernel that has used it for something else.
+        pair.opened.idle_memory().fill(0);
+        for part in pair.sealed.idle_memory() {
+            part.fill(0);
+        }
+        assert_eq!(pair.opened.runs().count(), 0);
+        assert_eq!(pair.sealed.runs().count(), 0);
+    }
+}
+
 fn do_not_allocate(kind: TunnelKind) {
     let mut pair = Pair::of_kind(kind, 10);
     let mut large = super_packet(45);

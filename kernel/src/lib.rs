@@ -11,9 +11,11 @@ mod blocking_netlink;
 mod release;
 
 pub mod address;
+pub mod alarm;
 pub mod descriptors;
 pub mod host;
 pub mod link;
+pub mod memory;
 pub mod messages;
 pub mod netlink;
 pub mod netns;

@@ -211,6 +211,18 @@ pub struct StatusView {
     pub drops: Vec<DropView>,
     /// What somebody should look at, worst first; empty when all is well.
     pub health: Vec<HealthView>,
+    /// Of meshd itself.
+    #[serde(default)]
+    pub memory: MemoryView,
+}
+
+/// Memory that meshd holds; zeroes where the kernel doesn't tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MemoryView {
+    /// Bytes.
+    pub resident: u64,
+    /// The most that it has been, in bytes.
+    pub peak: u64,
 }
 
 /// The network.

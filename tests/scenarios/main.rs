@@ -17,6 +17,7 @@ mod ended;
 mod first_start;
 mod interop;
 mod many_peers;
+mod memory;
 mod nat_grid;
 mod path_mtu;
 mod planet_loss;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use podmesh_proto::local_api::{NodeState, PlanetView, SelfView, StatusView};
 
 use crate::show::peers::{groups, line, list, optional};
-use crate::show::quantity::{duration, milliseconds};
+use crate::show::quantity::{bytes, duration, milliseconds};
 use crate::show::{Screen, Tone, plain};
 
 /// The header block, one line per component, then what somebody should look at.
@@ -134,7 +134,11 @@ fn component_lines(text: &mut String, status: &StatusView) {
         .map(|drop| format!("{} {}", drop.reason, drop.count))
         .collect();
     line(text, "drops", &plain(&drops.join(", ")));
-    let value = format!("{}, up {}", status.version, duration(status.uptime_s));
+    let mut value = format!("{}, up {}", status.version, duration(status.uptime_s));
+    if status.memory.resident > 0 {
+        let (held, peak) = (bytes(status.memory.resident), bytes(status.memory.peak));
+        let _written = write!(value, ", holds {held} of memory (peak {peak})");
+    }
     line(text, "meshd", &plain(&value));
 }
 

@@ -115,6 +115,7 @@ pub(crate) fn status(state: &str, strings: &str) -> StatusView {
         "candidates": [{"kind": strings, "endpoint": "192.168.1.2:40000"}],
         "drops": [{"reason": strings, "count": 3}],
         "health": [{"code": strings, "message": strings, "next": strings}],
+        "memory": {"resident": 15_000_000, "peak": 20_000_000},
     });
     serde_json::from_value(value).unwrap()
 }

@@ -176,7 +176,8 @@ fn json_of_the_node_keeps_its_schema() {
         "peers": {"total": ".", "direct": ".", "relayed": ".", "down": "."},
         "candidates": [{"kind": ".", "endpoint": "."}],
         "drops": [{"reason": ".", "count": "."}],
-        "health": [{"code": ".", "message": ".", "next": "."}]});
+        "health": [{"code": ".", "message": ".", "next": "."}],
+        "memory": {"resident": ".", "peak": "."}});
     keeps_its_keys(&["status"], "podmesh.status/v1", status);
 }
 

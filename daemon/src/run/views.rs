@@ -1,6 +1,7 @@
 //! What the shell adds to the engine's views: the host, the disk, the fast half.
 
-use podmesh_proto::local_api::{HealthView, ReadyView, StatusView};
+use podmesh_kernel::memory;
+use podmesh_proto::local_api::{HealthView, MemoryView, ReadyView, StatusView};
 
 use super::Node;
 use crate::clock;
@@ -19,6 +20,12 @@ impl Node {
         status.interface.tunnel = tunnel.map_or("", |(name, _)| name).to_owned();
         status.drops.extend(self.shards.shared().counters.views());
         status.health.extend(self.health());
+        if let Ok(held) = memory::in_use() {
+            status.memory = MemoryView {
+                resident: held.resident,
+                peak: held.peak,
+            };
+        }
         status
     }
 

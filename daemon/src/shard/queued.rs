@@ -52,6 +52,13 @@ impl Queued {
         self.oversized
     }
 
+    /// Lets go of the memory behind the slots, if nothing waits in them.
+    pub(super) fn give_back(&mut self) {
+        if self.is_empty() {
+            self.slots.iter_mut().for_each(TunBatch::give_back);
+        }
+    }
+
     /// Takes what the TUN has, as far as there is room; gives the number of packets that nobody can read,
     /// and whether there was no more room.
     ///

@@ -14,10 +14,12 @@ use podmesh_engine::offload::Merge;
 use podmesh_engine::outbound::{OutboundBatch, seal_batch};
 use podmesh_engine::output::SlowItem;
 use podmesh_engine::path_id::SocketId;
+use podmesh_kernel::memory;
 use podmesh_kernel::tun::{MAX_PARTS, Offloads, TunIoError, TunQueue, WriteCounts};
 use podmesh_kernel::udp::{BATCH_SLOTS, Blocked, ReceiveBatch, SendCounts};
 use podmesh_kernel::wait::{Source, Waiter};
 
+use super::load::Load;
 use super::queued::{Queued, Which};
 use super::virtio;
 use super::{Seat, Shared};
@@ -52,6 +54,7 @@ pub(super) struct Worker {
     queued: Queued,
     sealed: OutboundBatch,
     backlog: Option<Backlog>,
+    load: Load,
     sources: Sources,
     ready: Ready,
     /// Nothing is merged until then, as the kernel has refused a run.
@@ -107,6 +110,7 @@ impl Worker {
             queued: Queued::new(shared.mtu),
             sealed: OutboundBatch::default(),
             backlog: None,
+            load: Load::default(),
             sources: Sources::default(),
             ready: Ready::default(),
             alone_until: None,
@@ -154,6 +158,9 @@ impl Worker {
                 std::thread::sleep(PAUSE);
             }
             self.look(&waiter);
+            if !self.has_work() && self.load.is_over() {
+                self.give_back();
+            }
             if self.sources.tun.is_some_and(|tun| waiter.has_failed(tun)) {
                 self.lose_device();
                 self.watch(&mut waiter);
@@ -170,8 +177,26 @@ impl Worker {
         if sockets.contains(&true) || (tun && self.backlog.is_none()) {
             return Some(Duration::ZERO);
         }
-        let age = self.backlog.map(|backlog| backlog.since.elapsed());
-        age.map(|age| BACKLOG_AGE.saturating_sub(age))
+        let Some(backlog) = &self.backlog else {
+            return self.load.patience();
+        };
+        Some(BACKLOG_AGE.saturating_sub(backlog.since.elapsed()))
+    }
+
+    /// Whether anything waits to be dealt with.
+    fn has_work(&self) -> bool {
+        let Ready { sockets, tun } = self.ready;
+        sockets.contains(&true) || tun || self.backlog.is_some() || !self.queued.is_empty()
+    }
+
+    /// Lets the machine have the memory that only much traffic needs.
+    fn give_back(&mut self) {
+        self.received.give_back();
+        self.queued.give_back();
+        memory::give_back(self.opened.idle_memory());
+        for part in self.sealed.idle_memory() {
+            memory::give_back(part);
+        }
     }
 
     /// Sees what the last wait has found.
@@ -259,13 +284,15 @@ impl Worker {
             segment: 0,
             ecn: 0,
         }; MOST];
-        let (mut count, mut merged) = (0, false);
+        let (mut count, mut merged, mut bytes) = (0, false, 0);
         for (slot, datagram) in arrived.iter_mut().zip(self.received.datagrams()) {
             merged |= datagram.bytes.len() > datagram.segment;
             (slot.from, slot.bytes) = (datagram.from, datagram.bytes);
             (slot.segment, slot.ecn) = (datagram.segment, datagram.ecn);
             count += 1;
+            bytes += slot.bytes.len();
         }
+        self.load.note(bytes);
         open_batch(
             table,
             arrived.get(..count).unwrap_or_default(),
@@ -337,6 +364,8 @@ impl Worker {
                 continue;
             }
             report(&self.shared, table, &mut self.sealed.items);
+            self.load
+                .note(self.sealed.runs().map(|run| run.bytes.len()).sum());
             self.send(Blocked::default());
             if self.backlog.is_some() {
                 break;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::VnetHeader;
+use crate::memory;
 
 /// A fixed number of packet slots in one allocation, filled by
 /// [`TunQueue::read_batch`](super::TunQueue::read_batch) and reused for each batch.
@@ -38,6 +39,12 @@ impl TunBatch {
             slots,
             oversized: 0,
         }
+    }
+
+    /// Lets go of the memory behind the slots; whatever they held is gone.
+    pub fn give_back(&mut self) {
+        self.lengths.clear();
+        memory::give_back(&mut self.arena);
     }
 
     /// Packets in the batch.

@@ -9,6 +9,7 @@ use std::{mem, ptr};
 use super::control::Incoming;
 use super::socket_options::{ADDRESS_LENGTH, RawAddress};
 use super::{BATCH_SLOTS, UdpSocket};
+use crate::memory;
 
 /// Slots up to which a call is prepared with less.
 const FEW: usize = 4;
@@ -90,6 +91,12 @@ impl ReceiveBatch {
                     ecn: arrival.ecn,
                 })
             })
+    }
+
+    /// Lets go of the memory behind the slots; whatever they held is gone.
+    pub fn give_back(&mut self) {
+        self.received.clear();
+        memory::give_back(&mut self.arena);
     }
 
     /// Slots that the last call filled.

@@ -1,0 +1,80 @@
+//! The program's own memory: how much it holds, and giving back what it has no use for.
+#![allow(unsafe_code, reason = "madvise has no safe form")]
+
+use std::{fs, io};
+
+/// How much memory the program holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes that are in the machine's memory.
+    pub resident: u64,
+    /// The most that it has been.
+    pub peak: u64,
+}
+
+/// How much memory this program holds.
+///
+/// # Errors
+///
+/// When the kernel doesn't tell.
+pub fn in_use() -> io::Result<MemoryUse> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let bytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        let number = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
+        number.checked_mul(1_024)
+    };
+    let both = bytes("VmRSS:").zip(bytes("VmHWM:"));
+    let (resident, peak) = both.ok_or(io::ErrorKind::InvalidData)?;
+    // The kernel brings the peak up to date later.
+    let peak = peak.max(resident);
+    Ok(MemoryUse { resident, peak })
+}
+
+/// Lets the kernel use the pages that lie within `bytes` for something else. What they held is gone: they
+/// read as zeroes, and are the program's again as soon as it writes to them.
+pub fn give_back(bytes: &mut [u8]) {
+    // SAFETY: the call has no memory to do with.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4_096);
+    let before = bytes.as_ptr().align_offset(page);
+    let Some(rest) = bytes.get_mut(before..) else {
+        return;
+    };
+    let whole = rest.len() / page * page;
+    if whole == 0 {
+        return;
+    }
+    // SAFETY: these are whole pages that nobody else has a reference into, of memory that the allocator
+    // has from the kernel for this program alone. Any bytes are valid ones, so that it doesn't matter
+    // which they are afterwards. A refusal changes nothing.
+    unsafe { libc::madvise(rest.as_mut_ptr().cast(), whole, libc::MADV_DONTNEED) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_are_given_back_are_held_no_more() {
+        const SIZE: usize = 32 << 20;
+        let mut bytes = vec![0x55_u8; SIZE].into_boxed_slice();
+        let full = in_use().unwrap();
+        give_back(&mut bytes);
+        let empty = in_use().unwrap();
+        let freed = full.resident.saturating_sub(empty.resident);
+        assert!(freed > (SIZE as u64) / 2, "{full:?} {empty:?}");
+        assert!(empty.peak >= full.resident);
+        // The ends lie on pages that others use, too.
+        assert!(bytes[SIZE / 2..][..8_192].iter().all(|byte| *byte == 0));
+        bytes.fill(0xaa);
+        assert!(bytes.iter().all(|byte| *byte == 0xaa));
+    }
+
+    #[test]
+    fn less_than_a_page_stays_as_it_is() {
+        let mut bytes = [7_u8; 100];
+        give_back(&mut bytes);
+        give_back(&mut []);
+        assert_eq!(bytes, [7; 100]);
+    }
+}
