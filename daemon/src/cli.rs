@@ -30,8 +30,9 @@ pub(crate) struct Cli {
     /// Read the configuration, say whether it is good, and end
     #[arg(long)]
     pub(crate) check: bool,
-    /// Take interface and sockets over from the meshd that runs, which ends. For a new version
-    /// without systemd, whose restart does the same
+    /// Take interface and sockets over from the meshd that runs, which ends. For a new version or
+    /// configuration without systemd, whose restart does the same; `device`, `shards` and `port` stay
+    /// as they are
     #[arg(long)]
     pub(crate) replace: bool,
     #[command(subcommand)]

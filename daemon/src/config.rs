@@ -139,7 +139,7 @@ impl Config {
             .map_err(|error| ConfigError::syntax(text, &error))?;
         if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
             return Err(ConfigError::UnknownKey {
-                nearest: nearest(key),
+                advice: advice(key),
                 key: key.chars().flat_map(char::escape_default).collect(),
             });
         }
@@ -204,12 +204,12 @@ pub(crate) enum ConfigError {
         message: String,
     },
     /// A key that doesn't exist.
-    #[error("unknown key '{key}'; did you mean '{nearest}'?")]
+    #[error("unknown key '{key}'; {advice}")]
     UnknownKey {
         /// As written.
         key: String,
-        /// The key that looks most like it.
-        nearest: &'static str,
+        /// The key that looks like it, or all.
+        advice: String,
     },
     /// A log filter that means something else than it seems to.
     #[error("log = {filter} is not possible; {reason}")]
@@ -241,7 +241,10 @@ impl ConfigError {
             source_line: source
                 .chars()
                 .take(60)
-                .flat_map(char::escape_debug)
+                .map(|char| match char {
+                    '"' | '\'' | '\\' => char.to_string(),
+                    other => other.escape_debug().to_string(),
+                })
                 .collect(),
             message: error.message().replace('\n', ", "),
         }
@@ -334,8 +337,7 @@ impl Raw {
             device: interface("device", self.device)?,
             mtu: Some(self.mtu).filter(|mtu| *mtu > 0),
             shards: Some(self.shards).filter(|shards| *shards > 0),
-            offloads: OffloadSet::parse(&self.offloads)
-                .map_err(|name| wrong("offloads", name, "use tso, uso, udp-gso and udp-gro"))?,
+            offloads: offloads(&self.offloads)?,
             tunnel: tunnel(&self.tunnel)?,
             port: Some(self.port).filter(|port| *port > 0),
             endpoints: endpoints(&self.endpoints)?,
@@ -353,11 +355,11 @@ impl Raw {
 }
 
 fn wrong(key: &'static str, value: impl ToString, expected: &'static str) -> ConfigError {
-    let value = value
-        .to_string()
-        .chars()
-        .flat_map(char::escape_default)
-        .collect();
+    let value = value.to_string();
+    let value = match value.as_str() {
+        "" => "\"\"".to_owned(),
+        text => text.chars().flat_map(char::escape_default).collect(),
+    };
     ConfigError::Value {
         key,
         value,
@@ -410,6 +412,16 @@ fn endpoints(texts: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {
         .collect()
 }
 
+fn offloads(names: &[String]) -> Result<OffloadSet, ConfigError> {
+    const EXPECTED: &str = "use tso, uso, udp-gso and udp-gro";
+    let set = OffloadSet::parse(names).map_err(|name| wrong("offloads", name, EXPECTED))?;
+    if set.uso && !set.tso {
+        let advice = "the kernel has uso only together with tso; name both or neither";
+        return Err(wrong("offloads", names.join(", "), advice));
+    }
+    Ok(set)
+}
+
 fn absolute(key: &'static str, path: PathBuf) -> Result<Option<PathBuf>, ConfigError> {
     if path.as_os_str().is_empty() {
         Ok(None)
@@ -424,10 +436,16 @@ fn absolute(key: &'static str, path: PathBuf) -> Result<Option<PathBuf>, ConfigE
     }
 }
 
-fn nearest(key: &str) -> &'static str {
+/// What to write in a strange key's place.
+fn advice(key: &str) -> String {
     let key = key.to_lowercase();
-    let distances = KEYS.iter().map(|known| (distance(&key, known), *known));
-    distances.min().map_or("name", |(_, known)| known)
+    let distances = KEYS.iter().map(|known| (distance(&key, known), known));
+    match distances.min() {
+        Some((distance, known)) if distance * 2 <= key.chars().count() => {
+            format!("did you mean '{known}'?")
+        }
+        _ => format!("the keys are {}", KEYS.join(", ")),
+    }
 }
 
 /// Levenshtein's distance: how many characters to add, remove or change.
@@ -519,6 +537,20 @@ mod tests {
             ("mtu = -1", "line 1, mtu = -1: invalid value"),
             ("name = \"Not A Name\"", "name = Not A Name is not possible"),
             ("port = 53", "port = 53 is not possible"),
+            ("offloads = [\"gso\"]", "offloads = gso is not possible"),
+            (
+                "offloads = [\"uso\"]",
+                "offloads = uso is not possible; the kernel has uso only together with tso",
+            ),
+            (
+                "offloads = \"none\"",
+                "line 1, offloads = \"none\": invalid type",
+            ),
+            ("tunnel = \"\"", "tunnel = \"\" is not possible"),
+            (
+                "[section]",
+                "unknown key 'section'; the keys are name, device,",
+            ),
             ("port = 65536", "port = 65536"),
             ("shards = 65", "shards = 65 is not possible"),
             ("device = \"a/b\"", "device = a/b is not possible"),

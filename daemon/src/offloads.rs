@@ -58,7 +58,7 @@ impl OffloadSet {
     pub(crate) fn tun(self) -> Offloads {
         Offloads {
             tcp: self.tso,
-            udp: self.uso && self.tso,
+            udp: self.uso,
         }
     }
 }
@@ -74,8 +74,8 @@ mod tests {
         let all = OffloadSet::parse(&names("udp-gro tso udp-gso uso")).unwrap();
         assert_eq!(all, OffloadSet::ALL);
         assert_eq!(all.names().collect::<Vec<_>>(), NAMES);
-        let some = OffloadSet::parse(&names("uso udp-gro")).unwrap();
-        assert_eq!(some.names().collect::<Vec<_>>(), ["uso", "udp-gro"]);
+        let some = OffloadSet::parse(&names("tso udp-gro")).unwrap();
+        assert_eq!(some.names().collect::<Vec<_>>(), ["tso", "udp-gro"]);
         assert_eq!(OffloadSet::parse(&names("tso gso")), Err("gso".to_owned()));
     }
 }

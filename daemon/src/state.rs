@@ -142,7 +142,7 @@ pub(crate) enum StateError {
     },
     /// A second meshd.
     #[error(
-        "another meshd uses the state folder {}; stop it first, or start this one with another --state-dir",
+        "another meshd uses the state folder {}; take over from it with --replace, stop it first, or start this one with another --state-dir",
         path.display()
     )]
     InUse {

@@ -428,7 +428,7 @@ fn handshake_age(link: &PeerLink) -> Option<u64> {
     age.map(|age| age.as_secs())
 }
 
-fn millis(duration: Duration) -> f64 {
+pub(crate) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1_000_000.0).round() / 1_000.0
 }
 

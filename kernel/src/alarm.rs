@@ -2,6 +2,10 @@
 //!
 //! A runtime's own timers are kept in a wheel, and wake a thread that sleeps for long at each turn of one
 //! of its cogs, also when nothing is due then. This one wakes it once.
+#![allow(
+    unsafe_code,
+    reason = "the runtime can't see that a descriptor stays the same"
+)]
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -30,10 +34,9 @@ impl Alarm {
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
-        Ok(Self {
-            timer: AsyncFd::register(timer)?,
-            set: None,
-        })
+        // SAFETY: an `OwnedFd` is one and the same open descriptor as long as it lives.
+        let timer = unsafe { AsyncFd::register(timer)? };
+        Ok(Self { timer, set: None })
     }
 
     /// Has it ring so long after the machine was booted, and at no other time; at once if that is past.

@@ -27,7 +27,7 @@ const TRY: Duration = Duration::from_millis(500);
 /// How long it is too much.
 const TOO_MUCH: Duration = Duration::from_secs(2);
 /// Thousands of packets per second that the search begins with, and its step.
-const FIRST_KPPS: f64 = 8.0;
+const FIRST_KPPS: f64 = 16.0;
 const STEP: f64 = 1.25;
 /// A rate passes if at most this share is lost.
 const PASSES: f64 = 0.002;

@@ -41,6 +41,9 @@ enum Verb {
         /// End the runs that still live, too
         #[arg(long)]
         all: bool,
+        /// End this living run, too
+        #[arg(long, value_name = "PID", conflicts_with = "all")]
+        run: Option<u32>,
     },
     /// List the runs that live and their namespaces
     List,
@@ -85,7 +88,7 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Demo { keep, keeper } => return demo::run(keep, keeper),
-        Verb::Clean { all } => clean(all)?,
+        Verb::Clean { all, run } => clean(all, run)?,
         Verb::List => list(),
         Verb::Enter { namespace, program } => enter(&namespace, &program)?,
         Verb::Meshctl { node, words } => meshctl(&node, &words)?,
@@ -94,15 +97,20 @@ fn run(verb: Verb) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn clean(all: bool) -> Result<()> {
-    if all {
-        for run in registry::living_runs() {
-            println!("ending run {run}");
-            registry::end_run(run)?;
-        }
+fn clean(all: bool, only: Option<u32>) -> Result<()> {
+    let living = registry::living_runs();
+    if let Some(run) = only.filter(|run| !living.contains(run)) {
+        bail!("no living run is called {run}; see: lab list");
+    }
+    for run in living.into_iter().filter(|run| all || only == Some(*run)) {
+        println!("ending run {run}");
+        registry::end_run(run)?;
     }
     let removed = registry::remove_leftovers();
     println!("removed {} leftovers", removed.len());
+    for run in registry::living_runs() {
+        println!("run {run} lives; to end it, too: lab clean --run {run}");
+    }
     Ok(())
 }
 
@@ -132,6 +140,8 @@ fn meshctl(node: &str, words: &[String]) -> Result<()> {
     let lab = namespace
         .strip_prefix(registry::NAMESPACE_PREFIX)
         .unwrap_or_default();
+    // Run, number of the lab, and what the node is called there.
+    let node = lab.splitn(3, '-').nth(2).unwrap_or(node);
     let lab = lab.strip_suffix(&format!("-{node}")).unwrap_or_default();
     let folder = std::env::temp_dir().join(format!("{}{lab}", registry::FOLDER_PREFIX));
     let socket = folder.join(node).join("run/meshd.sock");
@@ -153,7 +163,7 @@ fn the_one(wanted: &str) -> Result<String> {
         [one] => Ok(one.clone()),
         [] => bail!("no namespace of a living run is called {wanted}; see: lab list"),
         more => bail!(
-            "{} namespaces are called {wanted}: {}",
+            "{} namespaces are called {wanted}; say which: {}",
             more.len(),
             more.join(", ")
         ),

@@ -124,6 +124,8 @@ pub fn tear_down() {
         // A process that is gone already is as good.
         let _ = sys::kill(*pid, libc::SIGKILL);
     }
+    // A person may have started some in there, too.
+    end_processes_inside(registry.namespaces.iter());
     for name in &registry.namespaces {
         delete_namespace(name);
     }
@@ -137,15 +139,7 @@ pub fn tear_down() {
 /// Processes are ended only if they live inside such a namespace.
 pub fn remove_leftovers() -> Vec<String> {
     let namespaces = names_of_dead_runs(Path::new(NAMESPACE_FOLDER), NAMESPACE_PREFIX);
-    let inodes: BTreeSet<u64> = namespaces
-        .iter()
-        .filter_map(|name| namespace_inode(name))
-        .collect();
-    if !inodes.is_empty() {
-        for pid in processes_inside(&inodes) {
-            let _ = sys::kill(pid, libc::SIGKILL);
-        }
-    }
+    end_processes_inside(namespaces.iter());
     for name in &namespaces {
         delete_namespace(name);
     }
@@ -259,6 +253,21 @@ fn namespace_inode(name: &str) -> Option<u64> {
             .ok()?
             .ino(),
     )
+}
+
+/// Ends all processes that live inside of these namespaces, but this one.
+fn end_processes_inside<'a>(namespaces: impl Iterator<Item = &'a String>) {
+    let inodes: BTreeSet<u64> = namespaces
+        .filter_map(|name| namespace_inode(name))
+        .collect();
+    if inodes.is_empty() {
+        return;
+    }
+    for pid in processes_inside(&inodes) {
+        if pid != std::process::id() {
+            let _ = sys::kill(pid, libc::SIGKILL);
+        }
+    }
 }
 
 fn processes_inside(inodes: &BTreeSet<u64>) -> Vec<u32> {

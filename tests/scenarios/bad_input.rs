@@ -80,7 +80,7 @@ const ROWS: &[Row] = &[
     row("an open socket without the right to it", starts::open_socket, 5, &["this user may not"], "run it as root"),
     row("a join without the right to it", starts::join_of_a_stranger, 5, &["may not"], "run it as root"),
     row("no meshd to talk to", starts::no_daemon, 4, &["meshd is not running"], "systemctl start meshd"),
-    row("a second meshd", starts::second_meshd, 1, &["another meshd uses the state folder"], "stop it first"),
+    row("a second meshd", starts::second_meshd, 1, &["another meshd uses the state folder"], "take over from it with --replace"),
     row("a second meshd with its own state", starts::second_meshd_elsewhere, 1, &["held by another process"], "stop it first"),
     row("a first start on a full disk", disks::first_start, 1, &["No space left on device"], "free some space"),
     row("a disk that fills up under meshd", disks::filling_up, 0, &["can't be written", "No space left on device"], "make room on the disk"),

@@ -50,6 +50,7 @@ impl Peers {
         let screen = context.screen;
         loop {
             let mut items = context.meshd.peers()?;
+            let before = items.len();
             items.retain(|peer| self.wants(peer));
             if self.output.is_json() {
                 screen.print_json(schema::PEERS, &Items { items: &items })?;
@@ -61,6 +62,9 @@ impl Peers {
                     context.need_network()?;
                 }
                 screen.print(&peers::table(&items, self.wide, screen))?;
+                if items.is_empty() && before > 0 {
+                    screen.print(&format!("none of {before} peers is like that\n"))?;
+                }
             }
             if !self.watch {
                 return Ok(Exit::Ok);

@@ -110,10 +110,12 @@ fn component_lines(text: &mut String, status: &StatusView) {
         "{} ({index}), MTU {}, shards {shards}",
         interface.name, interface.mtu
     );
-    if !interface.offloads.is_empty() {
-        // Writing to a string can't fail.
-        let _written = write!(value, ", offloads {}", list(&interface.offloads));
-    }
+    let offloads = match interface.offloads.as_slice() {
+        [] => "none".to_owned(),
+        some => list(some),
+    };
+    // Writing to a string can't fail.
+    let _written = write!(value, ", offloads {offloads}");
     if !interface.tunnel.is_empty() {
         let _written = write!(value, ", tunnel {}", interface.tunnel);
     }

@@ -103,7 +103,7 @@ impl Engine {
                 name,
                 address: ping.target.parse().ok(),
                 path: self.path_view(path),
-                rtt_ms: now.moment.since(sent).as_secs_f64() * 1_000.0,
+                rtt_ms: crate::views::millis(now.moment.since(sent)),
             }),
             _ => Err(not_found(&ping.target)),
         };

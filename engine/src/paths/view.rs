@@ -47,7 +47,8 @@ impl Paths {
     /// Share of the last echoes over the path in use that got no answer, in percent.
     #[must_use]
     pub fn loss(&self) -> Option<f64> {
-        self.trials.get(&self.active?)?.echoes.loss()
+        let loss = self.trials.get(&self.active?)?.echoes.loss()?;
+        Some((loss * 10.0).round() / 10.0)
     }
 
     /// The state in one word; `Quarantined` is not for the paths to say.

@@ -11,7 +11,8 @@ use super::{
     ENDS, MTU, Overlay, System, THIRD, address, address_of, find, on_both, package_version,
     said_version, start,
 };
-use crate::ground::Ground;
+use crate::gauge::Extent;
+use crate::ground::{Ground, LinkMode};
 
 /// One of them.
 pub(crate) struct WireGuard {
@@ -23,11 +24,12 @@ pub(crate) struct WireGuard {
 }
 
 const PORT: &str = "51820";
+const BORINGTUN: &str = "boringtun";
 
 /// Cloudflare's, whose tunnel podmesh uses.
 pub(crate) fn boringtun(peers: &Path) -> WireGuard {
     WireGuard {
-        name: "boringtun",
+        name: BORINGTUN,
         program: "boringtun-cli",
         folder: Some(peers.to_owned()),
         words: &["-f", "--disable-drop-privileges"],
@@ -69,6 +71,15 @@ impl System for WireGuard {
 
     fn is_yardstick(&self) -> bool {
         self.folder.is_some()
+    }
+
+    fn extent(&self, mode: LinkMode) -> Extent {
+        match mode {
+            LinkMode::Wire => Extent::OneStream,
+            // Floods take most of the time, and this one alone is held against in them.
+            LinkMode::Whole if self.name == BORINGTUN => Extent::WithFloods,
+            LinkMode::Whole => Extent::Streams,
+        }
     }
 
     fn start(&self, ground: &Ground) -> Result<Overlay> {

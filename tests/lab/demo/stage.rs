@@ -167,7 +167,8 @@ impl Stage {
             println!("  {lab_program} enter pod-cloud-b-1-a ping {target}");
         }
         println!("  logs and states: {}", lab.folder().display());
-        println!("  take it down:    {lab_program} clean --all");
+        let run = std::process::id();
+        println!("  take it down:    {lab_program} clean --run {run}");
     }
 
     fn clock(&self) -> String {
