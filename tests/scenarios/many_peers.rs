@@ -12,6 +12,9 @@ use crate::world;
 const MEMORY: f64 = 64.0;
 /// Share of one processor for all of them.
 const SHARE: f64 = 0.003;
+/// How often any of its threads wakes in a second: tunnels and traffic are looked at twice, planets
+/// and peers now and then.
+const WAKES: f64 = 12.0;
 
 #[test]
 fn members_that_nobody_talks_to_cost_next_to_nothing() {
@@ -61,9 +64,11 @@ fn members_that_nobody_talks_to_cost_next_to_nothing() {
     thread::sleep(Duration::from_secs(world::times(35, 60) as u64));
     let each = (memory(nodes[0]) - before) / number as f64;
     let watched = Duration::from_secs(world::times(10, 60) as u64);
-    let worked = processor_time(nodes[0]);
+    let (worked, woken) = (processor_time(nodes[0]), wakes(nodes[0]));
     thread::sleep(watched);
     let share = (processor_time(nodes[0]) - worked) / watched.as_secs_f64();
+    let wakes = (wakes(nodes[0]) - woken) as f64 / watched.as_secs_f64();
+    println!("figure {wakes:.1} times per second something of it wakes (bound {WAKES})");
     println!("figure {each:.1} KiB for each of {number} idle peers (bound {MEMORY})");
     println!(
         "figure {:.2} % of a processor for all of them (bound {:.2})",
@@ -72,6 +77,7 @@ fn members_that_nobody_talks_to_cost_next_to_nothing() {
     );
     assert!(each <= MEMORY, "{each} KiB");
     assert!(share <= SHARE, "{share}");
+    assert!(wakes <= WAKES, "{wakes}");
 }
 
 fn one_cloud() -> Lab {
@@ -107,4 +113,17 @@ fn processor_time(node: &Node) -> f64 {
         nanos += spent.unwrap_or(0);
     }
     Duration::from_nanos(nanos).as_secs_f64()
+}
+
+/// How often meshd's threads have gone to sleep so far.
+fn wakes(node: &Node) -> u64 {
+    let pid = node.meshd().unwrap().pid();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let counts = tasks.map(|task| {
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.map_or(0, |count| count.trim().parse::<u64>().unwrap())
+    });
+    counts.sum()
 }
