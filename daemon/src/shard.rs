@@ -9,6 +9,7 @@
 mod counters;
 mod load;
 mod queued;
+mod vigil;
 mod virtio;
 mod worker;
 

@@ -146,6 +146,12 @@ impl Waiter {
             .is_some_and(|bell| bell.revents & libc::POLLIN != 0)
     }
 
+    /// Whether anything ended the last wait.
+    #[must_use]
+    pub fn has_any(&self) -> bool {
+        self.descriptors.iter().any(|one| one.revents != 0)
+    }
+
     /// Whether `source` had something to read at the last wait, or something to say.
     #[must_use]
     pub fn is_ready(&self, source: Source) -> bool {

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes in one batch above which it touches more than single packets do.
 const MUCH: usize = 16 * 1_024;
+/// How long it goes on after that, as far as anybody knows.
+const STREAM: Duration = Duration::from_millis(10);
 /// How long the memory is kept for the next time.
 const KEPT: Duration = Duration::from_secs(10);
 
@@ -19,6 +21,11 @@ impl Load {
         if bytes > MUCH {
             self.last = Some(Instant::now());
         }
+    }
+
+    /// Whether much goes on.
+    pub(super) fn is_on(&self) -> bool {
+        self.last.is_some_and(|last| last.elapsed() < STREAM)
     }
 
     /// How long the memory is still kept, if any is.
@@ -49,9 +56,11 @@ mod tests {
     fn much_is_over_once_after_a_while() {
         let mut load = Load::default();
         load.note(MUCH + 1);
+        assert!(load.is_on());
         assert!(load.patience().is_some_and(|left| left > KEPT / 2));
         assert!(!load.is_over());
         load.last = Instant::now().checked_sub(KEPT);
+        assert!(!load.is_on());
         assert_eq!(load.patience(), Some(Duration::ZERO));
         assert!(load.is_over());
         assert!(!load.is_over());

@@ -21,6 +21,7 @@ use podmesh_kernel::wait::{Source, Waiter};
 
 use super::load::Load;
 use super::queued::{Queued, Which};
+use super::vigil::Vigil;
 use super::virtio;
 use super::{Seat, Shared};
 use crate::sockets::Stop;
@@ -55,6 +56,7 @@ pub(super) struct Worker {
     sealed: OutboundBatch,
     backlog: Option<Backlog>,
     load: Load,
+    vigil: Vigil,
     sources: Sources,
     ready: Ready,
     /// Nothing is merged until then, as the kernel has refused a run.
@@ -111,6 +113,7 @@ impl Worker {
             sealed: OutboundBatch::default(),
             backlog: None,
             load: Load::default(),
+            vigil: Vigil::new(Instant::now()),
             sources: Sources::default(),
             ready: Ready::default(),
             alone_until: None,
@@ -147,13 +150,14 @@ impl Worker {
             }
             // What is written to the TUN often has its answer at once.
             let answers = self.inbound(table) == Turn::Busy;
-            if answers || self.ready.tun || self.backlog.is_some() {
+            let asks = self.ready.tun;
+            if answers || asks || self.backlog.is_some() {
                 self.outbound(table);
             }
             if self.watched != self.backlog.map(|backlog| backlog.stop.way) {
                 self.watch(&mut waiter);
             }
-            if let Err(error) = waiter.wait(self.patience()) {
+            if let Err(error) = self.wait(&mut waiter, answers || asks) {
                 tracing::error!(shard = self.number, reason = %error, "a shard can't wait");
                 std::thread::sleep(PAUSE);
             }
@@ -169,6 +173,29 @@ impl Worker {
                 self.watch(&mut waiter);
             }
         }
+    }
+
+    /// Waits until there is something to do, for a moment awake if a little was done just now.
+    fn wait(&mut self, waiter: &mut Waiter, moved: bool) -> std::io::Result<()> {
+        let patience = self.patience();
+        if !moved || self.load.is_on() || patience == Some(Duration::ZERO) {
+            return waiter.wait(patience);
+        }
+        let began = Instant::now();
+        if let Some(end) = self.vigil.until(began) {
+            let (mut before, mut now) = (began, began);
+            while now < end && self.vigil.goes_on(before, now) {
+                waiter.wait(Some(Duration::ZERO))?;
+                if waiter.has_any() {
+                    self.vigil.spent(began, Instant::now());
+                    return Ok(());
+                }
+                std::thread::yield_now();
+                (before, now) = (now, Instant::now());
+            }
+            self.vigil.spent(began, now);
+        }
+        waiter.wait(patience)
     }
 
     /// How long there is nothing to do unless something comes.
