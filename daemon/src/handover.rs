@@ -36,12 +36,14 @@ const HELLO: Duration = Duration::from_secs(1);
 /// How long the other meshd may take to write its state, and to let go.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the next meshd may take to load that state.
-const LOADING: Duration = Duration::from_secs(60);
+const LOADING: Duration = Duration::from_secs(20);
 /// Bytes of a line at most.
 const LONGEST_LINE: usize = 4_096;
-/// The next meshd can't fail any more; and the answer, when the old one has stopped.
+/// The next meshd can't fail any more; and the answer, when the old one has stopped, or when it has lost
+/// patience before and goes on.
 const READY: u8 = b'r';
 const YOURS: u8 = b'y';
+const MINE: u8 = b'm';
 
 /// What the two must have in common to use the same queues and sockets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +99,10 @@ pub(crate) struct Handover {
 }
 
 /// A meshd that waits to take over.
-pub(crate) struct Heir(AsyncStream);
+pub(crate) struct Heir {
+    stream: AsyncStream,
+    has_all: bool,
+}
 
 impl Handover {
     /// Makes the socket in the runtime folder, for the user that meshd runs as and root alone.
@@ -165,7 +170,10 @@ impl Handover {
         let mut answer = serde_json::to_vec(&Answer { refused })?;
         answer.push(b'\n');
         stream.write_all(&answer).await?;
-        Ok(accepted.then_some(Heir(stream)))
+        Ok(accepted.then_some(Heir {
+            stream,
+            has_all: false,
+        }))
     }
 }
 
@@ -174,18 +182,28 @@ impl Heir {
     ///
     /// # Errors
     /// The heir is gone.
-    pub(crate) fn bequeath(&self, all: &[(String, BorrowedFd<'_>)]) -> io::Result<()> {
-        descriptors::send(self.0.as_fd(), all)
+    pub(crate) fn bequeath(&mut self, all: &[(String, BorrowedFd<'_>)]) -> io::Result<()> {
+        descriptors::send(self.stream.as_fd(), all)?;
+        self.has_all = true;
+        Ok(())
     }
 
     /// Waits until the heir can't fail any more; false if it has failed.
     pub(crate) async fn is_ready(&mut self) -> bool {
-        matches!(timeout(LOADING, self.0.read_u8()).await, Ok(Ok(READY)))
+        matches!(timeout(LOADING, self.stream.read_u8()).await, Ok(Ok(READY)))
     }
 
     /// Nobody here uses anything any more.
     pub(crate) async fn let_go(&mut self) -> io::Result<()> {
-        self.0.write_u8(YOURS).await
+        self.stream.write_u8(YOURS).await
+    }
+
+    /// This meshd goes on. An heir that has everything and isn't told so takes silence for an end.
+    pub(crate) async fn turn_away(mut self) {
+        if self.has_all {
+            // It may be gone, too.
+            let _ = self.stream.write_u8(MINE).await;
+        }
     }
 }
 
@@ -202,19 +220,54 @@ pub(crate) struct Inheritance {
 pub(crate) struct Predecessor(UnixStream);
 
 impl Predecessor {
-    /// Has it stop. To be called when nothing can fail any more.
+    /// Has it stop. To be called when nothing can fail any more. One that has ended by itself has stopped,
+    /// too.
     ///
     /// # Errors
-    /// It has gone on by itself, or is gone.
+    /// It goes on by itself, or hangs.
     pub(crate) fn relieve(mut self) -> io::Result<()> {
         let mut answer = [0];
-        self.0.write_all(&[READY])?;
-        self.0.read_exact(&mut answer)?;
-        if answer == [YOURS] {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::InvalidData.into())
+        // What it has said before it closed can still be read.
+        self.0.write_all(&[READY]).or_else(forgive)?;
+        match self.0.read_exact(&mut answer) {
+            Ok(()) if answer == [YOURS] => Ok(()),
+            Ok(()) if answer == [MINE] => Err(io::Error::other(
+                "the meshd that runs here has lost patience and goes on; try again",
+            )),
+            Ok(()) => Err(io::ErrorKind::InvalidData.into()),
+            Err(error) => forgive(error).map_err(in_words).inspect(|()| {
+                tracing::warn!("the meshd that was to be replaced has ended by itself");
+            }),
         }
+    }
+}
+
+/// An end of the other meshd is no error.
+fn forgive(error: io::Error) -> io::Result<()> {
+    if is_end(error.kind()) {
+        Ok(())
+    } else {
+        Err(error)
+    }
+}
+
+fn is_end(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+    )
+}
+
+/// An error for people, where the system's words would tell them nothing.
+fn in_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => io::Error::other(
+            "it did not answer within 10 s; end it, with SIGKILL if nothing else helps, then start meshd",
+        ),
+        _ => error,
     }
 }
 
@@ -246,15 +299,24 @@ pub(crate) fn take_queues(descriptors: &mut Descriptors) -> Vec<OwnedFd> {
     descriptors.take_row(QUEUE)
 }
 
-/// Asks the meshd of this runtime folder for everything that it has. None if no meshd runs there.
+/// Asks the meshd of this runtime folder for everything that it has. None if no meshd runs there, or if
+/// the one that runs ends meanwhile.
 ///
 /// # Errors
 /// It gives nothing away; why.
 pub(crate) fn ask(runtime: &Path, terms: &Terms) -> io::Result<Option<Inheritance>> {
-    let mut stream = match UnixStream::connect(path(runtime)) {
-        Err(error) if is_nobody(error.kind()) => return Ok(None),
-        stream => stream?,
-    };
+    match UnixStream::connect(path(runtime)) {
+        Err(error) if is_nobody(error.kind()) => Ok(None),
+        Err(error) => Err(error),
+        Ok(stream) => match converse(stream, terms) {
+            Err(error) if is_end(error.kind()) => Ok(None),
+            Err(error) => Err(in_words(error)),
+            Ok(inheritance) => Ok(Some(inheritance)),
+        },
+    }
+}
+
+fn converse(mut stream: UnixStream, terms: &Terms) -> io::Result<Inheritance> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_vec(terms)?;
     line.push(b'\n');
@@ -270,10 +332,10 @@ pub(crate) fn ask(runtime: &Path, terms: &Terms) -> io::Result<Option<Inheritanc
     if let Some(reason) = answer.refused {
         return Err(io::Error::other(reason));
     }
-    Ok(Some(Inheritance {
+    Ok(Inheritance {
         descriptors: Descriptors::receive(&stream)?,
         predecessor: Some(Predecessor(stream)),
-    }))
+    })
 }
 
 fn is_nobody(kind: io::ErrorKind) -> bool {
@@ -290,6 +352,27 @@ fn path(runtime: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_predecessor_that_has_ended_is_relieved_and_one_that_goes_on_is_not() {
+        let relieve = |say: &[u8]| {
+            let (mut theirs, ours) = UnixStream::pair().expect("a pair");
+            theirs.write_all(say).expect("room");
+            drop(theirs);
+            Predecessor(ours).relieve()
+        };
+        assert!(relieve(&[]).is_ok());
+        assert!(relieve(&[YOURS]).is_ok());
+        let error = relieve(&[MINE]).expect_err("it goes on").to_string();
+        assert!(error.contains("goes on; try again"), "{error}");
+        assert!(relieve(b"?").is_err());
+    }
+
+    #[test]
+    fn who_does_not_answer_is_named_as_such() {
+        let error = in_words(io::ErrorKind::WouldBlock.into()).to_string();
+        assert!(error.contains("did not answer within 10 s"), "{error}");
+    }
 
     #[test]
     fn what_cannot_be_shared_is_refused_with_a_reason() {

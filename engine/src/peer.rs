@@ -20,6 +20,7 @@ use crate::forwarding::PeerLink;
 use crate::limits;
 use crate::path_id::{PathId, SocketId};
 use crate::paths::Paths;
+use crate::stored::ActivePath;
 
 /// A node that this one has or may have a tunnel to.
 pub(crate) struct Peer {
@@ -35,6 +36,8 @@ pub(crate) struct Peer {
     pub(crate) paths: Option<Box<Paths>>,
     /// Paths that worked in this node's last life.
     pub(crate) cached: Vec<(SocketId, SocketAddr)>,
+    /// The path that carried data when this node's last life ended, until one carries it in this one.
+    pub(crate) former: Option<ActivePath>,
     /// Packets that wait for a first path.
     pub(crate) waiting: VecDeque<(Moment, Vec<u8>)>,
     /// Where the last handshake went or came from.
@@ -100,6 +103,7 @@ impl Peer {
             record: None,
             paths: None,
             cached: Vec::new(),
+            former: None,
             waiting: VecDeque::new(),
             handshake_path: None,
             session: false,

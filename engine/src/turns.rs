@@ -8,8 +8,9 @@
 
 use crate::packet::Header;
 
-/// Bytes that a flow may have waiting and still counts as a little one.
+/// Bytes, and segments, that a flow may have waiting and still counts as a little one.
 const LITTLE: usize = 3_000;
+const FEW: usize = 16;
 /// Segments of much flows that go at once, before the little ones are looked at again.
 const SEGMENTS: usize = 192;
 const TCP: u8 = 6;
@@ -82,18 +83,23 @@ impl Turns {
     /// The slots of all packets of little flows, in the order in which they came.
     pub fn little(&mut self) -> &[usize] {
         self.chosen.clear();
+        let is_little = |bytes, segments| bytes <= LITTLE && segments <= FEW;
         // One packet needs no comparing, whatever it is.
-        if self.waiting.len() > 1 || self.waiting.first().is_some_and(|one| one.bytes <= LITTLE) {
+        let first = self.waiting.first();
+        if self.waiting.len() > 1 || first.is_some_and(|it| is_little(it.bytes, it.segments)) {
             self.count();
             let total = |waiting: &[Waiting], flow| {
                 let last = waiting.iter().rfind(|other| other.flow == flow);
-                last.map_or(0, |last| last.before + last.bytes)
+                let bytes = last.map_or(0, |last| last.before + last.bytes);
+                let of_flow = waiting.iter().filter(|other| other.flow == flow);
+                (bytes, of_flow.map(|other| other.segments).sum::<usize>())
             };
             for number in 0..self.waiting.len() {
                 let Some(one) = self.waiting.get(number) else {
                     continue;
                 };
-                if total(&self.waiting, one.flow) <= LITTLE {
+                let (bytes, segments) = total(&self.waiting, one.flow);
+                if is_little(bytes, segments) {
                     self.chosen.push(one.slot);
                 }
             }
@@ -236,6 +242,17 @@ mod tests {
         assert_eq!(turns.little(), [4]);
         assert_eq!(turns.much(), [0, 3, 1, 2]);
         assert!(turns.is_empty());
+    }
+
+    #[test]
+    fn few_bytes_in_very_many_segments_are_not_little() {
+        let mut turns = Turns::new(32, 77);
+        turns.push(0, &packet(1, 80, 2_900), 360);
+        assert!(turns.little().is_empty());
+        turns.push(1, &packet(2, 80, 84), 1);
+        turns.push(2, &packet(2, 80, 84), 1);
+        assert_eq!(turns.little(), [1, 2]);
+        assert_eq!(turns.much(), [0]);
     }
 
     #[test]

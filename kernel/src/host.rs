@@ -24,6 +24,11 @@ use crate::udp::UNDERLAY_MARK;
 
 pub use self::foreign::{ForeignRule, Inside};
 
+/// Segments of one packet at most. What comes in one piece takes one place in the device's queue, whatever
+/// it stands for, and 64 KiB of tiny segments would hold up everybody's packets; the kernel cuts those
+/// before the queue, whose room they then fill. TCP above 256 bytes per segment is not touched.
+pub const MOST_SEGMENTS: u32 = 256;
+
 /// What a node should look like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostState {
@@ -63,6 +68,8 @@ pub enum Change {
     DeviceUp,
     /// The device got this MTU.
     DeviceMtu(u32),
+    /// The device takes packets of at most so many segments in one piece.
+    DeviceSegments(u32),
     /// The device got this address.
     AddressAdded(IpNet),
     /// The device lost this address.
@@ -108,6 +115,9 @@ impl fmt::Display for Change {
         match self {
             Self::DeviceUp => out.write_str("set the device up"),
             Self::DeviceMtu(mtu) => write!(out, "set the device's MTU to {mtu}"),
+            Self::DeviceSegments(number) => {
+                write!(out, "set the device's most segments to {number}")
+            }
             Self::AddressAdded(address) => write!(out, "added address {address}"),
             Self::AddressRemoved(address) => write!(out, "removed address {address}"),
             Self::RouteAdded(route) => write!(out, "added route {route}"),
@@ -234,6 +244,17 @@ impl Reconciler {
             };
             let result = self.netlink.change_link(link.index, change).await;
             outcome.note(result, Change::DeviceMtu(state.mtu));
+        }
+        if link.most_segments != MOST_SEGMENTS {
+            let change = LinkChange {
+                most_segments: Some(MOST_SEGMENTS),
+                ..LinkChange::default()
+            };
+            match self.netlink.change_link(link.index, change).await {
+                Ok(()) => outcome.changes.push(Change::DeviceSegments(MOST_SEGMENTS)),
+                // Packets move all the same.
+                Err(error) => tracing::debug!(reason = %error, "segments are not bounded"),
+            }
         }
         if !link.up {
             let change = LinkChange {

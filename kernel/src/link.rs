@@ -18,6 +18,8 @@ pub struct Link {
     pub mtu: u32,
     /// Packets that may wait per queue.
     pub tx_queue_length: u32,
+    /// Segments that a packet which the interface is given in one piece may stand for.
+    pub most_segments: u32,
     /// Whether it was set up by the administrator.
     pub up: bool,
     /// Whether it has a carrier: a cable, a peer, a process that holds a queue.
@@ -35,6 +37,8 @@ pub struct LinkChange {
     pub mtu: Option<u32>,
     /// Packets that may wait per queue.
     pub tx_queue_length: Option<u32>,
+    /// Segments that a packet which the interface is given in one piece may stand for.
+    pub most_segments: Option<u32>,
 }
 
 impl Netlink {
@@ -91,6 +95,9 @@ impl Netlink {
         message
             .attributes
             .extend(change.tx_queue_length.map(LinkAttribute::TxQueueLen));
+        message
+            .attributes
+            .extend(change.most_segments.map(LinkAttribute::GsoMaxSegs));
         let step = format_args!("configure the interface with index {index}");
         self.change(RouteNetlinkMessage::SetLink(message), Mode::Existing, step)
             .await
@@ -152,6 +159,7 @@ fn read(message: &LinkMessage) -> Link {
         kind: None,
         mtu: 0,
         tx_queue_length: 0,
+        most_segments: 0,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
@@ -161,6 +169,7 @@ fn read(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::TxQueueLen(length) => link.tx_queue_length = *length,
+            LinkAttribute::GsoMaxSegs(number) => link.most_segments = *number,
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

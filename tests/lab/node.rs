@@ -208,6 +208,25 @@ impl Node {
         }
     }
 
+    /// Starts a meshd that takes over from the one that runs, and ends that one so long after: with
+    /// SIGKILL, or in good order.
+    ///
+    /// # Errors
+    ///
+    /// If none runs, or it doesn't end within ten seconds.
+    pub fn replace_and_end(&self, after: Duration, kill: bool) -> Result<()> {
+        let former = self.meshd()?;
+        let name = format!("meshd on {}", self.name);
+        let heir = Arc::new(self.launch(&name, &[], &["--replace"])?);
+        std::thread::sleep(after);
+        self.life().meshd = Some(heir);
+        if kill {
+            former.kill();
+            return Ok(());
+        }
+        former.stop(Duration::from_secs(10)).map(drop)
+    }
+
     /// Kills meshd with SIGKILL. Interfaces and rules stay as they are.
     pub fn kill(&self) {
         let meshd = self.life().meshd.take();

@@ -197,6 +197,37 @@ fn a_meshd_that_cannot_take_over_leaves_the_former_one_at_work() {
     stream.end();
 }
 
+#[test]
+fn a_meshd_that_dies_while_it_hands_over_has_an_heir_all_the_same() {
+    let lab = world::three_sites("dying-predecessors");
+    let node = lab.node("cloud-b-1").unwrap();
+    let pod = node.add_pod("cloud-b-1-a").unwrap();
+    let far = lab.node("home-1").unwrap().add_pod("home-1-a").unwrap();
+    let stream = Stream::between(&far, &pod);
+    let mut gaps = Vec::new();
+    for millis in (10..180).step_by(world::times(60, 10)) {
+        for kill in [true, false] {
+            let began = Instant::now();
+            let after = Duration::from_millis(millis.try_into().unwrap());
+            node.replace_and_end(after, kill).unwrap();
+            node.wait_online(Duration::from_secs(10)).unwrap();
+            // So that TCP's patience is what it was before the next one.
+            thread::sleep(Duration::from_secs(3));
+            let heir = node.meshd().unwrap();
+            assert!(
+                heir.ended().is_none(),
+                "{millis} ms: {}",
+                heir.last_words(3)
+            );
+            gaps.push((millis, stream.longest_gap_since(began)));
+        }
+    }
+    println!("figure gaps beside predecessors that end so many ms after they were asked: {gaps:?}");
+    let longest = gaps.iter().map(|(_, gap)| *gap).max().unwrap();
+    assert!(longest < Duration::from_secs(3), "{gaps:?}");
+    stream.end();
+}
+
 fn interface_index(node: &Node) -> String {
     let shown = node
         .namespace()

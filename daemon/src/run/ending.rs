@@ -49,7 +49,7 @@ impl Node {
         let Err(error) = done else {
             return None;
         };
-        drop(heir);
+        heir.turn_away().await;
         tracing::warn!(reason = %error, "the other meshd didn't take over; this one goes on");
         fast.take_back(terminate).await
     }

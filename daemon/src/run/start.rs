@@ -152,7 +152,7 @@ fn shards_of(config: &Config) -> usize {
 }
 
 /// A meshd that has just given everything away needs a moment to end.
-async fn open_state(cli: &Cli) -> Result<StateDir, StateError> {
+async fn open_state(cli: &Cli) -> Result<StateDir, StartFailure> {
     let patience = if cli.replace {
         LAST_MOMENTS
     } else {
@@ -164,7 +164,12 @@ async fn open_state(cli: &Cli) -> Result<StateDir, StateError> {
             Err(StateError::InUse { .. }) if begin.elapsed() < patience => {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            outcome => return outcome,
+            Err(StateError::InUse { .. }) if cli.replace => {
+                let words =
+                    "it is just being replaced by another one; see `meshctl status`, and try again";
+                return Err(StartFailure::Refused(words.to_owned()));
+            }
+            outcome => return Ok(outcome?),
         }
     }
 }

@@ -42,7 +42,7 @@ impl Engine {
             };
             self.perform(node, action, now);
         }
-        self.follow_mtu(node);
+        self.follow_mtu(node, now);
         let deadline = self
             .peers
             .get(node)
@@ -55,7 +55,7 @@ impl Engine {
     }
 
     /// What the path in use carries may be known by now. While it isn't, what was known last stays.
-    fn follow_mtu(&mut self, node: &NodeId) {
+    fn follow_mtu(&mut self, node: &NodeId, now: Now) {
         let Some(peer) = self.peers.get_mut(node) else {
             return;
         };
@@ -64,6 +64,7 @@ impl Engine {
             tracing::info!(peer = %peer.member.name, from = peer.mtu, to = mtu, "MTU");
             peer.mtu = mtu;
             self.dirty = true;
+            self.paths_changed(now);
         }
     }
 
@@ -208,6 +209,9 @@ impl Engine {
         drop(state);
         peer.sampled = peer.counted();
         let waiting = peer.take_waiting();
+        if path.is_some() {
+            peer.former = None;
+        }
         if path.is_some()
             && let Some(members) = &mut self.members
         {

@@ -139,6 +139,7 @@ impl Engine {
             if let Some(peer) = self.peers.get_mut(&active.node) {
                 let most = u16::try_from(self.config.mtu).unwrap_or(u16::MAX);
                 peer.mtu = active.mtu.min(most).max(limits::MIN_MTU);
+                peer.former = Some(*active);
                 let resumes = active.direct && !peer.cached.is_empty();
                 peer.link.resumes.store(resumes, Ordering::Relaxed);
             }
@@ -203,7 +204,10 @@ impl Engine {
     fn active_paths(&self) -> Vec<ActivePath> {
         let nodes = self.peers.nodes();
         let active = nodes.filter_map(|peer| {
-            let path = peer.link.lock().path?;
+            let Some(path) = peer.link.lock().path else {
+                // A life that ends before it has found one knows no better.
+                return peer.former;
+            };
             Some(ActivePath {
                 node: peer.member.node,
                 mtu: peer.mtu,

@@ -82,6 +82,7 @@ impl Node {
 fn everything() -> String {
     [
         "addr show dev mesh0 scope global",
+        "-d link show dev mesh0",
         "-4 rule",
         "-6 rule",
         "-4 route show table 7077",

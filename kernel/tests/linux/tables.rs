@@ -21,12 +21,13 @@ fn links_are_found_configured_and_deleted() {
                 up: Some(up),
                 mtu: up.then_some(1400),
                 tx_queue_length: up.then_some(77),
+                most_segments: up.then_some(200),
             };
             let changed = netlink.change_link(link.index, change).await;
             changed.expect("a change");
             let link = find(&netlink, "up0").await.expect("the link");
-            let seen = (link.up, link.mtu, link.tx_queue_length);
-            assert_eq!(seen, (up, 1400, 77));
+            let seen = (link.up, link.mtu, link.tx_queue_length, link.most_segments);
+            assert_eq!(seen, (up, 1400, 77, 200));
         }
         let names = netlink.links().await.expect("an answer");
         assert!(names.iter().any(|link| link.name == "lo" && link.loopback));
