@@ -48,7 +48,7 @@ fn panel(svg: &mut String, left: f64, title: &str, values: &[(&str, f64)]) {
     for (row, (name, value)) in values.iter().enumerate() {
         let y = TOP + ROW * rows(row);
         let width = (PANEL - 50.0) * value / most.max(f64::MIN_POSITIVE);
-        let fill = if *name == "podmesh" {
+        let fill = if name.starts_with("podmesh") {
             "#0a7d55"
         } else {
             "#9aa5b1"
