@@ -178,7 +178,7 @@ impl Worker {
     /// Waits until there is something to do, for a moment awake if a little was done just now.
     fn wait(&mut self, waiter: &mut Waiter, moved: bool) -> std::io::Result<()> {
         let patience = self.patience();
-        if !moved || self.load.is_on() || patience == Some(Duration::ZERO) {
+        if !moved || patience == Some(Duration::ZERO) || self.load.is_on() {
             return waiter.wait(patience);
         }
         let began = Instant::now();

@@ -211,11 +211,9 @@ impl Engine {
         let waiting = peer.take_waiting();
         if path.is_some() {
             peer.former = None;
-        }
-        if path.is_some()
-            && let Some(members) = &mut self.members
-        {
-            members.confirm(node);
+            if let Some(members) = &mut self.members {
+                members.confirm(node);
+            }
         }
         match path {
             Some(path) => tracing::info!(peer = %name, %path, %reason, "path"),

@@ -3,7 +3,7 @@
 //! Sums are of 16-bit words in the machine's own byte order, which gives the same bytes in the end
 //! (RFC 1071 §2 B) and allows to take many words at once.
 
-use crate::simd::words::{self as simd, CHUNK};
+use crate::simd::words::{CHUNK, words_of};
 
 /// A sum that is not folded yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -15,7 +15,7 @@ impl Sum {
     pub(super) fn add(self, bytes: &[u8]) -> Self {
         let (chunks, rest) = bytes.as_chunks::<CHUNK>();
         let (pairs, odd) = rest.as_chunks::<2>();
-        let mut sum = self.0 + simd::words_of(chunks);
+        let mut sum = self.0 + words_of(chunks);
         for pair in pairs {
             sum += u64::from(u16::from_ne_bytes(*pair));
         }
