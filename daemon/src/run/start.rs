@@ -44,6 +44,8 @@ const EVENTS: usize = 256;
 const REQUESTS: usize = 64;
 /// For another meshd to end once it has given everything away.
 const LAST_MOMENTS: Duration = Duration::from_secs(3);
+/// For the sockets of one that was killed to be closed.
+const CLOSING: Duration = Duration::from_millis(250);
 
 /// Opens everything that a node needs; its shards are to be started. Nothing of the host is touched
 /// before the state folder's lock is held. `mtu` is the interface's, bytes.
@@ -61,8 +63,7 @@ pub(crate) async fn prepare(
     let (document, stored) = load_state(&dir)?;
     let shards = shards_of(config);
     let regent = inherited.take(regency::NAME).map(Regent::new);
-    let (sockets, queues) =
-        open_network(config, &mut identity, shards, (inherited, service)).await?;
+    let (sockets, queues) = open_network(cli, config, &mut identity, (inherited, service)).await?;
     let sockets = Arc::new(sockets);
     let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
     let engine = engine((config, mtu), &identity, stored, sockets.ports())?;
@@ -176,22 +177,25 @@ async fn open_state(cli: &Cli) -> Result<StateDir, StartFailure> {
 
 /// Takes over what it can, and opens the rest.
 async fn open_network(
+    cli: &Cli,
     config: &Config,
     identity: &mut Identity,
-    shards: usize,
     (mut inherited, service): (Descriptors, &Service),
 ) -> Result<(Sockets, Vec<TunQueue>), StartFailure> {
+    let shards = shards_of(config);
     let names: Vec<String> = inherited.names().map(str::to_owned).collect();
     let device = adopt_device(config, shards, &mut inherited);
     let port = config.port.unwrap_or(identity.port);
     let sockets = Sockets::adopt(port, shards, config.offloads, inherited);
-    let had_some = !names.is_empty();
     if device.is_none() || sockets.is_none() {
-        service.let_go(names.into_iter());
+        service.let_go(names.iter().cloned());
     }
     let sockets = match sockets {
         Some(sockets) => sockets,
-        None => bind(config, identity, (shards, had_some)).await?,
+        None => {
+            let was_ours = cli.replace || !names.is_empty();
+            bind(config, identity, (shards, was_ours)).await?
+        }
     };
     let device = match device {
         Some(device) => device,
@@ -277,18 +281,15 @@ fn default_shards() -> usize {
         .min(MOST_SHARDS)
 }
 
-/// Binds the configured or kept port; a kept one that another program has is left for a new one. One
-/// that was ours a moment ago is waited for: whoever keeps descriptors needs one to let them go.
+/// Binds the configured or kept port; a kept one that another program has is left for a new one, behind
+/// which no peer looks for this node. So a port is waited for: a meshd that ends gives its state's lock
+/// back before its sockets, and whoever keeps descriptors needs a moment to let them go.
 async fn bind(
     config: &Config,
     identity: &mut Identity,
     (shards, was_ours): (usize, bool),
 ) -> Result<Sockets, StartFailure> {
-    let patience = if was_ours {
-        LAST_MOMENTS
-    } else {
-        Duration::ZERO
-    };
+    let patience = if was_ours { LAST_MOMENTS } else { CLOSING };
     let begin = Instant::now();
     let mut tries = 0..PORT_TRIES;
     loop {
