@@ -11,8 +11,12 @@ use crate::packet::Header;
 /// Bytes, and segments, that a flow may have waiting and still counts as a little one.
 const LITTLE: usize = 3_000;
 const FEW: usize = 16;
-/// Segments of much flows that go at once, before the little ones are looked at again.
+/// Segments of much flows that go at once, before the little ones are looked at again: more of them while
+/// nobody is there to wait, which saves a twentieth of the work; one super-packet, 0.1 ms, otherwise.
 const SEGMENTS: usize = 192;
+const SEGMENTS_BESIDE_LITTLE: usize = 48;
+/// How many portions are small after a little flow was seen beside much: for 0.4 s or more.
+const HEED: u32 = 4_096;
 const TCP: u8 = 6;
 const FRAGMENT: u8 = 44;
 
@@ -24,6 +28,8 @@ pub struct Turns {
     chosen: Vec<usize>,
     /// Where numbers of flows begin, so that nobody can choose to be another's flow.
     seed: u64,
+    /// Portions that will still be small.
+    heed: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +59,7 @@ impl Turns {
             waiting: Vec::with_capacity(slots),
             chosen: Vec::with_capacity(slots),
             seed,
+            heed: 0,
         }
     }
 
@@ -105,6 +112,9 @@ impl Turns {
             }
             self.remove();
         }
+        if !self.chosen.is_empty() && !self.waiting.is_empty() {
+            self.heed = HEED;
+        }
         &self.chosen
     }
 
@@ -113,6 +123,12 @@ impl Turns {
     pub fn much(&mut self) -> &[usize] {
         self.chosen.clear();
         self.count();
+        let most = if self.heed > 0 {
+            SEGMENTS_BESIDE_LITTLE
+        } else {
+            SEGMENTS
+        };
+        self.heed = self.heed.saturating_sub(1);
         let mut segments = 0;
         let mut next = (0, 0);
         // By the bytes that their flows have had, the earlier first among equals: a few dozen at most.
@@ -124,7 +140,7 @@ impl Turns {
             .min_by_key(|(place, one)| (one.turn(), *place))
         {
             segments += one.segments;
-            if segments > SEGMENTS && !self.chosen.is_empty() {
+            if segments > most && !self.chosen.is_empty() {
                 break;
             }
             self.chosen.push(one.slot);
@@ -240,8 +256,35 @@ mod tests {
             turns.push(slot, &packet(destination, port, length), segments);
         }
         assert_eq!(turns.little(), [4]);
-        assert_eq!(turns.much(), [0, 3, 1, 2]);
+        for expected in [0, 3, 1, 2] {
+            assert_eq!(turns.much(), [expected]);
+        }
         assert!(turns.is_empty());
+    }
+
+    #[test]
+    fn portions_are_small_as_long_as_somebody_little_is_there() {
+        let mut turns = Turns::new(32, 77);
+        let large = packet(1, 80, 60_000);
+        let bulk = |turns: &mut Turns| (0..4).for_each(|slot| turns.push(slot, &large, 44));
+        bulk(&mut turns);
+        assert!(turns.little().is_empty());
+        assert_eq!(turns.much(), [0, 1, 2, 3]);
+        // Alone it has nobody to wait for.
+        turns.push(4, &packet(2, 80, 84), 1);
+        assert_eq!(turns.little(), [4]);
+        bulk(&mut turns);
+        assert_eq!(turns.much(), [0, 1, 2, 3]);
+        bulk(&mut turns);
+        turns.push(4, &packet(2, 80, 84), 1);
+        assert_eq!(turns.little(), [4]);
+        for _ in 0..HEED / 4 {
+            for expected in 0..4 {
+                assert_eq!(turns.much(), [expected]);
+            }
+            bulk(&mut turns);
+        }
+        assert_eq!(turns.much(), [0, 1, 2, 3]);
     }
 
     #[test]

@@ -224,7 +224,11 @@ fn a_meshd_that_dies_while_it_hands_over_has_an_heir_all_the_same() {
                 "{millis} ms: {}",
                 heir.last_words(3)
             );
-            assert_eq!(port(), first_port, "{millis} ms: peers look for it at its port");
+            assert_eq!(
+                port(),
+                first_port,
+                "{millis} ms: peers look for it at its port"
+            );
             gaps.push((millis, stream.longest_gap_since(began)));
         }
     }
