@@ -31,7 +31,7 @@ part "engine and simulator" \
   "$CARGO" test -q --locked --profile checked -p podmesh-engine --features virtual-time
 part "house rules" "$CARGO" test -q --locked --profile checked -p podmesh-tests --test house
 # Most of their time these wait for something to be due; the others want the machine for themselves.
-patient=(trust:: renewal:: ended::)
+patient=(trust:: renewal:: ended:: revocation:: cold_boot:: planet_loss::)
 part "patient scenarios" \
   "$CARGO" test --locked --profile checked -p podmesh-tests --test scenarios -- --test-threads=2 "${patient[@]}"
 part "lab and scenarios" \
