@@ -233,7 +233,7 @@ fn a_meshd_that_dies_while_it_hands_over_has_an_heir_all_the_same() {
         }
     }
     println!("figure gaps beside predecessors that end so many ms after they were asked: {gaps:?}");
-    // TCP asks again after 0.2, 0.6 and 1.4 s.
+    // TCP asks again after 0.3, 0.8 and 2 s.
     let longest = gaps.iter().map(|(_, gap)| *gap).max().unwrap();
     assert!(longest < Duration::from_millis(1_500), "{gaps:?}");
     stream.end();

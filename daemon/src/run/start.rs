@@ -327,3 +327,46 @@ fn engine(
     };
     Ok(Engine::new(config, random::bytes()?, clock::now())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::scratch::Scratch;
+
+    /// The port that is found where another socket has the kept one for so long.
+    async fn found(held: Duration, patience: bool) -> (u16, u16, Duration) {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let mut identity = Identity::load(&dir).unwrap();
+        let kept = identity.port;
+        let other = UdpSocket::bind(("0.0.0.0", kept)).unwrap();
+        let holder = thread::spawn(move || {
+            thread::sleep(held);
+            drop(other);
+        });
+        let begin = Instant::now();
+        let sockets = bind(&Config::default(), &mut identity, (1, patience)).await;
+        let taken = begin.elapsed();
+        let port = sockets.unwrap().ports()[0];
+        assert_eq!(port, identity.port);
+        holder.join().unwrap();
+        (kept, port, taken)
+    }
+
+    #[tokio::test]
+    async fn a_port_whose_holder_ends_is_waited_for() {
+        let (kept, port, _) = found(Duration::from_millis(20), false).await;
+        assert_eq!(port, kept);
+        let (kept, port, _) = found(CLOSING * 2, true).await;
+        assert_eq!(port, kept);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_another_program_keeps_is_left_to_it() {
+        let (kept, port, taken) = found(CLOSING * 2, false).await;
+        assert_ne!(port, kept);
+        assert!(taken >= CLOSING, "{taken:?}");
+    }
+}
