@@ -182,6 +182,7 @@ impl Turns {
         let mut was_quiet = false;
         let is_chosen = |one: &&Waiting| self.chosen.contains(&one.slot);
         for one in self.waiting.iter().filter(is_chosen) {
+            // Its own place if it has one, else that of whoever was met longest ago.
             let known = self.known.iter_mut();
             let place = known.min_by_key(|(flow, last)| (*flow != one.flow, *last));
             let Some((flow, last)) = place else { continue };

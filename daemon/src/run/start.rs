@@ -336,7 +336,7 @@ mod tests {
     use crate::scratch::Scratch;
 
     /// The port that is found where another socket has the kept one for so long.
-    async fn found(held: Duration, patience: bool) -> (u16, u16, Duration) {
+    async fn found(held: Duration, was_ours: bool) -> (u16, u16, Duration) {
         let scratch = Scratch::new();
         let dir = StateDir::open(&scratch.path("state")).unwrap();
         let mut identity = Identity::load(&dir).unwrap();
@@ -347,7 +347,7 @@ mod tests {
             drop(other);
         });
         let begin = Instant::now();
-        let sockets = bind(&Config::default(), &mut identity, (1, patience)).await;
+        let sockets = bind(&Config::default(), &mut identity, (1, was_ours)).await;
         let taken = begin.elapsed();
         let port = sockets.unwrap().ports()[0];
         assert_eq!(port, identity.port);
