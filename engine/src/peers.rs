@@ -28,11 +28,15 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// A random number that no peer has or had.
+    /// A number that no peer has or had. Its lowest byte, which says to which shard datagrams of the peer
+    /// come, goes round, so that 256 peers are dealt out evenly however many shards there are; the rest is
+    /// random. It begins with one: the first shard has all that doesn't belong to a tunnel, too.
     pub(crate) fn new_index(&mut self, random: &mut Random) -> PeerIndex {
+        #[expect(clippy::cast_possible_truncation, reason = "it goes round")]
+        let lowest = (self.used.len() + 1) as u8;
         loop {
-            let [a, b, c] = random.bytes();
-            let index = PeerIndex(u32::from_le_bytes([a, b, c, 0]));
+            let [_, middle, highest] = random.bytes();
+            let index = PeerIndex(u32::from_le_bytes([lowest, middle, highest, 0]));
             debug_assert!(index.0 >> INDEX_BITS == 0, "three bytes");
             // Sixteen million numbers for ten thousand peers: a second try is rare.
             if self.used.insert(index) {
@@ -187,5 +191,27 @@ impl Peers {
     #[must_use]
     pub(crate) fn has_tunnels(&self) -> bool {
         !self.tunnels.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_deal_256_peers_out_evenly_to_any_number_of_shards() {
+        let (mut peers, mut random) = (Peers::default(), Random::new([7; 32]));
+        let numbers: Vec<u32> = (0..1_000).map(|_| peers.new_index(&mut random).0).collect();
+        assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), 1_000);
+        // As the kernel does with the second byte of the receiver index, of which the first one
+        // counts sessions.
+        for shards in 1..=64 {
+            let mut dealt = vec![0; shards];
+            for number in numbers.iter().take(256) {
+                dealt[(number & 0xff) as usize % shards] += 1;
+            }
+            let (least, most) = (dealt.iter().min(), dealt.iter().max());
+            assert!(most <= least.map(|least| least + 1).as_ref(), "{dealt:?}");
+        }
     }
 }
