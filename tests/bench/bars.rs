@@ -1,15 +1,16 @@
-//! What podmesh promises, as ratios to others in the same run.
+//! What podmesh promises, mostly as ratios to others in the same run.
 
 use std::fmt::Write as _;
 
 use crate::ground::LinkMode;
 use crate::report::Report;
 
-/// A ratio of two figures, and what it has to be.
+/// A figure, alone or as a ratio to another one, and what it has to be.
 struct Bar {
     link: LinkMode,
     figure: (&'static str, &'static str),
-    against: (&'static str, &'static str),
+    /// One if absent.
+    against: Option<(&'static str, &'static str)>,
     bound: Bound,
 }
 
@@ -23,11 +24,15 @@ use Bound::{AtLeast, AtMost};
 const OWN: [&str; 2] = ["podmesh", "podmesh-wide"];
 
 fn bars(own: &'static str) -> Vec<Bar> {
-    let bar = |figure, against, bound| Bar {
+    let alone = |figure, bound| Bar {
         link: LinkMode::Whole,
         figure: (own, figure),
-        against,
+        against: None,
         bound,
+    };
+    let bar = |figure, against, bound| Bar {
+        against: Some(against),
+        ..alone(figure, bound)
     };
     vec![
         bar("tcp1_gbps", ("boringtun", "tcp1_gbps"), AtLeast(7.0)),
@@ -57,6 +62,8 @@ fn bars(own: &'static str) -> Vec<Bar> {
             ("boringtun", "udp64_free_kpps"),
             AtLeast(1.0),
         ),
+        alone("flood_answered_pct", AtLeast(95.0)),
+        alone("rss_mib", AtMost(24.0)),
     ]
 }
 
@@ -66,7 +73,8 @@ pub(crate) fn verdicts(report: &Report) -> String {
     let bars = OWN.into_iter().flat_map(bars);
     for bar in bars.filter(|bar| bar.link == report.mode()) {
         let median = |(system, figure)| report.figure(system, figure).map(|spread| spread.median);
-        let (Some(own), Some(other)) = (median(bar.figure), median(bar.against)) else {
+        let (Some(own), Some(other)) = (median(bar.figure), bar.against.map_or(Some(1.0), median))
+        else {
             continue;
         };
         let ratio = own / other;
@@ -75,11 +83,15 @@ pub(crate) fn verdicts(report: &Report) -> String {
             AtMost(bound) => (ratio <= bound, "<=", bound),
         };
         let word = if kept { "ok  " } else { "MISS" };
+        let against = bar
+            .against
+            .map(|(system, figure)| format!(" / {system} {figure}"));
+        let against = against.unwrap_or_default();
         // Writing to a String can't fail.
         let _ = writeln!(
             text,
-            "{word} {} {} / {} {} = {ratio:.3} ({sign} {bound})",
-            bar.figure.0, bar.figure.1, bar.against.0, bar.against.1
+            "{word} {} {}{against} = {ratio:.3} ({sign} {bound})",
+            bar.figure.0, bar.figure.1
         );
     }
     text

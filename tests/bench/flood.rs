@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
 use podmesh_lab::Namespace;
@@ -36,20 +36,23 @@ const TICK: Duration = Duration::from_micros(500);
 
 /// What one size of packets gave, in thousands per second.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Flood {
+pub(crate) struct Flood<T> {
     /// The best rate without loss.
     pub(crate) free: f64,
     /// What arrived of four times that rate.
     pub(crate) flooded: f64,
+    /// What was seen beside that.
+    pub(crate) meanwhile: T,
 }
 
-/// Floods the far side with datagrams of `payload` bytes.
-pub(crate) fn flood(
-    near: &Namespace,
-    far: &Namespace,
+/// Floods the far side with datagrams of `payload` bytes; `meanwhile` is called when it is too much, and
+/// has two seconds.
+pub(crate) fn flood<T: Send>(
+    (near, far): (&Namespace, &Namespace),
     to: IpAddr,
     payload: usize,
-) -> Result<Flood> {
+    meanwhile: impl FnOnce() -> T + Send,
+) -> Result<Flood<T>> {
     far.nft(RULES)?;
     let target = SocketAddr::new(to, PORT);
     let attempt = |kpps: f64, time: Duration| -> Result<(f64, f64)> {
@@ -76,9 +79,20 @@ pub(crate) fn flood(
         }
         rate *= STEP;
     }
-    let (_, flooded) = attempt(4.0 * free.max(FIRST_KPPS / 4.0), TOO_MUCH)?;
+    let (flooded, meanwhile) = thread::scope(|scope| {
+        let beside = scope.spawn(meanwhile);
+        let flooded = attempt(4.0 * free.max(FIRST_KPPS / 4.0), TOO_MUCH);
+        let beside = beside
+            .join()
+            .map_err(|_| anyhow!("whoever looked on broke"));
+        anyhow::Ok((flooded?.1, beside?))
+    })?;
     far.nft("delete table inet flood")?;
-    Ok(Flood { free, flooded })
+    Ok(Flood {
+        free,
+        flooded,
+        meanwhile,
+    })
 }
 
 /// Sends at a rate for a time; how many went, and how long it took.

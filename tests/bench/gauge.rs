@@ -46,13 +46,18 @@ pub(crate) struct Sample {
     pub(crate) udp64_free_kpps: Option<f64>,
     /// The same with 64 bytes.
     pub(crate) udp64_flood_kpps: Option<f64>,
+    /// Percentage of pings to another peer that were answered while four times as many were sent, the
+    /// lower one of both sizes.
+    pub(crate) flood_answered_pct: Option<f64>,
+    /// Their mean, the higher one of both sizes.
+    pub(crate) flood_rtt_ms: Option<f64>,
     /// Memory of one program after all of it.
     pub(crate) rss_mib: Option<f64>,
 }
 
 impl Sample {
     /// All figures with their names.
-    pub(crate) fn figures(&self) -> [(&'static str, Option<f64>); 14] {
+    pub(crate) fn figures(&self) -> [(&'static str, Option<f64>); 16] {
         [
             ("tcp1_gbps", self.tcp1_gbps),
             ("tcp1_reverse_gbps", self.tcp1_reverse_gbps),
@@ -67,8 +72,33 @@ impl Sample {
             ("udp1300_flood_kpps", self.udp1300_flood_kpps),
             ("udp64_free_kpps", self.udp64_free_kpps),
             ("udp64_flood_kpps", self.udp64_flood_kpps),
+            ("flood_answered_pct", self.flood_answered_pct),
+            ("flood_rtt_ms", self.flood_rtt_ms),
             ("rss_mib", self.rss_mib),
         ]
+    }
+
+    /// More than passes, of long and of short datagrams.
+    fn add_floods(&mut self, ground: &Ground, overlay: &Overlay) -> Result<()> {
+        let [near, far] = [&*ground.sides[0], &*ground.sides[1]];
+        let target = overlay.ends[1];
+        let meanwhile = || {
+            let others = overlay.third;
+            let pings = others.map(|third| ping(near, third, 80, Duration::from_millis(20)));
+            pings.transpose()
+        };
+        let large = flood((near, far), target, 1_300, meanwhile)?;
+        self.udp1300_free_kpps = Some(large.free);
+        self.udp1300_flood_kpps = Some(large.flooded);
+        let small = flood((near, far), target, 64, meanwhile)?;
+        self.udp64_free_kpps = Some(small.free);
+        self.udp64_flood_kpps = Some(small.flooded);
+        if let (Some(large), Some(small)) = (large.meanwhile?, small.meanwhile?) {
+            self.flood_answered_pct = Some(large.answered_pct.min(small.answered_pct));
+            let means = large.mean_ms.zip(small.mean_ms);
+            self.flood_rtt_ms = means.map(|(large, small)| large.max(small));
+        }
+        Ok(())
     }
 
     /// For a line while it goes on.
@@ -114,7 +144,7 @@ pub(crate) fn measure(
     };
     let mut sample = Sample::default();
     if extent != Extent::OneStream {
-        sample.rtt_idle_ms = Some(ping(near, target, 150, Duration::from_millis(10))?);
+        sample.rtt_idle_ms = Some(ping(near, target, 150, Duration::from_millis(10))?.mean()?);
     }
     let gauge = CpuGauge::new(&overlay.daemons, seconds);
     let one = iperf::run(&hosts(seconds), || gauge.watch())?;
@@ -137,7 +167,7 @@ pub(crate) fn measure(
             let stream = iperf::run(&hosts(seconds), || {
                 ping(near, whom, pings, Duration::from_millis(20))
             });
-            stream.and_then(|stream| stream.meanwhile)
+            stream.and_then(|stream| stream.meanwhile?.mean())
         };
         sample.rtt_load_ms = Some(beside(target)?);
         sample.rtt_beside_ms = overlay.third.map(beside).transpose()?;
@@ -152,12 +182,7 @@ pub(crate) fn measure(
         sample.pods_gbps = Some(iperf::run(&pods, || ())?.gbps);
     }
     if extent == Extent::WithFloods {
-        let large = flood(near, far, target, 1_300)?;
-        sample.udp1300_free_kpps = Some(large.free);
-        sample.udp1300_flood_kpps = Some(large.flooded);
-        let small = flood(near, far, target, 64)?;
-        sample.udp64_free_kpps = Some(small.free);
-        sample.udp64_flood_kpps = Some(small.flooded);
+        sample.add_floods(ground, overlay)?;
     }
     sample.rss_mib = mean(overlay.daemons.iter().map(rss_mib))?;
     Ok(sample)
@@ -236,17 +261,35 @@ fn mean(values: impl Iterator<Item = Result<f64>>) -> Result<Option<f64>> {
     Ok((count > 0).then(|| values.iter().sum::<f64>() / f64::from(count)))
 }
 
-/// Mean round trip in milliseconds.
-fn ping(from: &Namespace, target: IpAddr, count: u32, interval: Duration) -> Result<f64> {
+/// What became of some pings.
+struct Pings {
+    answered_pct: f64,
+    mean_ms: Option<f64>,
+}
+
+impl Pings {
+    /// Mean round trip in milliseconds.
+    fn mean(&self) -> Result<f64> {
+        self.mean_ms.context("no answer to pings")
+    }
+}
+
+fn ping(from: &Namespace, target: IpAddr, count: u32, interval: Duration) -> Result<Pings> {
     let mut ping = from.command("ping");
     let interval = interval.as_secs_f32().to_string();
     ping.args(["-q", "-c", &count.to_string(), "-i", &interval, "-W", "1"]);
     ping.arg(target.to_string());
     let output = process::output(&mut ping, b"", process::SHORT)?;
     let text = String::from_utf8_lossy(&output.stdout);
+    // 90 packets transmitted, 89 received, ...
+    let answered = text.split_once(" received").map(|(before, _)| before);
+    let answered = answered.and_then(|before| before.rsplit(' ').next()?.parse::<f64>().ok());
+    let answered = answered.with_context(|| format!("ping says nothing: {text}"))?;
     // rtt min/avg/max/mdev = 0.030/0.041/0.092/0.010 ms
     let times = text.rsplit_once(" = ").map(|(_, times)| times);
     let mean = times.and_then(|times| times.split('/').nth(1));
-    let mean = mean.with_context(|| format!("no answer to pings: {text}"))?;
-    Ok(mean.parse()?)
+    Ok(Pings {
+        answered_pct: 100.0 * answered / f64::from(count),
+        mean_ms: mean.map(str::parse).transpose()?,
+    })
 }

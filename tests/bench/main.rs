@@ -36,7 +36,8 @@ const LEGEND: &str = "\
 columns: one TCP stream, the same in reverse, four streams, one between pods; CPU time of both programs per
 10^9 bytes; segments sent again; mean round trip idle, beside one's own stream, and of another peer beside it;
 thousands of datagrams per second of 1,300 and of 64 bytes that pass without loss, and what arrives when four
-times as many are sent; memory of one program. MISS is a promise that this run didn't see kept; it is no error.";
+times as many are sent; how many pings another peer answers meanwhile, and after how long, the worse of both;
+memory of one program. MISS is a promise that this run didn't see kept; it is no error.";
 
 /// podmesh against other tunnels on one machine.
 #[derive(Debug, Parser)]

@@ -33,7 +33,7 @@ pub(crate) struct Spread {
     pub(crate) most: f64,
 }
 
-const COLUMNS: [(&str, &str, usize); 14] = [
+const COLUMNS: [(&str, &str, usize); 16] = [
     ("tcp1_gbps", "TCP x1", 2),
     ("tcp1_reverse_gbps", "reverse", 2),
     ("tcp4_gbps", "TCP x4", 2),
@@ -47,6 +47,8 @@ const COLUMNS: [(&str, &str, usize); 14] = [
     ("udp1300_flood_kpps", "flooded", 0),
     ("udp64_free_kpps", "kpps 64", 0),
     ("udp64_flood_kpps", "flooded", 0),
+    ("flood_answered_pct", "answered %", 0),
+    ("flood_rtt_ms", "after ms", 2),
     ("rss_mib", "RSS MiB", 1),
 ];
 
