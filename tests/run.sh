@@ -33,7 +33,7 @@ part "house rules" "$CARGO" test -q --locked --profile checked -p podmesh-tests 
 # Most of their time these wait for something to be due; the others want the machine for themselves.
 patient=(trust:: renewal:: ended:: revocation:: cold_boot:: planet_loss::)
 part "patient scenarios" \
-  "$CARGO" test --locked --profile checked -p podmesh-tests --test scenarios -- --test-threads=2 "${patient[@]}"
+  "$CARGO" test --locked --profile checked -p podmesh-tests --test scenarios -- --test-threads=3 "${patient[@]}"
 part "lab and scenarios" \
   "$CARGO" test --locked --profile checked -p podmesh-tests --lib --test scenarios -- --test-threads=1 "${patient[@]/#/--skip=}"
 part "the story of the demo" target/release/lab demo
