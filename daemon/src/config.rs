@@ -55,7 +55,7 @@ pub(crate) struct Config {
     pub(crate) device: String,
     /// Bytes, of packets inside the mesh; what the machine's networks suggest if absent.
     pub(crate) mtu: Option<u32>,
-    /// Data threads; one per processor, at most four, if absent.
+    /// Data threads; as many as there were before, or eight, if absent.
     pub(crate) shards: Option<usize>,
     /// What may be done for many packets at once, where the kernel can.
     pub(crate) offloads: OffloadSet,
@@ -318,7 +318,7 @@ impl Raw {
             return Err(wrong(
                 "shards",
                 self.shards,
-                "use 1 to 64, or 0 for one per processor",
+                "use 1 to 64, or 0 to leave it to meshd",
             ));
         }
         if (1..1024).contains(&self.port) {

@@ -49,7 +49,8 @@ const MINE: u8 = b'm';
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Terms {
     version: u16,
-    shards: usize,
+    /// None if any number will do.
+    shards: Option<usize>,
     device: String,
     /// None if any will do.
     port: Option<u16>,
@@ -57,7 +58,7 @@ pub(crate) struct Terms {
 
 impl Terms {
     /// For so many shards on this interface and UDP port.
-    pub(crate) fn new(shards: usize, device: &str, port: Option<u16>) -> Self {
+    pub(crate) fn new(shards: Option<usize>, device: &str, port: Option<u16>) -> Self {
         Self {
             version: VERSION,
             shards,
@@ -70,8 +71,10 @@ impl Terms {
     fn contradiction(&self, other: &Self) -> Option<String> {
         let differs = if self.version != other.version {
             "it hands over in another way".to_owned()
-        } else if self.shards != other.shards {
-            format!("it has shards = {}, not {}", self.shards, other.shards)
+        } else if let Some((has, wanted)) = self.shards.zip(other.shards)
+            && has != wanted
+        {
+            format!("it has shards = {has}, not {wanted}")
         } else if self.device != other.device {
             format!("it has the interface {}, not {}", self.device, other.device)
         } else if other.port.is_some_and(|port| Some(port) != self.port) {
@@ -376,8 +379,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_shared_is_refused_with_a_reason() {
-        let own = Terms::new(2, "mesh0", Some(7_077));
-        let other = |shards, device, port| Terms::new(shards, device, port);
+        let own = Terms::new(Some(2), "mesh0", Some(7_077));
+        let other = |shards, device, port| Terms::new(Some(shards), device, port);
+        let content_with_any = Terms::new(None, "mesh0", None);
+        assert_eq!(own.contradiction(&content_with_any), None);
         assert_eq!(own.contradiction(&other(2, "mesh0", None)), None);
         assert_eq!(own.contradiction(&other(2, "mesh0", Some(7_077))), None);
         for (terms, word) in [

@@ -28,6 +28,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use podmesh_kernel::memory;
 
 use crate::cli::{Cli, Command};
 use crate::config::Config;
@@ -58,6 +59,7 @@ fn start(cli: &Cli) -> Result<ExitCode, (u8, String)> {
         writeln!(std::io::stdout(), "{said}").map_err(failed)?;
         return Ok(ExitCode::SUCCESS);
     }
+    memory::keep_large_apart();
     let config = Config::load(cli).map_err(|error| (3, error.to_string()))?;
     logs::start(&config.log).map_err(|message| (3, message))?;
     let outcome = run::serve(cli, config).map(|()| ExitCode::SUCCESS);

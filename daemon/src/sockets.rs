@@ -68,9 +68,20 @@ impl Sockets {
         })
     }
 
-    /// Takes over the sockets of another meshd; none if they aren't those that this one would bind.
+    /// How many shards the sockets of another meshd are for.
+    pub(crate) fn shards(descriptors: &Descriptors) -> usize {
+        let of = |stem: &str| {
+            let mut numbered = (0_usize..).map(|number| format!("{stem}{number}"));
+            numbered.position(|name| !descriptors.names().any(|has| has == name))
+        };
+        let [v4, v6] = [of(NAMES[0]), of(NAMES[1])];
+        v4.max(v6).unwrap_or_default()
+    }
+
+    /// Takes over the sockets of another meshd; none if they aren't those that this one would bind. Any
+    /// port will do if none is named.
     pub(crate) fn adopt(
-        port: u16,
+        port: Option<u16>,
         shards: usize,
         offloads: OffloadSet,
         mut descriptors: Descriptors,
@@ -101,6 +112,7 @@ impl Sockets {
             v4: single(NAMES[2]),
             v6: single(NAMES[3]),
         };
+        let port = port.or_else(|| pairs.first()?.port())?;
         let ports = [port, spare.port()?];
         let is_ours = pairs.iter().all(|pair| pair.port() == Some(port));
         is_ours.then_some(Self {
@@ -374,6 +386,25 @@ fn is_absent(error: &BindError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_handed_over_tells_how_many_shards_it_is_for() {
+        let shards = |names: &[&str]| {
+            let null = || {
+                std::fs::File::open("/dev/null")
+                    .expect("a descriptor")
+                    .into()
+            };
+            Sockets::shards(&Descriptors::new(
+                names.iter().map(|name| ((*name).to_owned(), null())),
+            ))
+        };
+        assert_eq!(shards(&[]), 0);
+        assert_eq!(shards(&["tun-0", "tun-1", "spare4"]), 0);
+        assert_eq!(shards(&["udp4-0", "udp4-1", "udp4-2", "spare4"]), 3);
+        assert_eq!(shards(&["udp6-0", "udp6-1", "udp4-0"]), 2);
+        assert_eq!(shards(&["udp4-0", "udp4-2"]), 1);
+    }
 
     #[test]
     fn a_port_that_another_program_has_is_not_shared_with_it() {

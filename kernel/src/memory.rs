@@ -1,5 +1,5 @@
 //! The program's own memory: how much it holds, and giving back what it has no use for.
-#![allow(unsafe_code, reason = "madvise has no safe form")]
+#![allow(unsafe_code, reason = "madvise and mallopt have no safe form")]
 
 use std::{fs, io};
 
@@ -29,6 +29,23 @@ pub fn in_use() -> io::Result<MemoryUse> {
     // The kernel brings the peak up to date later.
     let peak = peak.max(resident);
     Ok(MemoryUse { resident, peak })
+}
+
+/// Bytes from which on a piece of memory is one of the kernel's own.
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 64 << 10;
+
+/// Has the allocator take large pieces from the kernel one by one and give them back as soon as they are
+/// freed. By itself it does so until the first large piece is freed; from then on it keeps such pieces
+/// (mallopt(3), `M_MMAP_THRESHOLD`), and what is prepared from them is written to from end to end, so that
+/// whoever starts anew within one process would hold all that it might ever need. Other C libraries than
+/// glibc don't learn such things.
+pub fn keep_large_apart() {
+    // SAFETY: sets a number of the allocator's; a refusal changes nothing.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
 }
 
 /// Lets the kernel use the pages that lie within `bytes` for something else. What they held is gone: they

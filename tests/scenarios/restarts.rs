@@ -177,7 +177,7 @@ fn a_meshd_that_cannot_take_over_leaves_the_former_one_at_work() {
     // Each descriptor that an heir needs is missing once.
     node.configure("");
     let mut failures = Vec::new();
-    for most in (10..200).step_by(world::times(4, 1)) {
+    for most in (10..200).step_by(world::times(8, 1)) {
         let limit = format!("--nofile={most}");
         let began = Instant::now();
         let failure = node.try_replace(&["prlimit", &limit]).unwrap();
@@ -194,6 +194,10 @@ fn a_meshd_that_cannot_take_over_leaves_the_former_one_at_work() {
     }
     println!("figure gaps beside heirs with too few descriptors: {failures:?}");
     assert!(failures.len() > 4, "{failures:?}");
+    // Whoever goes on begins anew; the buffers of its former lives are gone.
+    let held = world::memory(node) / 1_024.0;
+    println!("figure {held:.1} MiB held after them (bound 24)");
+    assert!(held <= 24.0);
     stream.end();
 }
 

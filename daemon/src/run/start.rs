@@ -1,7 +1,6 @@
 //! From configuration and disk to a running node.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use podmesh_engine::config::EngineConfig;
@@ -34,7 +33,9 @@ use crate::{clock, random};
 
 const FILE: &str = "state";
 const KIND: &str = "podmesh state file";
-const MOST_SHARDS: usize = 4;
+/// However few processors there are: the system deals them out, and a little flow doesn't wait for the bulk
+/// of a peer that another thread is busy with.
+const SHARDS: usize = 8;
 /// Ports that are tried when the kept one is taken.
 const PORT_TRIES: usize = 8;
 /// Bytes that a control datagram can have at most, generously.
@@ -61,7 +62,6 @@ pub(crate) async fn prepare(
     let dir = open_state(cli).await?;
     let mut identity = Identity::load(&dir)?;
     let (document, stored) = load_state(&dir)?;
-    let shards = shards_of(config);
     let regent = inherited.take(regency::NAME).map(Regent::new);
     let (sockets, queues) = open_network(cli, config, &mut identity, (inherited, service)).await?;
     let sockets = Arc::new(sockets);
@@ -69,7 +69,8 @@ pub(crate) async fn prepare(
     let engine = engine((config, mtu), &identity, stored, sockets.ports())?;
     // Last of what can fail for a reason of the machine's: who finds the socket finds a node.
     let local = LocalSocket::bind(&cli.runtime_dir)?;
-    let terms = Terms::new(shards, &config.device, sockets.ports().first().copied());
+    let port = sockets.ports().first().copied();
+    let terms = Terms::new(Some(queues.len()), &config.device, port);
     let handover = Handover::bind(&cli.runtime_dir, terms, service.is_there())?;
     let (heirs, heir_queue) = mpsc::channel(1);
     let (items, item_queue) = mpsc::channel(ITEMS);
@@ -129,7 +130,7 @@ pub(crate) fn inherit(cli: &Cli, config: &Config) -> Result<Inheritance, StartFa
     if !cli.replace {
         return Ok(kept);
     }
-    let terms = Terms::new(shards_of(config), &config.device, config.port);
+    let terms = Terms::new(config.shards, &config.device, config.port);
     match handover::ask(&cli.runtime_dir, &terms) {
         Ok(Some(inheritance)) => Ok(inheritance),
         Ok(None) => {
@@ -146,10 +147,6 @@ fn host_config(config: &Config) -> HostConfig {
         exclude_interfaces: config.exclude_interfaces.clone(),
         local_devices: config.local_devices.clone(),
     }
-}
-
-fn shards_of(config: &Config) -> usize {
-    config.shards.unwrap_or_else(default_shards)
 }
 
 /// A meshd that has just given everything away needs a moment to end.
@@ -175,19 +172,22 @@ async fn open_state(cli: &Cli) -> Result<StateDir, StartFailure> {
     }
 }
 
-/// Takes over what it can, and opens the rest.
+/// Takes over what it can, and opens the rest. Whoever is content with any number of shards has as many
+/// as there were; and who replaces a meshd that runs, its port.
 async fn open_network(
     cli: &Cli,
     config: &Config,
     identity: &mut Identity,
     (mut inherited, service): (Descriptors, &Service),
 ) -> Result<(Sockets, Vec<TunQueue>), StartFailure> {
-    let shards = shards_of(config);
     let names: Vec<String> = inherited.names().map(str::to_owned).collect();
-    let device = adopt_device(config, shards, &mut inherited);
-    let port = config.port.unwrap_or(identity.port);
-    let sockets = Sockets::adopt(port, shards, config.offloads, inherited);
-    if device.is_none() || sockets.is_none() {
+    let queues = adopt_queues(config, &mut inherited);
+    let shards = queues
+        .as_ref()
+        .map_or(config.shards.unwrap_or(SHARDS), Vec::len);
+    let kept = (!cli.replace).then_some(identity.port);
+    let sockets = Sockets::adopt(config.port.or(kept), shards, config.offloads, inherited);
+    if queues.is_none() || sockets.is_none() {
         service.let_go(names.iter().cloned());
     }
     let sockets = match sockets {
@@ -197,22 +197,25 @@ async fn open_network(
             bind(config, identity, (shards, was_ours)).await?
         }
     };
-    let device = match device {
-        Some(device) => device,
-        None => TunDevice::open(&config.device, shards, config.offloads.tun())?,
+    let queues = match queues {
+        Some(queues) => queues,
+        None => TunDevice::open(&config.device, shards, config.offloads.tun())?.into_queues(),
     };
-    Ok((sockets, device.into_queues()))
+    Ok((sockets, queues))
 }
 
-/// The interface with another meshd's queues, if they are as many as are wanted.
-fn adopt_device(config: &Config, shards: usize, inherited: &mut Descriptors) -> Option<TunDevice> {
+/// The interface's queues that another meshd had, if they are as many as are wanted. Where any number will
+/// do, it must be that of the sockets: some may be missing.
+fn adopt_queues(config: &Config, inherited: &mut Descriptors) -> Option<Vec<TunQueue>> {
+    let wanted = config.shards.unwrap_or_else(|| Sockets::shards(inherited));
     let queues = handover::take_queues(inherited);
-    if queues.len() != shards {
+    if queues.is_empty() || queues.len() != wanted {
         return None;
     }
     let device = TunDevice::adopt(&config.device, queues, config.offloads.tun());
     device
         .inspect_err(|error| tracing::warn!(reason = %error, "the interface is opened anew"))
+        .map(TunDevice::into_queues)
         .ok()
 }
 
@@ -275,12 +278,6 @@ fn load_state(dir: &StateDir) -> Result<(Document, Option<Box<StoredState>>), St
     Ok((document, Some(Box::new(stored))))
 }
 
-fn default_shards() -> usize {
-    thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(MOST_SHARDS)
-}
-
 /// Binds the configured or kept port; a kept one that another program has is left for a new one, behind
 /// which no peer looks for this node. So a port is waited for: a meshd that ends gives its state's lock
 /// back before its sockets, and whoever keeps descriptors needs a moment to let them go.
@@ -331,6 +328,7 @@ fn engine(
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::thread;
 
     use super::*;
     use crate::scratch::Scratch;

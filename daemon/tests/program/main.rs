@@ -134,14 +134,58 @@ fn a_start_with_another_number_of_shards_keeps_the_interface() {
     for shards in ["1", "3", "2"] {
         node.configure(&format!("shards = {shards}\n"));
         let mut meshd = node.start();
-        let link = node.ip(&["-d", "link", "show", "mesh0"]);
-        assert!(
-            link.starts_with("2: ") && link.contains(&format!("numqueues {shards} ")),
-            "{link}"
-        );
+        assert_queues(&node, shards);
         meshd.signal("KILL");
         meshd.wait();
     }
+}
+
+#[test]
+fn an_heir_that_names_no_port_has_that_which_there_is() {
+    let node = Node::new();
+    node.configure("port = 41007\n");
+    let mut meshd = node.start();
+    let listens = || node.run(&["ss", "-Hlun"]).contains(":41007 ");
+    assert!(listens());
+    for port in ["", "port = 41007\n", "port = 0\n"] {
+        node.configure(port);
+        meshd = node.replace(meshd);
+        assert!(listens(), "{port}");
+    }
+    drop(meshd);
+    let _meshd = node.start();
+    assert!(!listens(), "a new start has the kept port");
+}
+
+#[test]
+fn an_heir_that_names_no_number_of_shards_has_those_that_there_are() {
+    let node = Node::new();
+    let meshd = node.start();
+    assert_queues(&node, "8");
+    drop(meshd);
+    node.configure("shards = 3\n");
+    let mut meshd = node.start();
+    assert_queues(&node, "3");
+    for shards in ["", "shards = 3\n", "shards = 0\n"] {
+        node.configure(shards);
+        meshd = node.replace(meshd);
+        assert_queues(&node, "3");
+    }
+    node.configure("shards = 2\n");
+    let (code, words) = node.run_to_end(&["--replace"]);
+    assert_eq!(
+        (code, words.contains("shards = 3, not 2")),
+        (Some(1), true),
+        "{words}"
+    );
+    assert_queues(&node, "3");
+}
+
+/// The device is the first one, and has so many queues in use.
+fn assert_queues(node: &Node, count: &str) {
+    let link = node.ip(&["-d", "link", "show", "mesh0"]);
+    let words = format!("numqueues {count} ");
+    assert!(link.starts_with("2: ") && link.contains(&words), "{link}");
 }
 
 #[test]

@@ -45,9 +45,7 @@ impl Node {
 
     /// Starts meshd and waits until it answers.
     pub(crate) fn start(&self) -> Meshd {
-        let log = fs::File::create(self.path("log")).expect("a log");
-        let child = self.command(&[]).stderr(log).spawn().expect("a process");
-        let mut meshd = Meshd { child };
+        let mut meshd = self.spawn(&[]);
         let start = Instant::now();
         while UnixStream::connect(self.path("run/meshd.sock")).is_err() {
             let ended = meshd.child.try_wait().expect("a process").is_some();
@@ -60,6 +58,31 @@ impl Node {
             thread::sleep(Duration::from_millis(10));
         }
         meshd
+    }
+
+    /// Starts meshd in place of the one that runs, and waits until that one has ended.
+    pub(crate) fn replace(&self, mut before: Meshd) -> Meshd {
+        let mut heir = self.spawn(&["--replace"]);
+        wait_until(PATIENCE, || {
+            let failed = heir.child.try_wait().expect("a process").is_some();
+            assert!(
+                !failed,
+                "{}",
+                fs::read_to_string(self.path("log")).unwrap_or_default()
+            );
+            before.child.try_wait().expect("a process").is_some()
+        });
+        assert_eq!(before.wait(), Some(0));
+        heir
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Meshd {
+        let mut options = fs::File::options();
+        let log = options.create(true).append(true);
+        let log = log.open(self.path("log")).expect("a log");
+        let mut command = self.command(arguments);
+        let child = command.stderr(log).spawn().expect("a process");
+        Meshd { child }
     }
 
     /// Runs meshd until it ends by itself: exit code and what it said.
@@ -76,6 +99,16 @@ impl Node {
             Command::new("ip")
                 .args(["-n", &self.namespace])
                 .args(arguments),
+        )
+    }
+
+    /// Runs a command on the node.
+    pub(crate) fn run(&self, command: &[&str]) -> String {
+        let mut inside = Command::new("ip");
+        succeed(
+            inside
+                .args(["netns", "exec", &self.namespace])
+                .args(command),
         )
     }
 
