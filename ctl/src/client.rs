@@ -240,7 +240,11 @@ impl Client {
                 return Problem::new(Exit::Permission, cause)
                     .next("run it as root, or as a member of the group podmesh for views");
             }
-            ErrorKind::NotFound => format!("start it: systemctl start {daemon}"),
+            ErrorKind::NotFound => {
+                format!(
+                    "start it: systemctl start {daemon}; if it runs with a folder of its own, say --socket"
+                )
+            }
             _ => format!("look at its log: journalctl -u {daemon} -n 20"),
         };
         let cause = match error.kind() {

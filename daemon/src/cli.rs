@@ -31,8 +31,8 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) check: bool,
     /// Take interface and sockets over from the meshd that runs, which ends. For a new version or
-    /// configuration without systemd, whose restart does the same; `device`, `shards` and `port` stay
-    /// as they are
+    /// configuration without systemd, whose restart does the same; `device`, `shards` and `port`
+    /// can't change that way
     #[arg(long)]
     pub(crate) replace: bool,
     #[command(subcommand)]

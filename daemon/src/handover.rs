@@ -77,8 +77,10 @@ impl Terms {
             format!("it has shards = {has}, not {wanted}")
         } else if self.device != other.device {
             format!("it has the interface {}, not {}", self.device, other.device)
-        } else if other.port.is_some_and(|port| Some(port) != self.port) {
-            format!("it has the UDP port {}", self.port.unwrap_or_default())
+        } else if let Some((has, wanted)) = self.port.zip(other.port)
+            && has != wanted
+        {
+            format!("it has the UDP port {has}, not {wanted}")
         } else {
             return None;
         };
@@ -388,7 +390,7 @@ mod tests {
         for (terms, word) in [
             (other(4, "mesh0", None), "shards = 2, not 4"),
             (other(2, "mesh1", None), "interface mesh0, not mesh1"),
-            (other(2, "mesh0", Some(9)), "UDP port 7077"),
+            (other(2, "mesh0", Some(9)), "UDP port 7077, not 9"),
         ] {
             let reason = own.contradiction(&terms).expect("a reason");
             assert!(

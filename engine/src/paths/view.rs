@@ -122,7 +122,7 @@ impl Paths {
         } else if !self.session.is_up() {
             "no handshake was answered over the relay"
         } else {
-            "no echo came back over the relay"
+            "no echo of 1,280 bytes came back over the relay"
         };
         Some(format!("{relay}; {direct}"))
     }
@@ -140,8 +140,10 @@ impl Paths {
             .iter()
             .any(|(path, trial)| path.is_direct() && trial.answers(now))
         {
-            let wait = "an endpoint of the peer answers; waiting for an echo through the tunnel";
-            return wait.to_owned();
+            // Whatever proves a path has the size that each path must carry: where it fails for good, that
+            // is the thing to look at.
+            return "an endpoint of the peer answers; waiting for an echo of 1,280 bytes through the tunnel"
+                .to_owned();
         }
         let next = self.next_try(now);
         if self.rounds.failures == 0 {
