@@ -194,10 +194,6 @@ fn a_meshd_that_cannot_take_over_leaves_the_former_one_at_work() {
     }
     println!("figure gaps beside heirs with too few descriptors: {failures:?}");
     assert!(failures.len() > 4, "{failures:?}");
-    // Whoever goes on begins anew; the buffers of its former lives are gone.
-    let held = world::memory(node) / 1_024.0;
-    println!("figure {held:.1} MiB held after them (bound 24)");
-    assert!(held <= 24.0);
     stream.end();
 }
 

@@ -1,6 +1,5 @@
 //! What several scenarios begin with.
 
-use std::fs;
 use std::time::Duration;
 
 use podmesh_lab::{Lab, Mesh, Node, mesh, story};
@@ -28,13 +27,4 @@ pub(crate) fn three_sites(name: &str) -> Lab {
     mesh.wait_for(&nodes(&lab), "direct paths", limit, mesh::is_direct)
         .unwrap();
     lab
-}
-
-/// KiB that meshd holds.
-pub(crate) fn memory(node: &Node) -> f64 {
-    let pid = node.meshd().unwrap().pid();
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number.unwrap().parse().unwrap()
 }
