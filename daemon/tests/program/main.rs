@@ -181,6 +181,18 @@ fn an_heir_that_names_no_number_of_shards_has_those_that_there_are() {
     assert_queues(&node, "3");
 }
 
+#[test]
+fn who_goes_on_after_failed_heirs_holds_no_buffers_of_former_lives() {
+    let node = Node::new();
+    let meshd = node.start();
+    let before = meshd.memory();
+    for _ in 0..4 {
+        node.fail_to_replace();
+    }
+    let after = meshd.memory();
+    assert!(after < before + 8 * 1_024, "{before} KiB, then {after} KiB");
+}
+
 /// The device is the first one, and has so many queues in use.
 fn assert_queues(node: &Node, count: &str) {
     let link = node.ip(&["-d", "link", "show", "mesh0"]);

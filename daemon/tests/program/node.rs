@@ -85,6 +85,19 @@ impl Node {
         Meshd { child }
     }
 
+    /// Has a meshd with too few descriptors ask for everything; it gets it, fails, and ends.
+    pub(crate) fn fail_to_replace(&self) {
+        let meshd = self.command(&["--replace"]);
+        let mut limited = Command::new("prlimit");
+        limited.arg("--nofile=50").arg(meshd.get_program());
+        let output = limited.args(meshd.get_args()).output().expect("a process");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        // The other one begins anew.
+        wait_until(PATIENCE, || {
+            UnixStream::connect(self.path("run/meshd.sock")).is_ok()
+        });
+    }
+
     /// Runs meshd until it ends by itself: exit code and what it said.
     pub(crate) fn run_to_end(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.command(arguments).output().expect("a process");
@@ -163,6 +176,15 @@ impl Meshd {
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         succeed(Command::new("kill").args(["-s", name, &pid]));
+    }
+
+    /// KiB that it holds.
+    pub(crate) fn memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(path).expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.expect("a figure").parse().expect("a number")
     }
 
     pub(crate) fn wait(&mut self) -> Option<i32> {
