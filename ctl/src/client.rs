@@ -241,8 +241,13 @@ impl Client {
                     .next("run it as root, or as a member of the group podmesh for views");
             }
             ErrorKind::NotFound => {
+                let option = if daemon == "planet" {
+                    "--planet-socket"
+                } else {
+                    "--socket"
+                };
                 format!(
-                    "start it: systemctl start {daemon}; if it runs with a folder of its own, say --socket"
+                    "start it: systemctl start {daemon}; if it has a folder of its own, say {option}"
                 )
             }
             _ => format!("look at its log: journalctl -u {daemon} -n 20"),
