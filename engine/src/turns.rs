@@ -32,6 +32,12 @@ const KNOWN: usize = 32;
 const TCP: u8 = 6;
 const FRAGMENT: u8 = 44;
 
+/// Whether a flow that has so much waiting is a little one.
+#[must_use]
+pub fn is_little(bytes: usize, segments: usize) -> bool {
+    bytes <= LITTLE && segments <= FEW
+}
+
 /// Packets that wait, by the numbers of their slots. Room for all of them is made at the start.
 #[derive(Debug)]
 pub struct Turns {
@@ -115,7 +121,6 @@ impl Turns {
     /// The slots of all packets of little flows, in the order in which they came.
     pub fn little(&mut self) -> &[usize] {
         self.chosen.clear();
-        let is_little = |bytes, segments| bytes <= LITTLE && segments <= FEW;
         // One packet needs no comparing, whatever it is.
         let first = self.waiting.first();
         if self.waiting.len() > 1 || first.is_some_and(|it| is_little(it.bytes, it.segments)) {

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use podmesh_engine::outbound::InnerPacket;
-use podmesh_engine::turns::Turns;
+use podmesh_engine::turns::{self, Turns};
 use podmesh_kernel::tun::{TunBatch, TunIoError, TunQueue};
 
 use super::virtio;
@@ -20,12 +20,31 @@ pub(super) enum Which {
     Much,
 }
 
+/// What came after a silence.
+pub(super) enum First<'a> {
+    /// Nothing.
+    Nothing,
+    /// A packet that is alone, as far as anybody knows, and need not wait for a turn.
+    Single(InnerPacket<'a>),
+    /// One that waits for its turn, or one that was lost.
+    Other,
+}
+
+/// Packets that could not be taken.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lost {
+    /// Longer than a slot.
+    pub(super) oversized: u64,
+    /// Nobody knows what the kernel says of them.
+    pub(super) malformed: u64,
+}
+
 /// A packet per slot.
 pub(super) struct Queued {
     slots: Vec<TunBatch>,
     free: Vec<usize>,
     turns: Turns,
-    oversized: u64,
+    lost: Lost,
     /// Where a slot's packet is among those that go, in this turn.
     places: [Option<usize>; SLOTS],
 }
@@ -37,7 +56,7 @@ impl Queued {
             slots: (0..SLOTS).map(|_| TunBatch::new(1, longest)).collect(),
             free: (0..SLOTS).collect(),
             turns: Turns::new(SLOTS, RandomState::new().build_hasher().finish()),
-            oversized: 0,
+            lost: Lost::default(),
             places: [None; SLOTS],
         }
     }
@@ -47,9 +66,9 @@ impl Queued {
         self.turns.is_empty()
     }
 
-    /// Packets dropped since the start because they were longer than a slot.
-    pub(super) fn oversized(&self) -> u64 {
-        self.oversized
+    /// Packets that were lost since this was asked last.
+    pub(super) fn take_lost(&mut self) -> Lost {
+        std::mem::take(&mut self.lost)
     }
 
     /// Lets go of the memory behind the slots, if nothing waits in them.
@@ -59,38 +78,52 @@ impl Queued {
         }
     }
 
-    /// Takes what the TUN has, as far as there is room; gives the number of packets that nobody can read,
-    /// and whether there was no more room.
+    /// Takes a packet when nothing waits. Most packets after a silence are alone: what is little goes at
+    /// once, before the kernel is asked for more, and without a look at whose turn it is.
     ///
     /// # Errors
     /// The interface is gone, or the kernel's answer.
-    pub(super) fn fill(&mut self, queue: &TunQueue) -> Result<(u64, bool), TunIoError> {
-        let mut malformed = 0;
-        while let Some(number) = self.free.last() {
-            let number = *number;
+    pub(super) fn first(&mut self, queue: &TunQueue) -> Result<First<'_>, TunIoError> {
+        let Some(number) = self.free.last().copied() else {
+            return Ok(First::Other);
+        };
+        let Some(slot) = self.slots.get_mut(number) else {
+            return Ok(First::Other);
+        };
+        let packet = match read(queue, slot, &mut self.lost)? {
+            Read::Nothing => return Ok(First::Nothing),
+            Read::Lost => return Ok(First::Other),
+            Read::Packet(packet) => packet,
+        };
+        let segments = packet.offload.segments(packet.bytes.len());
+        if turns::is_little(packet.bytes.len(), segments) {
+            return Ok(First::Single(packet));
+        }
+        self.turns.push(number, packet.bytes, segments);
+        self.free.pop();
+        Ok(First::Other)
+    }
+
+    /// Takes what the TUN has, as far as there is room; whether there was no more room.
+    ///
+    /// # Errors
+    /// The interface is gone, or the kernel's answer.
+    pub(super) fn fill(&mut self, queue: &TunQueue) -> Result<bool, TunIoError> {
+        while let Some(number) = self.free.last().copied() {
             let Some(slot) = self.slots.get_mut(number) else {
                 break;
             };
-            let oversized = slot.oversized();
-            let count = queue.read_batch(slot)?;
-            let oversized = slot.oversized() - oversized;
-            self.oversized += oversized;
-            if count == 0 && oversized == 0 {
-                return Ok((malformed, false));
-            }
-            let Some(packet) = slot.packets().next() else {
-                continue;
-            };
-            match virtio::offload(packet.header) {
-                Some(offload) => {
-                    let segments = offload.segments(packet.bytes.len());
+            match read(queue, slot, &mut self.lost)? {
+                Read::Nothing => return Ok(false),
+                Read::Lost => {}
+                Read::Packet(packet) => {
+                    let segments = packet.offload.segments(packet.bytes.len());
                     self.turns.push(number, packet.bytes, segments);
                     self.free.pop();
                 }
-                None => malformed += 1,
             }
         }
-        Ok((malformed, true))
+        Ok(true)
     }
 
     /// Hands the next packets to `send`, in an order that keeps each flow's.
@@ -126,4 +159,35 @@ impl Queued {
         send(packets.get_mut(..count).unwrap_or_default());
         true
     }
+}
+
+/// What one look into the TUN has brought.
+enum Read<'a> {
+    Nothing,
+    /// It is counted.
+    Lost,
+    Packet(InnerPacket<'a>),
+}
+
+fn read<'a>(
+    queue: &TunQueue,
+    slot: &'a mut TunBatch,
+    lost: &mut Lost,
+) -> Result<Read<'a>, TunIoError> {
+    let oversized = slot.oversized();
+    let count = queue.read_batch(slot)?;
+    let oversized = slot.oversized() - oversized;
+    lost.oversized += oversized;
+    if count == 0 && oversized == 0 {
+        return Ok(Read::Nothing);
+    }
+    let Some(packet) = slot.packets().next() else {
+        return Ok(Read::Lost);
+    };
+    let Some(offload) = virtio::offload(packet.header) else {
+        lost.malformed += 1;
+        return Ok(Read::Lost);
+    };
+    let bytes = packet.bytes;
+    Ok(Read::Packet(InnerPacket { bytes, offload }))
 }

@@ -15,12 +15,12 @@ use podmesh_engine::outbound::{OutboundBatch, seal_batch};
 use podmesh_engine::output::SlowItem;
 use podmesh_engine::path_id::SocketId;
 use podmesh_kernel::memory;
-use podmesh_kernel::tun::{MAX_PARTS, Offloads, TunIoError, TunQueue, WriteCounts};
+use podmesh_kernel::tun::{MAX_PARTS, Offloads, TunIoError, TunQueue, VnetHeader, WriteCounts};
 use podmesh_kernel::udp::{BATCH_SLOTS, Blocked, ReceiveBatch, SendCounts};
 use podmesh_kernel::wait::{Source, Waiter};
 
 use super::load::Load;
-use super::queued::{Queued, Which};
+use super::queued::{First, Lost, Queued, Which};
 use super::vigil::Vigil;
 use super::virtio;
 use super::{Seat, Shared};
@@ -59,6 +59,8 @@ pub(super) struct Worker {
     vigil: Vigil,
     sources: Sources,
     ready: Ready,
+    /// Nothing was left to do before this turn.
+    rested: bool,
     /// Nothing is merged until then, as the kernel has refused a run.
     alone_until: Option<Instant>,
     /// The socket that is watched for room.
@@ -116,6 +118,7 @@ impl Worker {
             vigil: Vigil::new(Instant::now()),
             sources: Sources::default(),
             ready: Ready::default(),
+            rested: true,
             alone_until: None,
             watched: None,
             shared,
@@ -178,7 +181,8 @@ impl Worker {
     /// Waits until there is something to do, for a moment awake if a little was done just now.
     fn wait(&mut self, waiter: &mut Waiter, moved: bool) -> std::io::Result<()> {
         let patience = self.patience();
-        if !moved || patience == Some(Duration::ZERO) || self.load.is_on() {
+        self.rested = patience != Some(Duration::ZERO);
+        if !moved || !self.rested || self.load.is_on() {
             return waiter.wait(patience);
         }
         let began = Instant::now();
@@ -371,9 +375,34 @@ impl Worker {
             self.go_on(backlog);
             return;
         }
-        let is_full = self.fill(table);
-        self.send_some(table);
-        self.ready.tun = is_full || !self.queued.is_empty();
+        let first = self.rested && !self.load.is_on() && self.queued.is_empty();
+        if first && self.first(table) == Turn::Idle {
+            self.ready.tun = false;
+            return;
+        }
+        self.ready.tun = true;
+        if self.backlog.is_none() {
+            let is_full = self.fill(table);
+            self.send_some(table);
+            self.ready.tun = is_full || !self.queued.is_empty();
+        }
+    }
+
+    /// Sends a packet that comes after a silence before others are looked for.
+    fn first(&mut self, table: &ForwardingTable) -> Turn {
+        let Some(queue) = &self.queue else {
+            return Turn::Idle;
+        };
+        match self.queued.first(queue) {
+            Ok(First::Nothing) => return Turn::Idle,
+            Ok(First::Single(packet)) => {
+                seal_batch(table, &mut [packet], &mut self.sealed);
+                self.send_sealed(table);
+            }
+            Ok(First::Other) => {}
+            Err(error) => self.cannot_read(error),
+        }
+        Turn::Busy
     }
 
     /// Sends what was taken from the TUN: others take over its queue.
@@ -390,14 +419,18 @@ impl Worker {
             if !some {
                 continue;
             }
-            report(&self.shared, table, &mut self.sealed.items);
-            self.load
-                .note(self.sealed.runs().map(|run| run.bytes.len()).sum());
-            self.send(Blocked::default());
+            self.send_sealed(table);
             if self.backlog.is_some() {
                 break;
             }
         }
+    }
+
+    fn send_sealed(&mut self, table: &ForwardingTable) {
+        report(&self.shared, table, &mut self.sealed.items);
+        self.load
+            .note(self.sealed.runs().map(|run| run.bytes.len()).sum());
+        self.send(Blocked::default());
     }
 
     /// Takes what waits in the TUN; whether there may be more than there was room for.
@@ -405,19 +438,26 @@ impl Worker {
         let Some(queue) = &self.queue else {
             return false;
         };
-        let before = self.queued.oversized();
         let filled = self.queued.fill(queue);
-        let oversized = self.queued.oversized() - before;
+        let Lost {
+            oversized,
+            malformed,
+        } = self.queued.take_lost();
         self.shared.counters.add_oversized(oversized, 0);
-        match filled {
-            Ok((malformed, is_full)) => {
-                table.drops().add(DropReason::Malformed, malformed);
-                return is_full;
-            }
-            Err(TunIoError::DeviceLost) => self.lose_device(),
-            Err(error) => tracing::debug!(reason = %error, "can't read from the TUN"),
+        if malformed > 0 {
+            table.drops().add(DropReason::Malformed, malformed);
         }
-        false
+        filled.unwrap_or_else(|error| {
+            self.cannot_read(error);
+            false
+        })
+    }
+
+    fn cannot_read(&mut self, error: TunIoError) {
+        match error {
+            TunIoError::DeviceLost => self.lose_device(),
+            error => tracing::debug!(reason = %error, "can't read from the TUN"),
+        }
     }
 
     /// Sends what is sealed, beginning there.
@@ -468,15 +508,23 @@ pub(crate) fn write_runs(
 ) -> Result<(), TunIoError> {
     let mut outcome = Ok(());
     for (merged, parts) in batch.runs() {
-        let mut gathered = [IoSlice::new(&[]); MAX_PARTS];
-        let mut count = 0;
-        for (slot, part) in gathered.iter_mut().zip(parts) {
-            *slot = IoSlice::new(part);
-            count += 1;
-        }
-        let header = merged.map(virtio::header).unwrap_or_default();
-        let parts = gathered.get(..count).unwrap_or_default();
-        match queue.write_gathered(header, parts, counts) {
+        let written = match merged {
+            None => parts.take(1).try_for_each(|packet| {
+                let packet = [IoSlice::new(packet)];
+                queue.write_gathered(VnetHeader::default(), &packet, counts)
+            }),
+            Some(merged) => {
+                let mut gathered = [IoSlice::new(&[]); MAX_PARTS];
+                let mut count = 0;
+                for (slot, part) in gathered.iter_mut().zip(parts) {
+                    *slot = IoSlice::new(part);
+                    count += 1;
+                }
+                let parts = gathered.get(..count).unwrap_or_default();
+                queue.write_gathered(virtio::header(merged), parts, counts)
+            }
+        };
+        match written {
             Err(TunIoError::DeviceLost) => return Err(TunIoError::DeviceLost),
             Err(error) => outcome = Err(error),
             Ok(()) => {}

@@ -207,6 +207,10 @@ impl TunQueue {
     ) -> Result<(), TunIoError> {
         let header_is_run = header.gso_type != 0;
         let header = header.to_bytes();
+        // What is prepared is touched whole, and after a sleep none of it is in the processor's caches.
+        if let [packet] = parts {
+            return self.write_counted(&[IoSlice::new(&header), *packet], 1, counts);
+        }
         let mut gathered = [IoSlice::new(&[]); MAX_PARTS + 1];
         let Some((vectors, _)) = gathered.split_at_mut_checked(parts.len() + 1) else {
             counts.invalid += parts.len();

@@ -14,8 +14,7 @@ use super::{SendCounts, UdpSocket};
 
 /// Datagrams that the kernel cuts one send into at most (`UDP_MAX_SEGMENTS` before Linux 6.9).
 pub const MAX_SEGMENTS: usize = 64;
-/// Runs per system call. What is prepared for a call is touched whole, and after a sleep none of it is in
-/// the processor's caches: more would cost single packets more time than it saves many.
+/// Runs per system call.
 const SLOTS: usize = 16;
 /// Bytes of one send at most: what an IPv4 packet can hold behind its headers.
 pub const MAX_RUN: usize = 65_507;
@@ -72,9 +71,24 @@ impl UdpSocket {
     /// run that fails does not stop the others. Where the kernel or a device can't cut, the datagrams go
     /// one by one, and so do those on that way in the next hour.
     pub fn send_runs<'a>(&self, runs: impl IntoIterator<Item = SendRun<'a>>) -> SentRuns {
+        let mut runs = runs.into_iter();
+        match (runs.next(), runs.next()) {
+            (None, _) => SentRuns::default(),
+            // What is prepared for a call is touched whole, and after a sleep none of it is in the
+            // processor's caches.
+            (Some(run), None) => {
+                let mut counts = SendCounts::default();
+                let blocked = self.send_some::<1>(&[run], &mut counts);
+                SentRuns { counts, blocked }
+            }
+            (Some(first), Some(second)) => self.send_many([first, second].into_iter().chain(runs)),
+        }
+    }
+
+    fn send_many<'a>(&self, runs: impl Iterator<Item = SendRun<'a>>) -> SentRuns {
         let mut sent = SentRuns::default();
         let mut batch = [SendRun::EMPTY; SLOTS];
-        let mut runs = runs.into_iter().fuse();
+        let mut runs = runs.fuse();
         let mut done = 0;
         loop {
             let mut filled = 0;
@@ -83,7 +97,7 @@ impl UdpSocket {
                 filled += 1;
             }
             let some = batch.get(..filled).unwrap_or_default();
-            if let Some(blocked) = self.send_some(some, &mut sent.counts) {
+            if let Some(blocked) = self.send_some::<SLOTS>(some, &mut sent.counts) {
                 let run = done + blocked.run;
                 sent.blocked = Some(Blocked { run, ..blocked });
             }
@@ -94,13 +108,18 @@ impl UdpSocket {
         }
     }
 
-    fn send_some(&self, runs: &[SendRun<'_>], counts: &mut SendCounts) -> Option<Blocked> {
+    /// Sends at most `MOST` runs.
+    fn send_some<const MOST: usize>(
+        &self,
+        runs: &[SendRun<'_>],
+        counts: &mut SendCounts,
+    ) -> Option<Blocked> {
         let is_alone = |run: &SendRun<'_>| run.count() > 1 && self.segmentation.is_off(run.to);
         let mut done = 0;
         for alike in runs.chunk_by(|a, b| !is_alone(a) && !is_alone(b)) {
             let blocked = match alike {
                 [run] if is_alone(run) => self.send_singly(run, counts),
-                _ => self.send_at_once(alike, counts),
+                _ => self.send_at_once::<MOST>(alike, counts),
             };
             if let Some(blocked) = blocked {
                 let run = done + blocked.run;
@@ -111,13 +130,17 @@ impl UdpSocket {
         None
     }
 
-    /// Sends at most 16 runs with one call, if the kernel likes them.
-    fn send_at_once(&self, runs: &[SendRun<'_>], counts: &mut SendCounts) -> Option<Blocked> {
-        let mut addresses = [RawAddress::EMPTY; SLOTS];
-        let mut controls = [Outgoing::EMPTY; SLOTS];
-        let mut vectors = [EMPTY_VECTOR; SLOTS];
+    /// Sends at most `MOST` runs with one call, if the kernel likes them.
+    fn send_at_once<const MOST: usize>(
+        &self,
+        runs: &[SendRun<'_>],
+        counts: &mut SendCounts,
+    ) -> Option<Blocked> {
+        let mut addresses = [RawAddress::EMPTY; MOST];
+        let mut controls = [Outgoing::EMPTY; MOST];
+        let mut vectors = [EMPTY_VECTOR; MOST];
         // SAFETY: `mmsghdr` is plain memory for which zeroes are valid.
-        let mut messages: [libc::mmsghdr; SLOTS] = unsafe { mem::zeroed() };
+        let mut messages: [libc::mmsghdr; MOST] = unsafe { mem::zeroed() };
         let parts = messages
             .iter_mut()
             .zip(&mut vectors)
@@ -143,7 +166,7 @@ impl UdpSocket {
             .filter(|rest| !rest.is_empty())
         {
             // SAFETY: the messages point to addresses, vectors and control messages on this stack, and
-            // to bytes that the runs borrow; at most 16 fit the count.
+            // to bytes that the runs borrow; at most `MOST` fit the count.
             let sent = unsafe {
                 libc::sendmmsg(
                     self.as_raw_fd(),
@@ -204,7 +227,7 @@ impl UdpSocket {
                 filled += 1;
             }
             let singles = singles.get(..filled).unwrap_or_default();
-            if let Some(blocked) = self.send_at_once(singles, counts) {
+            if let Some(blocked) = self.send_at_once::<SLOTS>(singles, counts) {
                 let bytes = (number * SLOTS + blocked.run) * segment;
                 return Some(Blocked { run: 0, bytes });
             }
