@@ -1,5 +1,6 @@
 //! Knocking for a lost peer at the endpoints that worked last.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use podmesh_proto::time::Moment;
@@ -39,6 +40,11 @@ impl Paths {
             self.knocks = Knocks::default();
             return;
         }
+        if !self.has_doors() {
+            // Nobody wakes for nothing, and that hundreds of times in a large network.
+            self.knocks.next = None;
+            return;
+        }
         let due = *self.knocks.next.get_or_insert(now + FIRST);
         if due > now {
             return;
@@ -58,37 +64,59 @@ impl Paths {
         self.knocks.next = Some(now + spread + if pause { PAUSE } else { KNOCK });
     }
 
-    /// What worked last; without any planet to time a punch, the outsides in the record, too.
+    fn has_doors(&self) -> bool {
+        !self.last_good.is_empty() || self.outsides().next().is_some()
+    }
+
+    /// Without any planet to time a punch, the outsides in the record.
+    fn outsides(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        let remote = self.remote.as_ref().filter(|_| !self.has_relay());
+        let candidates = remote.into_iter().flat_map(|remote| &remote.candidates);
+        candidates
+            .filter(|(kind, gate, _)| *gate == Gate::Timed && *kind == TrialKind::Reflexive)
+            .map(|(_, _, endpoint)| *endpoint)
+    }
+
+    /// What worked last, and the outsides.
     fn doors(&mut self) -> Vec<PathId> {
         let mut doors: Vec<(TrialKind, PathId)> = self
             .last_good
             .iter()
             .map(|path| (TrialKind::Cached, *path))
             .collect();
-        if !self.has_relay()
-            && let Some(remote) = &self.remote
-        {
-            doors.extend(
-                remote
-                    .candidates
-                    .iter()
-                    .filter(|(kind, gate, _)| *gate == Gate::Timed && *kind == TrialKind::Reflexive)
-                    .map(|(kind, _, endpoint)| {
-                        (
-                            *kind,
-                            PathId::Direct {
-                                socket: SocketId::MAIN,
-                                endpoint: *endpoint,
-                            },
-                        )
-                    }),
-            );
-        }
+        doors.extend(self.outsides().map(|endpoint| {
+            let socket = SocketId::MAIN;
+            (TrialKind::Reflexive, PathId::Direct { socket, endpoint })
+        }));
         doors.truncate(MAX_LAST_GOOD);
         doors
             .into_iter()
             .filter(|(kind, path)| self.ensure(*path, *kind, Gate::Timed).is_some())
             .map(|(_, path)| path)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podmesh_proto::id::NodeId;
+    use podmesh_proto::time::{Now, UnixSeconds};
+
+    use super::*;
+
+    #[test]
+    fn nobody_wakes_for_a_peer_at_whose_door_nobody_can_knock() {
+        let now = Now {
+            moment: Moment::from_start(Duration::from_secs(1_000)),
+            unix: UnixSeconds(1_800_000_000),
+            nanos: 0,
+        };
+        let mut paths = Paths::new(NodeId([1; 32]), NodeId([2; 32]), 7, now);
+        paths.handle_timeout(now);
+        assert_eq!(paths.knocks.due(), None);
+        assert_eq!(paths.poll_timeout(now), None);
+        let endpoint = "192.0.2.7:7077".parse().expect("an endpoint");
+        paths.set_cached(&[(SocketId::MAIN, endpoint)], now);
+        assert_eq!(paths.knocks.due(), Some(now.moment + FIRST));
     }
 }
