@@ -38,6 +38,8 @@ const SOCKETS: usize = 4;
 const FEW_SLOTS: usize = 4;
 /// How long what is sealed may wait for room in a socket.
 const BACKLOG_AGE: Duration = Duration::from_millis(250);
+/// How long a shard that ends waits for it.
+const DRAIN: Duration = Duration::from_millis(20);
 /// How long nothing is merged after the kernel has refused a run.
 const REFUSED: Duration = Duration::from_secs(3_600);
 /// After an error that says nothing about its end.
@@ -217,7 +219,12 @@ impl Worker {
     /// Whether anything waits to be dealt with.
     fn has_work(&self) -> bool {
         let Ready { sockets, tun } = self.ready;
-        sockets.contains(&true) || tun || self.backlog.is_some() || !self.queued.is_empty()
+        sockets.contains(&true) || tun || self.has_unsent()
+    }
+
+    /// Whether anything was taken from the TUN and is not on its way.
+    fn has_unsent(&self) -> bool {
+        self.backlog.is_some() || !self.queued.is_empty()
     }
 
     /// Lets the machine have the memory that only much traffic needs.
@@ -375,6 +382,18 @@ impl Worker {
             self.go_on(backlog);
             return;
         }
+        self.take_and_send(table);
+        let Lost {
+            oversized,
+            malformed,
+        } = self.queued.take_lost();
+        self.shared.counters.add_oversized(oversized, 0);
+        if malformed > 0 {
+            table.drops().add(DropReason::Malformed, malformed);
+        }
+    }
+
+    fn take_and_send(&mut self, table: &ForwardingTable) {
         let first = self.rested && !self.load.is_on() && self.queued.is_empty();
         if first && self.first(table) == Turn::Idle {
             self.ready.tun = false;
@@ -382,7 +401,7 @@ impl Worker {
         }
         self.ready.tun = true;
         if self.backlog.is_none() {
-            let is_full = self.fill(table);
+            let is_full = self.fill();
             self.send_some(table);
             self.ready.tun = is_full || !self.queued.is_empty();
         }
@@ -407,8 +426,17 @@ impl Worker {
 
     /// Sends what was taken from the TUN: others take over its queue.
     fn drain(&mut self, table: &ForwardingTable) {
-        while self.backlog.is_none() && !self.queued.is_empty() {
-            self.send_some(table);
+        let began = Instant::now();
+        while began.elapsed() < DRAIN && self.has_unsent() {
+            match self.backlog {
+                None => self.send_some(table),
+                Some(backlog) => {
+                    self.go_on(backlog);
+                    if self.backlog.is_some() {
+                        std::thread::sleep(DRAIN / 20);
+                    }
+                }
+            }
         }
     }
 
@@ -434,20 +462,11 @@ impl Worker {
     }
 
     /// Takes what waits in the TUN; whether there may be more than there was room for.
-    fn fill(&mut self, table: &ForwardingTable) -> bool {
+    fn fill(&mut self) -> bool {
         let Some(queue) = &self.queue else {
             return false;
         };
-        let filled = self.queued.fill(queue);
-        let Lost {
-            oversized,
-            malformed,
-        } = self.queued.take_lost();
-        self.shared.counters.add_oversized(oversized, 0);
-        if malformed > 0 {
-            table.drops().add(DropReason::Malformed, malformed);
-        }
-        filled.unwrap_or_else(|error| {
+        self.queued.fill(queue).unwrap_or_else(|error| {
             self.cannot_read(error);
             false
         })
@@ -482,8 +501,13 @@ impl Worker {
         if still.since.elapsed() < BACKLOG_AGE {
             return;
         }
-        let left = self.sealed.runs().skip(still.stop.at.run);
-        let would_block = left.map(|run| run.datagrams().count()).sum();
+        let Blocked { run, bytes } = still.stop.at;
+        let mut left = self.sealed.runs().skip(run);
+        let begun = left.next().map_or(0, |run| {
+            let rest = run.bytes.len().saturating_sub(bytes);
+            rest.div_ceil(run.segment.max(1))
+        });
+        let would_block = begun + left.map(|run| run.datagrams().count()).sum::<usize>();
         self.shared.counters.add_sent(&SendCounts {
             would_block,
             ..SendCounts::default()

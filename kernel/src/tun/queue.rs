@@ -208,7 +208,7 @@ impl TunQueue {
         let header_is_run = header.gso_type != 0;
         let header = header.to_bytes();
         // What is prepared is touched whole, and after a sleep none of it is in the processor's caches.
-        if let [packet] = parts {
+        if let ([packet], false) = (parts, header_is_run) {
             return self.write_counted(&[IoSlice::new(&header), *packet], 1, counts);
         }
         let mut gathered = [IoSlice::new(&[]); MAX_PARTS + 1];

@@ -136,6 +136,7 @@ impl UdpSocket {
         runs: &[SendRun<'_>],
         counts: &mut SendCounts,
     ) -> Option<Blocked> {
+        debug_assert!(runs.len() <= MOST, "{} runs at once", runs.len());
         let mut addresses = [RawAddress::EMPTY; MOST];
         let mut controls = [Outgoing::EMPTY; MOST];
         let mut vectors = [EMPTY_VECTOR; MOST];
