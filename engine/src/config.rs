@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use podmesh_proto::certificate::Member;
 use podmesh_proto::key::{SecretKey, SigningKey};
 
+use crate::limits;
 use crate::stored::StoredState;
 use crate::tunnel::TunnelKind;
 
@@ -31,6 +33,29 @@ impl NodeKeys {
     }
 }
 
+/// From which size of the mesh on a node doesn't keep a path to everybody, and its patience then. Programs
+/// take the default; the simulator has small meshes behave as large ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Peers up to which a node keeps a path to each of them. With more, a path is made when there is
+    /// traffic for it.
+    pub eager_peers: usize,
+    /// A peer without traffic for this long is let go, if there are more than [`Self::eager_peers`].
+    pub idle: Duration,
+    /// The same of one that hasn't answered at all.
+    pub in_vain: Duration,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            eager_peers: limits::EAGER_PEERS,
+            idle: limits::IDLE,
+            in_vain: limits::IN_VAIN,
+        }
+    }
+}
+
 /// Everything that doesn't come from planets or peers.
 pub struct EngineConfig {
     /// The node's keys.
@@ -51,6 +76,8 @@ pub struct EngineConfig {
     pub device: String,
     /// What makes tunnels.
     pub tunnel: TunnelKind,
+    /// What changes with the size of the mesh.
+    pub thresholds: Thresholds,
     /// Version of meshd, for people.
     pub version: String,
 }

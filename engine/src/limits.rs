@@ -44,8 +44,7 @@ pub const OBSERVE: Duration = Duration::from_secs(15);
 pub const OBSERVE_RETRY: Duration = Duration::from_secs(1);
 /// At most this often is news about paths written to disk.
 pub const PERSIST_PATHS: Duration = Duration::from_secs(30);
-/// Peers up to which a node keeps a path to each of them. With more, a path is made when there is
-/// traffic for it.
+/// The default of [`crate::config::Thresholds::eager_peers`].
 pub const EAGER_PEERS: usize = 256;
 /// Per peer: how long the forwarding table, host plan and stored state may lag behind, so that
 /// building them stays a small share of the work however many members arrive.
@@ -60,9 +59,9 @@ pub const MAX_PINGS: usize = 64;
 pub const MAX_WAIT: Duration = Duration::from_secs(5);
 /// How long a ping waits for its answer.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// A peer without traffic for this long is let go, if there are more than [`EAGER_PEERS`].
+/// The default of [`crate::config::Thresholds::idle`].
 pub const IDLE: Duration = Duration::from_secs(600);
-/// The same of one that hasn't answered at all.
+/// The default of [`crate::config::Thresholds::in_vain`].
 pub const IN_VAIN: Duration = Duration::from_secs(30);
 /// Memberships per message of a report, and how often one goes out: a planet that relearns from
 /// many members is not flooded.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podmesh_engine::config::EngineConfig;
+use podmesh_engine::config::{EngineConfig, Thresholds};
 use podmesh_engine::drops::Drops;
 use podmesh_engine::engine::Engine;
 use podmesh_engine::error::StartError;
@@ -320,6 +320,7 @@ fn engine(
         mtu,
         device: config.device.clone(),
         tunnel: config.tunnel,
+        thresholds: Thresholds::default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     Ok(Engine::new(config, random::bytes()?, clock::now())?)

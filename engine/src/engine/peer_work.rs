@@ -8,7 +8,6 @@ use podmesh_proto::time::Now;
 
 use crate::control::ControlMessage;
 use crate::engine::Engine;
-use crate::limits;
 use crate::membership::holdings::MemberId;
 use crate::path_id::{PathId, SocketId};
 use crate::paths::{PathAction, Paths, SwitchReason, TrafficSample};
@@ -70,14 +69,14 @@ impl Engine {
 
     /// Looks after a peer's paths from now on, if there are few enough peers for that.
     pub(super) fn wake_if_few(&mut self, node: &NodeId, now: Now) {
-        if self.peers.len() <= limits::EAGER_PEERS {
+        if self.peers.len() <= self.config.thresholds.eager_peers {
             self.wake(node, now);
         }
     }
 
     /// After members have gone, there may be few enough again.
     pub(super) fn wake_all(&mut self, now: Now) {
-        if self.peers.len() > limits::EAGER_PEERS {
+        if self.peers.len() > self.config.thresholds.eager_peers {
             return;
         }
         let asleep: Vec<NodeId> = self
@@ -247,7 +246,8 @@ impl Engine {
 
     /// Tells the paths what the fast half has counted.
     pub(super) fn sample_traffic(&mut self, now: Now) {
-        let many = self.peers.len() > limits::EAGER_PEERS;
+        let many = self.peers.len() > self.config.thresholds.eager_peers;
+        let idle_after = self.config.thresholds.idle;
         for id in self.peers.tunnels() {
             let MemberId::Node(node) = id else {
                 continue;
@@ -267,7 +267,7 @@ impl Engine {
             }
             let idle = peer
                 .busy
-                .is_some_and(|busy| now.moment.since(busy) >= limits::IDLE);
+                .is_some_and(|busy| now.moment.since(busy) >= idle_after);
             if sent > 0 || on_path > 0 || elsewhere.is_some() {
                 let received: Vec<(PathId, u64)> = path
                     .map(|path| (path, on_path))
@@ -290,11 +290,12 @@ impl Engine {
 
     /// Peers that were woken while there were few, and have never answered.
     fn let_strangers_sleep(&mut self, now: Now) {
+        let patience = self.config.thresholds.in_vain;
         let in_vain = |peer: &&Peer| {
             let since = peer
                 .busy
                 .map_or(Duration::ZERO, |busy| now.moment.since(busy));
-            peer.paths.is_some() && !peer.session && since >= limits::IN_VAIN
+            peer.paths.is_some() && !peer.session && since >= patience
         };
         let strangers = self.peers.nodes().filter(in_vain);
         let strangers: Vec<NodeId> = strangers.map(|peer| peer.member.node).collect();

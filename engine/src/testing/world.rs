@@ -9,7 +9,7 @@ use podmesh_proto::time::{Moment, Now};
 
 use super::planet::PlanetStub;
 use super::{Authority, Keys, START, name};
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, Thresholds};
 use crate::engine::Engine;
 use crate::forwarding::ForwardingTable;
 use crate::host_plan::HostPlan;
@@ -96,6 +96,7 @@ impl World {
             mtu: 1_380,
             device: "mesh0".to_owned(),
             tunnel: TunnelKind::default(),
+            thresholds: Thresholds::default(),
             version: "test".to_owned(),
         };
         Engine::new(config, [number; 32], self.now).unwrap()

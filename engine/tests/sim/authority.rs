@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use podmesh_engine::config::{EngineConfig, NodeKeys};
+use podmesh_engine::config::{EngineConfig, NodeKeys, Thresholds};
 use podmesh_engine::stored::StoredState;
 use podmesh_engine::tunnel::TunnelKind;
 use podmesh_proto::certificate::Grant;
@@ -147,6 +147,7 @@ impl Keys {
             mtu: 1_380,
             device: "mesh0".to_owned(),
             tunnel: self.tunnel(),
+            thresholds: Thresholds::default(),
             version: "sim".to_owned(),
         }
     }
