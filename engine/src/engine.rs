@@ -36,6 +36,8 @@ use crate::timers::{Timer, Timers};
 use crate::tunnel::{TunnelKeys, buffer_for};
 
 mod arrivals;
+#[cfg(any(test, feature = "virtual-time"))]
+mod astray;
 mod departures;
 mod directory;
 mod gossip;
@@ -65,8 +67,6 @@ pub struct Engine {
     pub(crate) drops: Arc<Drops>,
     pub(crate) plan: HostPlan,
     pub(crate) record: Option<(EndpointRecord, Signed<EndpointRecord>)>,
-    /// Difference to a planet's wall clock that is too large to go unnoticed, in seconds.
-    pub(crate) clock_off: Option<i64>,
     outputs: VecDeque<Output>,
     random: Random,
     timers: Timers,
@@ -111,7 +111,6 @@ impl Engine {
             endpoints: OwnEndpoints::new(config.ports, config.configured.clone()),
             plan: HostPlan::empty(&config.device, config.mtu),
             record: None,
-            clock_off: None,
             outputs: VecDeque::new(),
             random: Random::new(seed),
             timers: Timers::default(),
@@ -348,6 +347,7 @@ impl Engine {
         if let Some(members) = &mut self.members {
             members.expire(now.unix);
         }
+        self.ask_planets_again(now);
         self.renew_when_due(now);
         self.end_pings(now);
         self.forget_waiting(now);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::{Member, Membership};
 use podmesh_proto::error::CertificateError;
-use podmesh_proto::id::{NodeId, TokenId};
+use podmesh_proto::id::{NodeId, PlanetId, TokenId};
 use podmesh_proto::key::{PublicKey, VerifyingKey};
 use podmesh_proto::limits::CLOCK_SKEW;
 use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
@@ -29,12 +29,14 @@ pub mod holdings;
 pub mod lies;
 mod quarantine;
 mod root;
+mod untimely;
 
 use self::departures::Departed;
 pub use self::departures::Parting;
 use self::holdings::{Holdings, MemberId, of_member};
 use self::lies::{Lie, Lies, Source};
 use self::quarantine::Quarantine;
+use self::untimely::Untimely;
 use crate::mutation::{self, Mutant};
 
 /// Everything that this node believes about its network.
@@ -56,6 +58,7 @@ pub struct Members {
     /// Those that are over.
     ended: BTreeSet<(UnixSeconds, NodeId)>,
     lies: Lies,
+    untimely: Untimely,
     batch: u64,
     changed: BTreeSet<MemberId>,
     sequence: u64,
@@ -105,6 +108,7 @@ impl Members {
             expiries: BTreeSet::new(),
             ended: BTreeSet::new(),
             lies: Lies::default(),
+            untimely: Untimely::default(),
             batch: 0,
             changed: BTreeSet::new(),
             sequence: 0,
@@ -163,6 +167,12 @@ impl Members {
         self.quarantine.nodes()
     }
 
+    /// The member with this id that is not routed to, because it collides with another.
+    #[must_use]
+    pub fn kept_apart(&self, node: &NodeId) -> Option<&Arc<Member>> {
+        self.quarantine.member(node)
+    }
+
     /// The indexes of what is held by whom.
     #[must_use]
     pub fn holdings(&self) -> &Holdings {
@@ -177,6 +187,12 @@ impl Members {
     /// Notes something that doesn't hold and was found elsewhere.
     pub fn note(&mut self, lie: Lie, source: Source, told: (String, String), now: UnixSeconds) {
         self.lies.note(lie, source, told, now);
+    }
+
+    /// The planets whose word was not believed because of the time, and would be at this one; each is
+    /// given once.
+    pub fn take_timely(&mut self, now: UnixSeconds) -> Vec<PlanetId> {
+        self.untimely.take(now)
     }
 
     /// Whether the root has put this node out.
@@ -255,10 +271,15 @@ impl Members {
             return self.learn_verified(Arc::new(member), Arc::new(membership), source, now);
         }
         // What this node once believed stays with its holder, also beyond its time.
-        let verified = match source {
-            Source::Disk => membership.prove(&self.network),
-            _ => membership.verify(&self.network, now),
-        };
+        let verified = membership.prove(&self.network).and_then(|member| {
+            if source != Source::Disk
+                && let Err(error) = member.is_in_time(now)
+            {
+                self.untimely.note(source, &member, now);
+                return Err(error);
+            }
+            Ok(member)
+        });
         match verified {
             Ok(member) => self.learn_verified(Arc::new(member), Arc::new(membership), source, now),
             Err(error) => {
@@ -365,7 +386,9 @@ impl Members {
     /// Removes a node; what collided with it gets its chance.
     fn remove(&mut self, node: &NodeId) {
         let id = MemberId::Node(*node);
-        self.quarantine.remove(node);
+        if self.quarantine.remove(node) {
+            self.changed.insert(id);
+        }
         if let Some(known) = self.known.remove(node) {
             self.holdings.remove(id, &of_member(&known.member));
             self.changed.insert(id);
@@ -445,8 +468,9 @@ impl Members {
     /// The identity that speaks for a node, as far as this one knows.
     #[must_use]
     pub fn identity_of(&self, node: &NodeId) -> VerifyingKey {
-        let known = self.known.get(node);
-        known.map_or((*node).into(), |known| known.member.identity())
+        let known = self.known.get(node).map(|known| &known.member);
+        let member = known.or_else(|| self.kept_apart(node));
+        member.map_or((*node).into(), |member| member.identity())
     }
 
     /// The endpoint record, if its node's newest identity signed it.

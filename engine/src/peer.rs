@@ -120,6 +120,45 @@ impl Peer {
         })
     }
 
+    /// Takes over what was known of the node by the end of an earlier service, for which the shared
+    /// link was another one. Numbers of probes go on, on both sides: the peer refuses those that it
+    /// has had, and this node must not take those that it has had for new.
+    pub(crate) fn goes_on(self, before: Self) -> Self {
+        Self {
+            record: before.record,
+            cached: before.cached,
+            former: before.former,
+            may_reset: before.may_reset,
+            initiations: before.initiations,
+            mtu: before.mtu,
+            counter: before.counter,
+            incarnation: before.incarnation,
+            seen: before.seen,
+            ..self
+        }
+    }
+
+    /// Ends the service of the node: what is known of it stays, its tunnel and paths go.
+    pub(crate) fn retire(&mut self) {
+        let path = self.link.lock().path;
+        let active = path.map(|path| ActivePath {
+            node: self.member.node,
+            mtu: self.mtu,
+            direct: path.is_direct(),
+        });
+        self.former = active.or(self.former);
+        self.close();
+        if let Some(paths) = self.paths.take() {
+            self.cached = paths.last_good();
+        }
+        self.waiting.clear();
+        self.handshake_path = None;
+        self.session = false;
+        self.handover = None;
+        self.busy = None;
+        self.deadline = None;
+    }
+
     /// The number of the next probe to this peer.
     pub(crate) fn next_probe(&mut self) -> u64 {
         self.counter = self.counter.saturating_add(1);

@@ -13,10 +13,15 @@ use crate::peer::{External, Peer};
 use crate::random::Random;
 use crate::tunnel::INDEX_BITS;
 
-/// The peers that are routed to.
+/// The peers that are routed to, and the members that are not for the time being.
 #[derive(Default)]
 pub(crate) struct Peers {
+    /// By what standing of this node they were placed last: whether it may have peers at all.
+    pub(crate) served: bool,
     nodes: BTreeMap<NodeId, Peer>,
+    /// Nodes that are known and not routed to: what is known of them waits here, and goes on being
+    /// learned, for the time when they are routed to again.
+    resting: BTreeMap<NodeId, Peer>,
     externals: BTreeMap<PublicKey, External>,
     by_index: BTreeMap<PeerIndex, MemberId>,
     by_tag: BTreeMap<ProbeTag, NodeId>,
@@ -80,6 +85,49 @@ impl Peers {
             self.deadlines.remove(&(at, *node));
         }
         Some(peer)
+    }
+
+    /// Keeps what is known of a node that is not routed to.
+    pub(crate) fn rest(&mut self, peer: Peer) {
+        self.resting.insert(peer.member.node, peer);
+    }
+
+    /// Takes a node that is not routed to out.
+    pub(crate) fn take_resting(&mut self, node: &NodeId) -> Option<Peer> {
+        self.resting.remove(node)
+    }
+
+    /// A node, routed to or not.
+    #[must_use]
+    pub(crate) fn known(&self, node: &NodeId) -> Option<&Peer> {
+        self.nodes.get(node).or_else(|| self.resting.get(node))
+    }
+
+    /// A node, routed to or not.
+    pub(crate) fn known_mut(&mut self, node: &NodeId) -> Option<&mut Peer> {
+        let resting = &mut self.resting;
+        self.nodes.get_mut(node).or_else(|| resting.get_mut(node))
+    }
+
+    /// All nodes, routed to or not.
+    pub(crate) fn all_known(&self) -> impl Iterator<Item = &Peer> {
+        self.nodes.values().chain(self.resting.values())
+    }
+
+    /// The nodes that are not routed to.
+    #[cfg(any(test, feature = "virtual-time"))]
+    pub(crate) fn resting(&self) -> impl Iterator<Item = &Peer> {
+        self.resting.values()
+    }
+
+    /// Forgets everybody, and closes their tunnels. Numbers stay taken.
+    pub(crate) fn clear(&mut self) {
+        self.nodes.values().for_each(Peer::close);
+        self.externals.values().for_each(External::close);
+        *self = Self {
+            used: std::mem::take(&mut self.used),
+            ..Self::default()
+        };
     }
 
     /// Takes an external peer out.

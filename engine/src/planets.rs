@@ -8,7 +8,7 @@ use std::time::Duration;
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::network::PlanetEntry;
 use podmesh_proto::planet_api::DirectoryCursor;
-use podmesh_proto::time::Moment;
+use podmesh_proto::time::{Moment, Now, UnixSeconds};
 
 use crate::forwarding::RelayLeg;
 use crate::path_id::SocketId;
@@ -31,6 +31,19 @@ pub struct Planet {
     pub cursor: Option<DirectoryCursor>,
     /// Why it isn't connected.
     pub error: Option<String>,
+    /// Its wall clock at its last welcome, and when that was.
+    pub clock: Option<(UnixSeconds, Moment)>,
+}
+
+impl Planet {
+    /// Seconds by which the planet's wall clock is ahead of this node's, as far as is known.
+    #[must_use]
+    pub fn clock_ahead(&self, now: Now) -> Option<i64> {
+        let (then, at) = self.clock?;
+        let theirs = then.plus(now.moment.since(at).as_secs());
+        let seconds = |time: UnixSeconds| i64::try_from(time.0).unwrap_or(i64::MAX);
+        Some(seconds(theirs).saturating_sub(seconds(now.unix)))
+    }
 }
 
 /// A control connection that is up.
@@ -92,6 +105,7 @@ impl Planets {
                 connection: None,
                 cursor: None,
                 error: None,
+                clock: None,
             });
             planet.entry = entry.clone();
             self.all.insert(entry.id, planet);

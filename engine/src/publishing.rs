@@ -96,6 +96,11 @@ impl OwnEndpoints {
         true
     }
 
+    /// Somebody's word counts no more.
+    pub fn forget(&mut self, witness: Witness) {
+        self.seen.retain(|(of, _, _), _| *of != witness);
+    }
+
     /// Where the sockets are outside, by the word of planets (in this life or the last): at each
     /// address the port that peers would see, if that is known.
     #[must_use]

@@ -398,6 +398,20 @@ impl Member {
             .chain(self.pod_cidrs.iter().copied())
             .collect()
     }
+
+    /// Whether its present life has begun, and is not over, at `now`.
+    ///
+    /// # Errors
+    /// It has not begun, or is over.
+    pub fn is_in_time(&self, now: UnixSeconds) -> Result<(), CertificateError> {
+        let document = NodeCertificate::KIND;
+        if let Some(at) = self.expires
+            && now > at.plus(CLOCK_SKEW)
+        {
+            return Err(CertificateError::Expired { document, at });
+        }
+        renewal::begun(document, self.issued, self.expires, now)
+    }
 }
 
 impl Membership {
@@ -408,13 +422,7 @@ impl Membership {
     /// The first link that doesn't hold.
     pub fn verify(&self, network: &Network, now: UnixSeconds) -> Result<Member, CertificateError> {
         let member = self.prove(network)?;
-        if let Some(at) = member.expires
-            && now > at.plus(CLOCK_SKEW)
-        {
-            let document = NodeCertificate::KIND;
-            return Err(CertificateError::Expired { document, at });
-        }
-        renewal::begun(NodeCertificate::KIND, member.issued, member.expires, now)?;
+        member.is_in_time(now)?;
         Ok(member)
     }
 

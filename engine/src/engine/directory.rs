@@ -19,7 +19,6 @@ use crate::limits;
 use crate::membership::Members;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::{Lie, Source};
-use crate::output::Output;
 use crate::timers::Timer;
 
 /// Bytes of memberships in one message of a report, below the limit of a message by a good margin.
@@ -85,7 +84,7 @@ impl Engine {
             },
             DirectoryRecord::Presence { node, online } => {
                 // Of members alone: a planet can make up ids without end.
-                if self.peers.get(&node).is_some() {
+                if self.peers.known(&node).is_some() {
                     self.presence.insert((node, planet), online);
                     self.spread_relays_to(&node, now);
                 }
@@ -110,7 +109,7 @@ impl Engine {
         };
         let known = self
             .peers
-            .get(&record.node)
+            .known(&record.node)
             .and_then(|peer| peer.record.as_ref());
         if known.is_some_and(|(known, _)| record.is_newer_than(known)) {
             let sentence = "sent an endpoint record by an identity that the node has replaced";
@@ -122,7 +121,7 @@ impl Engine {
     /// Whether this very record was verified before: planets and peers tell the same many times.
     pub(super) fn has_record(&self, signed: &Signed<EndpointRecord>) -> bool {
         let peer = signed.unverified().ok().map(|claimed| claimed.node);
-        peer.and_then(|node| self.peers.get(&node))
+        peer.and_then(|node| self.peers.known(&node))
             .and_then(|peer| peer.record.as_ref())
             .is_some_and(|(_, known)| known == signed)
     }
@@ -136,7 +135,7 @@ impl Engine {
     ) {
         let excluded = self.excluded();
         let node = record.node;
-        let Some(peer) = self.peers.get_mut(&node) else {
+        let Some(peer) = self.peers.known_mut(&node) else {
             return;
         };
         let known = peer.record.as_ref();
@@ -204,11 +203,8 @@ impl Engine {
         edition: bool,
         now: Now,
     ) {
-        if edition && let Some(members) = &self.members {
-            let planets = members.network().planets.clone();
-            self.planets.set(&planets);
-            self.outputs.push_back(Output::Planets(planets));
-            self.spread_relays(now);
+        if edition {
+            self.follow_edition(now);
         }
         // A revocation must not be lost, however much else there is to write.
         self.persist(now);

@@ -125,7 +125,7 @@ impl Engine {
         now: Now,
     ) {
         let node = record.node;
-        let news = self.peers.get(&node).is_some_and(|peer| {
+        let news = self.peers.known(&node).is_some_and(|peer| {
             peer.record
                 .as_ref()
                 .is_none_or(|(known, _)| record.is_newer_than(known))

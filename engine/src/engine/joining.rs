@@ -226,18 +226,7 @@ impl Engine {
 
     /// Back to the state before any join; only keys and ports stay.
     pub(super) fn forget_network(&mut self, now: Now) {
-        let peers: Vec<_> = self.peers.nodes().map(|peer| peer.member.node).collect();
-        for node in peers {
-            if let Some(peer) = self.peers.remove(&node) {
-                peer.close();
-            }
-        }
-        let externals: Vec<_> = self.peers.externals().map(|peer| peer.wireguard).collect();
-        for key in externals {
-            if let Some(peer) = self.peers.remove_external(&key) {
-                peer.close();
-            }
-        }
+        self.peers.clear();
         self.members = None;
         self.join = None;
         self.claim = None;

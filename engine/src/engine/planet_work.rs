@@ -27,8 +27,6 @@ use crate::timers::Timer;
 
 /// Tries of a question that are made in quick succession.
 const QUICK_TRIES: u32 = 5;
-/// A planet's clock may be off by this many seconds before a person should know.
-const CLOCK_TOLERANCE: u64 = 60;
 
 impl Engine {
     pub(super) fn hello_to(&self, planet: &PlanetId, exported: &[u8]) -> Option<NodeMessage> {
@@ -71,13 +69,53 @@ impl Engine {
         };
         let was_connected = entry.connection.take().is_some();
         entry.error = Some(printable(&reason));
-        self.timers.clear(Timer::Heartbeat(planet));
-        self.timers.clear(Timer::Observe(planet));
-        self.timers.clear(Timer::Report(planet));
+        self.clear_timers_of(planet);
         if was_connected {
             tracing::info!(planet = %self.planets.name(&planet), reason = %printable(&reason), "planet lost");
             self.presence.retain(|(_, at), _| *at != planet);
             self.relays_changed(now);
+        }
+    }
+
+    fn clear_timers_of(&mut self, planet: PlanetId) {
+        self.timers.clear(Timer::Heartbeat(planet));
+        self.timers.clear(Timer::Observe(planet));
+        self.timers.clear(Timer::Report(planet));
+    }
+
+    /// The planets of the network are those of its newest edition.
+    pub(super) fn follow_edition(&mut self, now: Now) {
+        let Some(members) = &self.members else {
+            return;
+        };
+        let planets = members.network().planets.clone();
+        for gone in self.planets.set(&planets) {
+            self.clear_timers_of(gone);
+            self.presence.retain(|(_, at), _| *at != gone);
+            self.endpoints.forget(Witness::Planet(gone));
+        }
+        self.outputs.push_back(Output::Planets(planets));
+        self.relays_changed(now);
+    }
+
+    /// Asks a planet for everything once more that it had told when this node's clock was wrong, and that
+    /// therefore was not believed. It won't say it again by itself.
+    pub(super) fn ask_planets_again(&mut self, now: Now) {
+        let Some(members) = &mut self.members else {
+            return;
+        };
+        for planet in members.take_timely(now.unix) {
+            let name = self.planets.name(&planet);
+            let Some(entry) = self.planets.get_mut(&planet) else {
+                continue;
+            };
+            tracing::info!(planet = %name, "what a planet told before holds by this clock");
+            entry.cursor = None;
+            if entry.connection.is_some() {
+                let reason = "asked anew, as the clock has changed".to_owned();
+                self.planet_lost(planet, reason, now);
+                self.outputs.push_back(Output::Reconnect(planet));
+            }
         }
     }
 
@@ -124,6 +162,7 @@ impl Engine {
         };
         let known = entry.cursor;
         entry.error = None;
+        entry.clock = Some((welcome.time, now.moment));
         let Some(connection) = entry.connection.as_mut() else {
             return;
         };
@@ -144,9 +183,6 @@ impl Engine {
             }
         }
         let granted = welcome.relay.is_some();
-        let (ours, theirs) = (now.unix.0, welcome.time.0);
-        self.clock_off = (ours.abs_diff(theirs) > CLOCK_TOLERANCE)
-            .then(|| i64::try_from(theirs).unwrap_or(0) - i64::try_from(ours).unwrap_or(0));
         if first {
             tracing::info!(planet = %self.planets.name(&planet), "planet connected");
         }

@@ -368,7 +368,7 @@ impl Engine {
         let coming = Tunnel::new(&self.keys, &member.wireguard, link.index.0);
         let (Some(probes), Some(coming)) = (probes, coming) else {
             // A weak key: no membership with one is believed.
-            return self.drop_node(node);
+            return self.forget_node(node);
         };
         self.peers.set_probes(node, probes);
         let mut state = link.lock();

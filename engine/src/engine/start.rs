@@ -131,12 +131,12 @@ impl Engine {
 
     fn recall_paths(&mut self, stored: &StoredState) {
         for cached in &stored.paths {
-            if let Some(peer) = self.peers.get_mut(&cached.node) {
+            if let Some(peer) = self.peers.known_mut(&cached.node) {
                 peer.cached.push((cached.socket, cached.endpoint));
             }
         }
         for active in &stored.active {
-            if let Some(peer) = self.peers.get_mut(&active.node) {
+            if let Some(peer) = self.peers.known_mut(&active.node) {
                 let most = u16::try_from(self.config.mtu).unwrap_or(u16::MAX);
                 peer.mtu = active.mtu.min(most).max(limits::MIN_MTU);
                 peer.former = Some(*active);
@@ -194,7 +194,10 @@ impl Engine {
         stored.quarantined = quarantined.map(|one| (**one).clone()).collect();
         stored.statements = members.statements().cloned().collect();
         stored.departures = members.departures().cloned().collect();
-        let records = self.peers.nodes().filter_map(|peer| peer.record.as_ref());
+        let records = self
+            .peers
+            .all_known()
+            .filter_map(|peer| peer.record.as_ref());
         stored.endpoints = records.map(|(_, signed)| signed.clone()).collect();
         stored.paths = self.last_good_paths();
         stored.active = self.active_paths();
@@ -202,7 +205,7 @@ impl Engine {
     }
 
     fn active_paths(&self) -> Vec<ActivePath> {
-        let nodes = self.peers.nodes();
+        let nodes = self.peers.all_known();
         let active = nodes.filter_map(|peer| {
             let Some(path) = peer.link.lock().path else {
                 // A life that ends before it has found one knows no better.
@@ -219,7 +222,7 @@ impl Engine {
 
     fn last_good_paths(&self) -> Vec<CachedPath> {
         let mut all = Vec::new();
-        for peer in self.peers.nodes() {
+        for peer in self.peers.all_known() {
             let good: Vec<(SocketId, _)> = peer
                 .paths
                 .as_ref()

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use podmesh_proto::id::NodeId;
+use podmesh_proto::certificate::Member;
+use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::key::PublicKey;
 use podmesh_proto::time::{Moment, Now};
 
@@ -14,6 +15,18 @@ use crate::membership::holdings::MemberId;
 use crate::output::Output;
 use crate::peer::{External, Peer};
 use crate::timers::Timer;
+
+/// What a node is to this one.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A peer.
+    Served(Arc<Member>),
+    /// A member that is not routed to: its time is over, it collides with another, or this node is in
+    /// no good standing itself. All of that may change.
+    Resting(Arc<Member>),
+    /// Nobody.
+    Nowhere,
+}
 
 impl Engine {
     /// The last step of every input: whatever has changed reaches everything that follows from it.
@@ -71,30 +84,26 @@ impl Engine {
         self.outputs.push_back(Output::Persist(stored));
     }
 
+    /// Makes the peers those that [`Self::place_of`] says, after whatever has changed.
     pub(super) fn follow_members(&mut self, now: Now) {
         let Some(members) = &mut self.members else {
             return;
         };
         let mut changed = members.take_changed();
-        if changed.is_empty() {
-            return;
-        }
-        self.dirty = true;
-        let me = MemberId::Node(self.node_id());
-        let own_changed = changed.remove(&me);
+        let own_changed = changed.remove(&MemberId::Node(self.node));
         if own_changed {
             self.follow_own(now);
         }
-        if own_changed && !self.is_active() {
-            // Revoked or expired: no tunnel of anybody stays.
-            changed.extend(
-                self.peers
-                    .nodes()
-                    .map(|peer| MemberId::Node(peer.member.node)),
-            );
-            let externals = self.peers.externals();
-            changed.extend(externals.map(|peer| MemberId::External(peer.wireguard)));
+        let serves = self.is_active();
+        if serves != self.peers.served {
+            // The standing decides about everybody, whatever it was that changed it.
+            self.peers.served = serves;
+            changed.extend(self.everybody());
         }
+        if changed.is_empty() && !own_changed {
+            return;
+        }
+        self.dirty = true;
         for id in changed {
             match id {
                 MemberId::Node(node) => self.follow_node(node, now),
@@ -103,6 +112,23 @@ impl Engine {
         }
         self.trust_changed(now);
         self.wake_all(now);
+    }
+
+    /// Everybody who is a peer, or might be one.
+    fn everybody(&self) -> Vec<MemberId> {
+        let nodes = self.peers.all_known().map(|peer| peer.member.node);
+        let externals = self.peers.externals().map(|peer| peer.wireguard);
+        let mut all: Vec<MemberId> = nodes.map(MemberId::Node).collect();
+        all.extend(externals.map(MemberId::External));
+        if let Some(members) = &self.members {
+            let nodes = members.all().map(|known| known.member.node);
+            let apart = members.quarantined().map(|(member, _)| member.node);
+            all.extend(nodes.chain(apart).map(MemberId::Node));
+            let externals = members.externals().map(|peer| peer.wireguard);
+            all.extend(externals.map(MemberId::External));
+        }
+        all.retain(|id| *id != MemberId::Node(self.node));
+        all
     }
 
     /// Whether this node is a member in good standing.
@@ -114,18 +140,32 @@ impl Engine {
             })
     }
 
-    fn follow_node(&mut self, node: NodeId, now: Now) {
-        let active = self.is_active();
-        let wanted = self
-            .members
-            .as_ref()
-            .and_then(|members| members.known(&node))
-            .filter(|known| active && !known.expired)
-            .map(|known| Arc::clone(&known.member));
-        let Some(member) = wanted else {
-            self.drop_node(&node);
-            return;
+    /// What a node is to this one: everything about peers follows from this.
+    pub(super) fn place_of(&self, node: &NodeId) -> Place {
+        let Some(members) = self.members.as_ref().filter(|_| *node != self.node) else {
+            return Place::Nowhere;
         };
+        match (members.known(node), members.kept_apart(node)) {
+            (Some(known), _) if !known.expired && self.is_active() => {
+                Place::Served(Arc::clone(&known.member))
+            }
+            (Some(known), _) => Place::Resting(Arc::clone(&known.member)),
+            (None, Some(member)) => Place::Resting(Arc::clone(member)),
+            (None, None) => Place::Nowhere,
+        }
+    }
+
+    fn follow_node(&mut self, node: NodeId, now: Now) {
+        match self.place_of(&node) {
+            Place::Served(member) => self.serve(member, now),
+            Place::Resting(member) => self.rest(member),
+            Place::Nowhere => self.forget_node(&node),
+        }
+    }
+
+    /// A member is routed to, by its present keys.
+    fn serve(&mut self, member: Arc<Member>, now: Now) {
+        let node = member.node;
         if let Some(peer) = self.peers.get_mut(&node) {
             let same =
                 peer.member.wireguard == member.wireguard && peer.member.probe == member.probe;
@@ -135,24 +175,60 @@ impl Engine {
             }
             return;
         }
-        let Some(network) = self.members.as_ref().map(|members| members.network().id) else {
+        let before = self.peers.take_resting(&node);
+        let Some(mut peer) = self.new_peer(&member) else {
             return;
         };
-        let index = self.peers.new_index(&mut self.random);
-        let link = PeerLink::new(index, Some(node.relay_address()), Some(member.overlay6));
-        let keys = (&self.config.keys.probe, self.node_id());
-        if let Some(peer) = Peer::new(Arc::new(link), Arc::clone(&member), keys, network) {
-            tracing::info!(peer = %member.name, "a member is known");
-            self.peers.insert(peer);
-            self.wake_if_few(&node, now);
+        if let Some(before) = before {
+            peer = peer.goes_on(before);
+        }
+        tracing::info!(peer = %member.name, "a member is known");
+        self.peers.insert(peer);
+        self.wake_if_few(&node, now);
+    }
+
+    /// A node is known and not routed to, for the time being.
+    fn rest(&mut self, member: Arc<Member>) {
+        if let Some(mut peer) = self.peers.remove(&member.node) {
+            self.waiting_bytes = self.waiting_bytes.saturating_sub(peer.waiting_bytes());
+            peer.retire();
+            tracing::info!(peer = %peer.member.name, "a member is routed to no more");
+            self.peers.rest(peer);
+        }
+        match self.peers.known_mut(&member.node) {
+            Some(peer) => peer.member = member,
+            None => {
+                if let Some(peer) = self.new_peer(&member) {
+                    self.peers.rest(peer);
+                }
+            }
         }
     }
 
-    pub(super) fn drop_node(&mut self, node: &NodeId) {
+    /// A peer of which nothing but the membership is known; `None` if a key of it is weak.
+    fn new_peer(&mut self, member: &Arc<Member>) -> Option<Peer> {
+        let network = self.members.as_ref()?.network().id;
+        let index = self.peers.new_index(&mut self.random);
+        let address = member.node.relay_address();
+        let link = PeerLink::new(index, Some(address), Some(member.overlay6));
+        let keys = (&self.config.keys.probe, self.node);
+        Peer::new(Arc::new(link), Arc::clone(member), keys, network)
+    }
+
+    /// A node is none of this network's any more, or can't be talked with.
+    pub(super) fn forget_node(&mut self, node: &NodeId) {
+        let first = (*node, PlanetId([0; 32]));
+        let last = (*node, PlanetId([u8::MAX; 32]));
+        let told: Vec<_> = self
+            .presence
+            .range(first..=last)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in told {
+            self.presence.remove(&key);
+        }
+        self.peers.take_resting(node);
         if let Some(peer) = self.peers.remove(node) {
-            for planet in self.planets.all() {
-                self.presence.remove(&(*node, planet.entry.id));
-            }
             self.waiting_bytes = self.waiting_bytes.saturating_sub(peer.waiting_bytes());
             peer.close();
             tracing::info!(peer = %peer.member.name, "a member is routed to no more");
@@ -187,12 +263,7 @@ impl Engine {
         self.timers.clear(Timer::Rebuild);
         self.dirty = false;
         self.rebuilt = Some(now.moment);
-        let own = self
-            .members
-            .as_ref()
-            .and_then(|members| members.own())
-            .filter(|_| self.is_active())
-            .map(|own| Arc::clone(&own.member));
+        let own = self.active_member();
         let nodes = self
             .peers
             .nodes()
@@ -211,25 +282,31 @@ impl Engine {
         let table = Arc::clone(&self.table);
         // Before whatever leaves: an answer must find the table that knows what it answers.
         self.outputs.push_front(Output::Forwarding(table));
-        let plan = match (&own, &self.members) {
-            (Some(own), Some(members)) => self.plan_of(own, members),
-            (None, Some(members)) => {
-                let Self { config, .. } = self;
-                HostPlan::closed(&config.device, config.mtu, members.network())
-            }
-            _ => HostPlan::empty(&self.config.device, self.config.mtu),
-        };
+        let plan = self.wanted_plan();
         if plan != self.plan {
             self.plan = plan.clone();
             self.outputs.push_back(Output::HostPlan(Box::new(plan)));
         }
     }
 
-    fn plan_of(
-        &self,
-        own: &podmesh_proto::certificate::Member,
-        members: &crate::membership::Members,
-    ) -> HostPlan {
+    /// This node as a member, if it is one in good standing.
+    fn active_member(&self) -> Option<Arc<Member>> {
+        let own = self.members.as_ref().and_then(|members| members.own());
+        own.filter(|_| self.is_active())
+            .map(|own| Arc::clone(&own.member))
+    }
+
+    /// What the host should hold, as of this moment.
+    pub(super) fn wanted_plan(&self) -> HostPlan {
+        let (device, mtu) = (&self.config.device, self.config.mtu);
+        match (&self.active_member(), &self.members) {
+            (Some(own), Some(members)) => self.plan_of(own, members),
+            (None, Some(members)) => HostPlan::closed(device, mtu, members.network()),
+            _ => HostPlan::empty(device, mtu),
+        }
+    }
+
+    fn plan_of(&self, own: &Member, members: &crate::membership::Members) -> HostPlan {
         let nodes: Vec<_> = self
             .peers
             .nodes()

@@ -1,4 +1,6 @@
 mod ending;
+mod standing;
+mod walk;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -40,8 +40,13 @@ impl Quarantine {
         self.nodes.values().map(|entry| &entry.membership)
     }
 
-    pub(super) fn remove(&mut self, node: &NodeId) {
-        self.nodes.remove(node);
+    /// Whether it was in here.
+    pub(super) fn remove(&mut self, node: &NodeId) -> bool {
+        self.nodes.remove(node).is_some()
+    }
+
+    pub(super) fn member(&self, node: &NodeId) -> Option<&Arc<Member>> {
+        self.nodes.get(node).map(|entry| &entry.member)
     }
 
     pub(super) fn has(&self, node: &NodeId) -> bool {

@@ -477,7 +477,7 @@ fn editions_only_grow_and_a_retired_planets_later_receipts_are_void() {
     let edition = |version| Network {
         version,
         planets: vec![PlanetEntry {
-            id: podmesh_proto::id::PlanetId([5; 32]),
+            id: PlanetId([5; 32]),
             name: name("p2"),
             address: "192.0.2.2:7077".to_owned(),
         }],

@@ -11,7 +11,8 @@ use podmesh_proto::certificate::{
 use podmesh_proto::id::{NodeId, RelayAddress};
 use podmesh_proto::network::Network;
 use podmesh_proto::planet_api::{
-    DirectoryCursor, DirectoryRecord, DirectoryUpdate, NodeMessage, PlanetMessage, Welcome,
+    DirectoryCursor, DirectoryRecord, DirectoryUpdate, NodeMessage, PlanetMessage, Refusal,
+    RefusalCode, Welcome,
 };
 use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
 use podmesh_proto::renewal::{RenewalReceipt, RenewalRequest, Renewed};
@@ -37,13 +38,26 @@ pub(super) struct PlanetStub {
     receipts: BTreeMap<NodeId, Signed<AdmissionReceipt>>,
     applications: BTreeMap<NodeId, Application>,
     log: Vec<DirectoryRecord>,
+    /// Up to where each node knows the log.
+    told: BTreeMap<usize, usize>,
+    lives: u64,
     next: u8,
+}
+
+impl PlanetStub {
+    /// It comes back with nothing.
+    pub(super) fn next_life(&self) -> Self {
+        Self {
+            lives: self.lives + 1,
+            ..Self::default()
+        }
+    }
 }
 
 impl World {
     pub(super) fn planet_event(&mut self, node: usize, event: PlanetEvent) {
         let planet = self.authority.planet.planet_id();
-        let now = self.now;
+        let now = self.now_of(node);
         self.engines[node].handle_planet(planet, event, now);
         self.drain(node);
     }
@@ -60,6 +74,10 @@ impl World {
         match message {
             NodeMessage::Hello(hello) => {
                 self.planet.connected.insert(node, id);
+                let cursor = self.cursor();
+                let told = hello.cursor.filter(|known| known.epoch == cursor.epoch);
+                let told = told.map_or(0, |known| usize::try_from(known.version).unwrap());
+                self.planet.told.insert(node, told);
                 if let Some(membership) = hello.membership {
                     self.planet.members.insert(id, *membership);
                 }
@@ -122,9 +140,19 @@ impl World {
             request,
             receipt: receipt.clone(),
         };
-        let membership = self.planet.members.get_mut(&id).unwrap();
-        membership.renewed = Some(Box::new(renewed));
-        let membership = membership.clone();
+        let membership = Membership {
+            renewed: Some(Box::new(renewed)),
+            ..self.planet.members[&id].clone()
+        };
+        if let Err(error) = membership.verify(&self.authority.network, self.now.unix) {
+            let refusal = Refusal {
+                code: RefusalCode::Unproven,
+                reason: error.to_string(),
+                retry_in: None,
+            };
+            return self.planet_says(node, PlanetMessage::NotRenewed(refusal));
+        }
+        self.planet.members.insert(id, membership.clone());
         self.planet_says(node, PlanetMessage::Renewed(receipt));
         self.tell_all(DirectoryRecord::Member(Box::new(membership)));
     }
@@ -173,12 +201,13 @@ impl World {
             }),
         );
         if member {
-            let records = self.planet.log.clone();
+            let told = self.planet.told.get(&node).copied().unwrap_or(0);
+            let records = self.planet.log.iter().skip(told).cloned().collect();
             self.planet_says(
                 node,
                 PlanetMessage::Directory(DirectoryUpdate {
                     cursor,
-                    from_start: true,
+                    from_start: told == 0,
                     records,
                 }),
             );
@@ -191,7 +220,7 @@ impl World {
 
     fn cursor(&self) -> DirectoryCursor {
         DirectoryCursor {
-            epoch: 7,
+            epoch: 7 + self.planet.lives,
             version: u64::try_from(self.planet.log.len()).unwrap(),
         }
     }

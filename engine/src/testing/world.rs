@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use podmesh_proto::id::PlanetId;
-use podmesh_proto::time::{Moment, Now};
+use podmesh_proto::time::{Moment, Now, UnixSeconds};
 
 use super::planet::PlanetStub;
 use super::{Authority, Keys, START, name};
@@ -30,6 +30,12 @@ pub(crate) struct World {
     pub(crate) delivered: Vec<Vec<Vec<u8>>>,
     pub(crate) notes: Vec<String>,
     pub(crate) now: Now,
+    /// Seconds by which the wall clocks of nodes are ahead.
+    pub(crate) clocks: BTreeMap<usize, i64>,
+    pub(crate) thresholds: Thresholds,
+    /// Nodes connect again when they ask for it.
+    pub(crate) reconnects: bool,
+    pub(crate) reconnections: usize,
     /// Pairs that can't reach each other directly.
     pub(crate) direct_blocked: bool,
     pub(crate) planet_alive: bool,
@@ -64,6 +70,10 @@ impl World {
                 unix: START,
                 nanos: 0,
             },
+            clocks: BTreeMap::new(),
+            thresholds: Thresholds::default(),
+            reconnects: false,
+            reconnections: 0,
             direct_blocked: false,
             planet_alive: true,
             off: BTreeSet::new(),
@@ -96,13 +106,15 @@ impl World {
             mtu: 1_380,
             device: "mesh0".to_owned(),
             tunnel: TunnelKind::default(),
-            thresholds: Thresholds::default(),
+            thresholds: self.thresholds,
             version: "test".to_owned(),
         };
-        Engine::new(config, [number; 32], self.now).unwrap()
+        let node = self.keys.iter().position(|known| *known == number);
+        let now = node.map_or(self.now, |node| self.now_of(node));
+        Engine::new(config, [number; 32], now).unwrap()
     }
 
-    fn add(&mut self, number: u8) {
+    pub(crate) fn add(&mut self, number: u8) {
         let engine = self.engine(number, None);
         self.engines.push(engine);
         self.keys.push(number);
@@ -138,7 +150,7 @@ impl World {
         self.engines[node] = self.engine(self.keys[node], stored);
         self.planet.connected.remove(&node);
         let address = address_of(self.keys[node]);
-        let now = self.now;
+        let now = self.now_of(node);
         self.engines[node].handle_underlay(vec![address], now);
         self.drain(node);
         self.connect(node);
@@ -150,7 +162,7 @@ impl World {
             let reason = "connection lost".to_owned();
             self.planet_event(node, PlanetEvent::Disconnected { reason });
         }
-        self.planet = PlanetStub::default();
+        self.planet = self.planet.next_life();
     }
 
     pub(crate) fn connect(&mut self, node: usize) {
@@ -191,12 +203,22 @@ impl World {
                 let (_, _, node, received) = self.wire.swap_remove(found.unwrap());
                 self.arrive(node, received);
             } else if let Some((_, node)) = timer {
-                let now = self.now;
+                let now = self.now_of(node);
                 self.engines[node].handle_timeout(now);
                 self.drain(node);
             }
         }
         self.advance(end);
+    }
+
+    /// Both clocks of a node.
+    pub(crate) fn now_of(&self, node: usize) -> Now {
+        let ahead = self.clocks.get(&node).copied().unwrap_or(0);
+        let unix = self.now.unix.0.saturating_add_signed(ahead);
+        Now {
+            unix: UnixSeconds(unix),
+            ..self.now
+        }
     }
 
     fn advance(&mut self, to: Moment) {
@@ -212,7 +234,7 @@ impl World {
         if node == usize::MAX {
             self.planet_receives(&received);
         } else if !self.off.contains(&node) {
-            let now = self.now;
+            let now = self.now_of(node);
             self.engines[node].handle_datagram(received, now);
             self.drain(node);
         }
@@ -248,7 +270,7 @@ impl World {
 
     /// Does what an engine asked for.
     pub(crate) fn drain(&mut self, node: usize) {
-        let mut sent = false;
+        let (mut sent, mut again) = (false, false);
         while let Some(output) = self.engines[node].poll_output() {
             match output {
                 Output::Transmit(transmit) => {
@@ -270,13 +292,20 @@ impl World {
                         Err(error) => error.to_string(),
                     });
                 }
-                Output::Planets(_) | Output::Reconnect(_) => {}
+                Output::Reconnect(_) => {
+                    self.reconnections += 1;
+                    again = self.reconnects;
+                }
+                Output::Planets(_) => {}
             }
         }
         if self.engines[node].take_moved() {
             let number = self.keys[node];
             let to = self.next.remove(&number).unwrap();
             self.moved.insert(number, to);
+        }
+        if again {
+            self.connect(node);
         }
     }
 
@@ -297,7 +326,7 @@ impl World {
 
     /// The node's host sends a packet into the TUN.
     pub(crate) fn send_packet(&mut self, node: usize, packet: &[u8]) {
-        let now = self.now;
+        let now = self.now_of(node);
         self.engines[node].handle_pod_packet(packet, now);
         self.drain(node);
     }

@@ -8,7 +8,10 @@ use crate::engine::Engine;
 use crate::error::COME_BACK;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
+use crate::planets::Planet;
 
+/// A planet's clock may be off by this many seconds before a person should know.
+const CLOCK_TOLERANCE: u64 = 60;
 /// Seconds after which a renewal that was due is worth a line.
 const RENEWAL_PATIENCE: u64 = 10;
 
@@ -31,8 +34,13 @@ impl Engine {
             } else if self.renewing.lost_keys {
                 let message = "this node's membership names keys that this node doesn't have; either \
                                its disk is an old copy, or somebody else holds its identity";
-                let next = "`meshctl leave` and join with a new token; if the disk is no old copy, \
-                            revoke this node first";
+                let next = if self.planets.connected().next().is_some() {
+                    "`meshctl leave` and join with a new token; if the disk is no old copy, \
+                     revoke this node first"
+                } else {
+                    "let it connect to a planet first, which may know a newer membership that names \
+                     this node's keys; else `meshctl leave` and join with a new token"
+                };
                 entries.push(entry("MESH-NODE-003", message, next));
             }
             entries.extend(self.renewal_health(now));
@@ -50,17 +58,28 @@ impl Engine {
                 "look whether the planet runs (`planet status` there) and UDP gets through to it";
             entries.push(entry("MESH-PLANET-001", message, next));
         }
-        if let Some(off) = self.clock_off {
-            let message = format!(
-                "this machine's clock is {} s {} a planet's",
-                off.unsigned_abs(),
-                if off > 0 { "behind" } else { "ahead of" }
-            );
-            entries.push(entry("MESH-CLOCK-001", &message, "run a time service"));
-        }
+        entries.extend(self.clock_health(now));
         entries.extend(self.drop_health());
         tracing::trace!(at = %now.unix, entries = entries.len(), "health");
         entries
+    }
+
+    /// By the planet whose clock differs most. Judged anew each time: a clock goes wrong, and is put
+    /// right, at any time.
+    fn clock_health(&self, now: Now) -> Option<HealthView> {
+        let ahead = |planet: &Planet| Some((planet.clock_ahead(now)?, planet.entry.name.clone()));
+        let clocks = self.planets.all().filter_map(ahead);
+        let (ahead, planet) = clocks.max_by_key(|(ahead, _)| ahead.unsigned_abs())?;
+        if ahead.unsigned_abs() <= CLOCK_TOLERANCE {
+            return None;
+        }
+        let message = format!(
+            "this machine's clock is {} s {} that of planet {planet}",
+            ahead.unsigned_abs(),
+            if ahead > 0 { "behind" } else { "ahead of" }
+        );
+        let next = "run a time service on the machine whose clock is wrong";
+        Some(entry("MESH-CLOCK-001", &message, next))
     }
 
     fn trust_health(&self) -> Vec<HealthView> {
