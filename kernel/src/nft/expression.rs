@@ -100,9 +100,12 @@ pub(super) enum Expression {
     Counter,
     /// Ends the chain.
     Verdict(Verdict),
-    /// Gives the packet this source address.
+    /// Gives the packet this source address, and leaves it its port where nobody else has it.
     SourceNat(IpAddr),
-    /// Gives the packet the address of the interface by which it leaves.
+    /// Gives the packet the address of the interface by which it leaves, and leaves it its port where
+    /// nobody else has it: whoever asks from one port is seen behind one, and can be found by peers.
+    /// Random ports would spare two connections that begin in the same instant a clash over the first
+    /// packet, at the price of a symmetric NAT in front of every pod.
     Masquerade,
 }
 
@@ -153,19 +156,10 @@ impl Expression {
             Self::Counter => element(list, "counter", |_| {}),
             Self::Verdict(verdict) => end(list, *verdict),
             Self::SourceNat(address) => source_nat(list, address),
-            Self::Masquerade => {
-                const NFTA_MASQ_FLAGS: u16 = 1;
-                element(list, "masq", |masq| {
-                    masq.be32(NFTA_MASQ_FLAGS, RANDOM_FULLY);
-                });
-            }
+            Self::Masquerade => element(list, "masq", |_| {}),
         }
     }
 }
-
-/// Translated ports are picked at random: two connections that open at the same moment on two
-/// cores would otherwise pick the same port, and one of them would lose its first packet.
-const RANDOM_FULLY: u32 = 1 << 4;
 
 fn element(list: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
     list.nested(NFTA_LIST_ELEM, |element| {
@@ -357,7 +351,7 @@ fn source_nat(list: &mut Message, address: &IpAddr) {
         nat.be32(NFTA_NAT_TYPE, SOURCE);
         nat.be32(NFTA_NAT_FAMILY, u32::from(Family::of(address).number()));
         nat.be32(NFTA_NAT_REG_ADDR_MIN, REGISTER);
-        nat.be32(NFTA_NAT_FLAGS, MAP_ADDRESS | RANDOM_FULLY);
+        nat.be32(NFTA_NAT_FLAGS, MAP_ADDRESS);
     });
 }
 

@@ -51,9 +51,9 @@ fn the_rules_are_read_back_in_the_words_of_nft() {
         "meta mark 0x00006d65 oifname \"mesh0\" counter packets 0 bytes 0 drop",
         "oifname \"docker0\" ip daddr 10.42.3.0/24 accept",
         "oifname != \"mesh0\" oifname != \"pm*\" ip saddr 10.42.3.0/24",
-        "masquerade fully-random",
-        "snat ip to 10.77.0.3 fully-random",
-        "snat ip6 to fd12:3456:789a::3 fully-random",
+        "masquerade comment",
+        "snat ip to 10.77.0.3 comment",
+        "snat ip6 to fd12:3456:789a::3 comment",
         "tcp option maxseg size set rt mtu",
     ] {
         assert!(text.contains(line), "{line:?} is not in:\n{text}");
