@@ -23,7 +23,11 @@ use crate::{
 pub(crate) fn ensure(node: &NodeFile) -> Result<(), Failure> {
     refuse_own_underlay(node)?;
     ensure_routes(node)?;
-    nft::ensure(&rules(node)).map_err(|error| not_yet(&error))?;
+    let rules = rules(node);
+    if nft::ensure(&rules).map_err(|error| not_yet(&error))? {
+        // Whether they can be forgotten or not, none of them leaves with a pod's address any more.
+        let _ = nft::forget_strays(&rules);
+    }
     for family in families(node) {
         sysctl::ensure_forwarding(family).map_err(|error| not_yet(&error))?;
     }

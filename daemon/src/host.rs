@@ -22,7 +22,7 @@ use podmesh_kernel::watch::Watcher;
 use podmesh_proto::node_file::NodeFile;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::is_excluded;
 use crate::node_file::NodeFiles;
@@ -35,6 +35,11 @@ const SETTLE: Duration = Duration::from_millis(200);
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// After something went wrong.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// Between two pieces of work that looks at everything in a table of the kernel's.
+const REST: Duration = Duration::from_secs(2);
+/// So many times what the work has taken, where that is longer: a twentieth of a processor.
+const REST_FOR_WORK: u32 = 20;
 
 /// What the configuration says about the host.
 #[derive(Debug, Clone)]
@@ -116,6 +121,44 @@ impl Host {
     }
 }
 
+/// Work that many occasions ask for and that costs more than most of them: after each time it rests.
+struct Errand {
+    is_due: bool,
+    not_before: Instant,
+}
+
+impl Errand {
+    /// Due at once.
+    fn new() -> Self {
+        Self {
+            is_due: true,
+            not_before: Instant::now(),
+        }
+    }
+
+    fn ask(&mut self) {
+        self.is_due = true;
+    }
+
+    /// When it is to be done, if it is.
+    fn at(&self) -> Option<Instant> {
+        self.is_due.then_some(self.not_before)
+    }
+
+    /// Does it if it is due, and gives what came of it.
+    fn run<T>(&mut self, work: impl FnOnce() -> T) -> Option<T> {
+        let begin = Instant::now();
+        if !self.is_due || begin < self.not_before {
+            return None;
+        }
+        self.is_due = false;
+        let outcome = work();
+        let end = Instant::now();
+        self.not_before = end + REST.max((end - begin) * REST_FOR_WORK);
+        Some(outcome)
+    }
+}
+
 struct Keeper {
     netlink: Arc<Netlink>,
     reconciler: Reconciler,
@@ -124,6 +167,8 @@ struct Keeper {
     files: NodeFiles,
     /// Whether something of a membership may be left to take away.
     was_member: bool,
+    /// Connections that began while the guard was away are forgotten.
+    strays: Errand,
 }
 
 impl Keeper {
@@ -136,6 +181,7 @@ impl Keeper {
             config,
             files,
             was_member: true,
+            strays: Errand::new(),
         })
     }
 
@@ -154,21 +200,34 @@ impl Keeper {
             }
             last = report;
             let patience = if is_good { LOOK_AGAIN } else { RETRY };
-            let something = async {
-                tokio::select! {
-                    changed = plans.changed() => changed.is_ok(),
-                    change = self.watcher.next() => {
-                        if change.is_err() {
-                            sleep(RETRY).await;
-                        }
-                        true
-                    }
-                }
-            };
-            if timeout(patience, something).await == Ok(false) {
+            if !self.wait(&mut plans, Instant::now() + patience).await {
                 return;
             }
         }
+    }
+
+    /// Until there is a reason to look. False if nobody wants that any more.
+    async fn wait(
+        &mut self,
+        plans: &mut watch::Receiver<Option<HostPlan>>,
+        look_again: Instant,
+    ) -> bool {
+        let errand = self.strays.at();
+        let end = errand.map_or(look_again, |at| at.min(look_again));
+        let something = async {
+            tokio::select! {
+                changed = plans.changed() => changed.is_ok(),
+                change = self.watcher.next() => {
+                    match change {
+                        Ok(change) if change.guard || change.overrun => self.strays.ask(),
+                        Ok(_) => {}
+                        Err(_) => sleep(RETRY).await,
+                    }
+                    true
+                }
+            }
+        };
+        timeout_at(end, something).await.unwrap_or(true)
     }
 
     async fn look(&mut self, plan: Option<&HostPlan>) -> HostReport {
@@ -271,9 +330,25 @@ impl Keeper {
     }
 
     /// The guard comes first: no route may lead anywhere before it stands.
-    fn guard(&self, file: &NodeFile, report: &mut HostReport) {
-        if let Err(error) = nft::ensure(&guard(file)) {
-            report.problems.push(error.to_string());
+    fn guard(&mut self, file: &NodeFile, report: &mut HostReport) {
+        let rules = guard(file);
+        match nft::ensure(&rules) {
+            Ok(false) => {}
+            Ok(true) => self.strays.ask(),
+            Err(error) => report.problems.push(error.to_string()),
+        }
+        match self.strays.run(|| nft::forget_strays(&rules)) {
+            None | Some(Ok(0)) => {}
+            Some(Ok(number)) => {
+                tracing::info!(number, "forgot connections that had begun untranslated");
+                if number >= nft::MOST_STRAYS {
+                    self.strays.ask();
+                }
+            }
+            Some(Err(error)) => tracing::warn!(
+                reason = %error,
+                "connections that began while nftables rules were missing can't be forgotten"
+            ),
         }
     }
 

@@ -118,6 +118,19 @@ impl Conversation {
         ))
     }
 
+    /// As [`dump`](Self::dump), one object after the other, for tables too large to be held as a
+    /// whole. What changes meanwhile may be missing or come twice.
+    pub(crate) fn walk(
+        &mut self,
+        mut message: Message,
+        found: impl FnMut(Reply),
+    ) -> io::Result<()> {
+        message.add_flags(NLM_F_REQUEST | NLM_F_DUMP);
+        let sequence = self.next_sequence();
+        self.send(&message.finish(sequence))?;
+        self.read_until(sequence, found)
+    }
+
     /// Sends several messages as one datagram; the kernel takes all of them or none.
     pub(crate) fn transaction(&mut self, mut messages: Vec<Message>) -> io::Result<()> {
         let Some(last) = messages.len().checked_sub(2) else {

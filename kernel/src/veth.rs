@@ -33,6 +33,8 @@ use crate::{
 
 use request::Found;
 
+pub(crate) use request::addresses as own_addresses;
+
 /// The IPv4 gateway of every pod; it answers nothing and is never seen outside the pod's link.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The IPv6 gateway of every pod.

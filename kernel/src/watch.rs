@@ -32,6 +32,8 @@ const IPV6_RULE: u32 = 19;
 const NFTABLES: u32 = 7;
 const NFTABLES_SUBSYSTEM: u16 = 10;
 const NFTABLES_HEADER: usize = 4;
+/// Ends every transaction and names no table.
+const NEW_GENERATION: u16 = NFTABLES_SUBSYSTEM << 8 | 15;
 /// The table's name in notices about tables, chains and rules.
 const TABLE_NAME: u16 = 1;
 
@@ -46,8 +48,10 @@ pub struct Change {
     pub routes: bool,
     /// Rules.
     pub rules: bool,
-    /// The nftables table of podmesh; those of others count for nothing.
+    /// The nftables table of podmesh.
     pub guard: bool,
+    /// Nftables tables of others.
+    pub firewall: bool,
     /// Notices were lost, so anything may have changed.
     pub overrun: bool,
 }
@@ -61,10 +65,15 @@ impl Change {
 
     fn add(&mut self, message_type: u16, payload: &[u8]) {
         match message_type {
+            NEW_GENERATION => {}
             _ if message_type >> 8 == NFTABLES_SUBSYSTEM => {
                 let attributes = payload.get(NFTABLES_HEADER..).unwrap_or_default();
                 let table = Attributes::of(attributes).text(TABLE_NAME);
-                self.guard |= table.as_deref() == Some(nft::TABLE);
+                if table.as_deref() == Some(nft::TABLE) {
+                    self.guard = true;
+                } else {
+                    self.firewall = true;
+                }
             }
             libc::RTM_NEWLINK | libc::RTM_DELLINK => self.links = true,
             libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,

@@ -278,7 +278,7 @@ fn fail_closed(guard: &GuardRules) -> Vec<Rule> {
 }
 
 /// Destinations towards which a pod keeps its address.
-fn inside(guard: &GuardRules) -> impl Iterator<Item = IpNet> + '_ {
+pub(super) fn inside(guard: &GuardRules) -> impl Iterator<Item = IpNet> + '_ {
     let multicast = [
         IpNet::new_assert(IpAddr::from([224, 0, 0, 0]), 4),
         IpNet::new_assert(IpAddr::from([0xff00, 0, 0, 0, 0, 0, 0, 0]), 8),

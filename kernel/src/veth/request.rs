@@ -211,7 +211,7 @@ pub(super) fn links(kernel: &mut Conversation) -> io::Result<Vec<Found>> {
 }
 
 /// Every address with the index of its interface.
-pub(super) fn addresses(kernel: &mut Conversation) -> io::Result<Vec<(u32, IpAddr)>> {
+pub(crate) fn addresses(kernel: &mut Conversation) -> io::Result<Vec<(u32, IpAddr)>> {
     let replies = kernel.dump(Message::new(RTM_GETADDR, 0, &[0; ADDRESS_HEADER_BYTES]))?;
     let addresses = replies.iter().filter_map(|reply| {
         let attributes = reply.attributes(ADDRESS_HEADER_BYTES);

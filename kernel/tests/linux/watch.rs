@@ -83,7 +83,7 @@ fn each_kind_of_change_is_noticed_and_a_burst_is_one_notice() {
 }
 
 #[test]
-fn only_the_own_nftables_table_is_watched() {
+fn the_own_nftables_table_and_those_of_others_are_told_apart() {
     isolated_async(|| async {
         let guard = GuardRules {
             device: "mesh0".to_owned(),
@@ -102,10 +102,22 @@ fn only_the_own_nftables_table_is_watched() {
         nft::ensure(&guard).expect("rules");
         assert_eq!(next(&mut watcher).await, expected);
         nft("add table ip theirs");
+        let theirs = Change {
+            firewall: true,
+            ..Change::default()
+        };
+        assert_eq!(next(&mut watcher).await, theirs);
+        nft("add chain ip theirs refuse { type filter hook forward priority 0; policy drop; }");
+        assert_eq!(next(&mut watcher).await, theirs);
         let more = timeout(Duration::from_millis(300), watcher.next()).await;
         assert!(more.is_err(), "{more:?}");
         nft("flush ruleset");
-        assert_eq!(next(&mut watcher).await, expected);
+        let both = Change {
+            guard: true,
+            firewall: true,
+            ..Change::default()
+        };
+        assert_eq!(next(&mut watcher).await, both);
     });
 }
 

@@ -2,6 +2,7 @@
 //! and what happens to real packets.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod connections;
 mod namespaces;
 
 use std::{
