@@ -24,6 +24,7 @@ use tokio::net::{UnixListener as AsyncListener, UnixStream as AsyncStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::kept::Kept;
 use crate::sockets::Sockets;
 
 const SOCKET: &str = "handover.sock";
@@ -101,6 +102,7 @@ pub(crate) struct Handover {
     listener: AsyncListener,
     terms: Terms,
     is_managed: bool,
+    kept: Kept,
 }
 
 /// A meshd that waits to take over.
@@ -126,7 +128,13 @@ impl Handover {
             listener: AsyncListener::from_std(listener)?,
             terms,
             is_managed,
+            kept: Kept::at(&path)?,
         })
+    }
+
+    /// The socket as it was made.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// Waits for the meshd that takes over. Others who knock are turned away.

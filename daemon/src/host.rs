@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::is_excluded;
+use crate::kept::Kept;
 use crate::node_file::NodeFiles;
 
 /// What the names of pod interfaces on the host begin with, as the CNI plugin makes them.
@@ -63,6 +64,8 @@ pub(crate) struct HostReport {
     pub(crate) problems: Vec<String>,
     /// What somebody should look at, without pods being in danger.
     pub(crate) remarks: Vec<String>,
+    /// The files for other programs, as they were written.
+    pub(crate) files: Vec<Kept>,
 }
 
 /// The way to the thread that keeps the host.
@@ -257,6 +260,7 @@ impl Keeper {
                     Ok(()) => self.files.forget_former(),
                     Err(trouble) => report.remarks.extend(trouble),
                 }
+                report.files = self.files.kept().to_vec();
             }
             None if self.was_member || !plan.protected.is_empty() => {
                 self.keep_closed(plan, report).await;

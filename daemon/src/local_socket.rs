@@ -9,10 +9,8 @@ mod places;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{
-    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown,
-};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::path::Path;
 use std::time::Duration;
 
 use podmesh_proto::limits::MAX_MESSAGE;
@@ -24,6 +22,7 @@ use tokio::time::timeout;
 
 use self::caller::{Callers, Right};
 use self::places::{Holder, Limits, Place, Places};
+use crate::kept::Kept;
 
 const SOCKET: &str = "meshd.sock";
 /// Until the first whole request is there.
@@ -53,7 +52,7 @@ pub(crate) struct Asked {
 pub(crate) struct LocalSocket {
     listener: UnixListener,
     callers: Callers,
-    path: PathBuf,
+    kept: Kept,
 }
 
 impl LocalSocket {
@@ -74,10 +73,11 @@ impl LocalSocket {
     }
 
     fn bind_at(runtime: &Path, path: &Path) -> io::Result<Self> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o750)
-            .create(runtime)?;
+        if !runtime.exists() {
+            fs::DirBuilder::new().recursive(true).create(runtime)?;
+            // Whatever the process's mask, which the shipped unit has at 0077.
+            fs::set_permissions(runtime, fs::Permissions::from_mode(0o750))?;
+        }
         match fs::symlink_metadata(path) {
             Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
             Ok(_) => return Err(io::Error::other("something that is no socket has its name")),
@@ -98,8 +98,13 @@ impl LocalSocket {
         Ok(Self {
             listener,
             callers,
-            path: path.to_owned(),
+            kept: Kept::at(path)?,
         })
+    }
+
+    /// The socket as it was made.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// Accepts connections for ever and hands permitted requests to `asked`.
@@ -148,7 +153,7 @@ fn give_to_group(path: &Path, group: u32) -> io::Result<()> {
 
 impl Drop for LocalSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        self.kept.remove();
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use podmesh_proto::node_file::{NODE_FILE_NAME, NodeFile};
 
+use crate::kept::Kept;
 use crate::state::replace_file;
 
 /// The last membership's file, for as long as the host must be kept closed after it.
@@ -26,6 +27,8 @@ pub(crate) struct NodeFiles {
     former: PathBuf,
     subnet_env: Option<PathBuf>,
     written: Option<Vec<u8>>,
+    /// What was written with success.
+    kept: Vec<Kept>,
 }
 
 impl NodeFiles {
@@ -37,6 +40,7 @@ impl NodeFiles {
             former: state.join(FORMER_NAME),
             subnet_env,
             written: None,
+            kept: Vec::new(),
         }
     }
 
@@ -53,20 +57,23 @@ impl NodeFiles {
             Err(error) => return Err(vec![error.to_string()]),
         };
         bytes.push(b'\n');
-        if self.written.as_ref() == Some(&bytes) && self.runtime.exists() {
+        if self.written.as_ref() == Some(&bytes) && self.kept.iter().all(Kept::stands) {
             return Ok(());
         }
+        self.kept.clear();
         let mut trouble = Vec::new();
+        let mut note =
+            |path: &Path, outcome: io::Result<()>| match outcome.and_then(|()| Kept::at(path)) {
+                Ok(kept) => self.kept.push(kept),
+                Err(cause) => trouble.push(format!("can't write {}: {cause}", path.display())),
+            };
         for path in [&self.runtime, &self.state] {
-            if let Err(cause) = replace_file(path, &bytes) {
-                trouble.push(format!("can't write {}: {cause}", path.display()));
-            }
+            note(path, replace_file(path, &bytes));
         }
         if let Some(path) = &self.subnet_env
             && let Some(text) = subnet_env(file)
-            && let Err(cause) = replace_foreign(path, &text)
         {
-            trouble.push(format!("can't write {}: {cause}", path.display()));
+            note(path, replace_foreign(path, &text));
         }
         if trouble.is_empty() {
             self.written = Some(bytes);
@@ -76,10 +83,16 @@ impl NodeFiles {
         }
     }
 
+    /// What was written, as it was.
+    pub(crate) fn kept(&self) -> &[Kept] {
+        &self.kept
+    }
+
     /// Takes away what describes a membership that has ended, so that no pod is added any more, and
     /// remembers it: pods that still stand need its guard.
     pub(crate) fn retire(&mut self) {
         self.written = None;
+        self.kept.clear();
         match fs::rename(&self.state, &self.former) {
             Err(error) if error.kind() == ErrorKind::NotFound => self.rescue(),
             Err(error) => {

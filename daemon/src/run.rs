@@ -30,7 +30,6 @@ use podmesh_proto::time::Now;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 
 use self::durable::{Effect, Held};
 use self::join::Checked;
@@ -40,9 +39,11 @@ use crate::cli::Cli;
 use crate::clock;
 use crate::config::Config;
 use crate::device_mtu;
+use crate::doors::Doors;
 use crate::handover::{self, Heir, Inheritance, Predecessor};
 use crate::host::{Host, HostReport};
 use crate::identity::Identity;
+use crate::kept::Kept;
 use crate::local_socket::Asked;
 use crate::planet_link::{LinkEvent, LinkNews, PlanetLinks};
 use crate::service::Service;
@@ -79,14 +80,14 @@ struct Node {
     identity: Identity,
     /// Bytes, of the interface.
     mtu: u32,
-    /// Serves the local socket, and removes it when it is ended.
-    local: JoinHandle<()>,
+    /// Where meshctl and the next meshd come in.
+    doors: Doors,
     /// What takes its time is done there.
     helpers: Handle,
     /// The interface was made anew, with other queues.
     remade: bool,
-    /// Listens for the next meshd.
-    handover: JoinHandle<()>,
+    /// Why it is missing, while it can't be made anew.
+    device_trouble: Option<String>,
     /// Keeps a second meshd out as long as this one runs.
     dir: StateDir,
 }
@@ -296,6 +297,9 @@ impl Node {
         if self.shards.lost_device() {
             self.remake_device();
         }
+        if self.doors.mend(&self.helpers) || !self.report.files.iter().all(Kept::stands) {
+            self.host.look();
+        }
         self.expire_requests();
     }
 
@@ -314,9 +318,19 @@ impl Node {
                 self.queues = device.into_queues().into_iter().map(Arc::new).collect();
                 self.shards.replace_queues(&self.queues);
                 self.remade = true;
+                self.device_trouble = None;
                 self.host.look();
             }
-            Err(error) => tracing::debug!(reason = %error, "the mesh interface can't be made anew"),
+            Err(error) => {
+                let reason = error.to_string();
+                if self.device_trouble.as_ref() != Some(&reason) {
+                    tracing::error!(
+                        reason,
+                        "the mesh interface was deleted and can't be made anew"
+                    );
+                }
+                self.device_trouble = Some(reason);
+            }
         }
     }
 

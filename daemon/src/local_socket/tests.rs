@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::time::Instant;
 
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -8,7 +9,7 @@ use crate::scratch::Scratch;
 /// Serves with `Done` as the answer to everything.
 fn serve(runtime: &Path, callers: Option<Callers>) -> PathBuf {
     let mut socket = LocalSocket::bind(runtime).unwrap();
-    let path = socket.path.clone();
+    let path = socket.kept().path().to_owned();
     if let Some(callers) = callers {
         socket.callers = callers;
     }
@@ -180,7 +181,7 @@ async fn the_socket_is_closed_to_others_and_replaces_a_stale_one_but_nothing_els
     let runtime = scratch.path("run");
     let socket = LocalSocket::bind(&runtime).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&runtime), mode(&socket.path)), (0o750, 0o660));
+    assert_eq!((mode(&runtime), mode(socket.kept().path())), (0o750, 0o660));
     std::mem::forget(socket);
     drop(LocalSocket::bind(&runtime).unwrap());
     fs::write(runtime.join(SOCKET), "a file").unwrap();

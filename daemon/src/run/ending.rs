@@ -62,18 +62,13 @@ impl Node {
             links,
             shards,
             writer,
-            local,
-            handover,
+            doors,
             host,
             queues,
             dir,
             ..
         } = self;
-        for task in [local, handover] {
-            task.abort();
-            // The abort is what is waited for.
-            let _ = task.await;
-        }
+        doors.close().await;
         drop(links);
         sleep(LAST_WORDS).await;
         let (done, written) = tokio::sync::oneshot::channel();

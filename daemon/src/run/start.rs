@@ -18,10 +18,10 @@ use tokio::sync::mpsc;
 use super::{Inputs, Node};
 use crate::cli::Cli;
 use crate::config::Config;
-use crate::handover::{self, Handover, Inheritance, Terms};
+use crate::doors::Doors;
+use crate::handover::{self, Inheritance, Terms};
 use crate::host::{Host, HostConfig, HostReport};
 use crate::identity::Identity;
-use crate::local_socket::LocalSocket;
 use crate::node_file::NodeFiles;
 use crate::planet_link::{LastGood, PlanetLinks};
 use crate::regency::{self, Regent};
@@ -68,14 +68,14 @@ pub(crate) async fn prepare(
     let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
     let engine = engine((config, mtu), &identity, stored, sockets.ports())?;
     // Last of what can fail for a reason of the machine's: who finds the socket finds a node.
-    let local = LocalSocket::bind(&cli.runtime_dir)?;
     let port = sockets.ports().first().copied();
     let terms = Terms::new(Some(queues.len()), &config.device, port);
-    let handover = Handover::bind(&cli.runtime_dir, terms, service.is_there())?;
+    let (requests, request_queue) = mpsc::channel(REQUESTS);
     let (heirs, heir_queue) = mpsc::channel(1);
+    let terms = (terms, service.is_there());
+    let doors = Doors::open(&cli.runtime_dir, terms, requests, heirs)?;
     let (items, item_queue) = mpsc::channel(ITEMS);
     let (events, link_queue) = mpsc::channel(EVENTS);
-    let (requests, request_queue) = mpsc::channel(REQUESTS);
     let (reports, report_queue) = mpsc::channel::<HostReport>(1);
     let (checked, checked_queue) = mpsc::channel(1);
     let table = Arc::new(ForwardingTable::empty(Arc::new(Drops::default())));
@@ -108,10 +108,10 @@ pub(crate) async fn prepare(
         identity,
         mtu,
         config: config.clone(),
-        local: tokio::spawn(local.serve(requests)),
+        doors,
         helpers: Handle::current(),
         remade: false,
-        handover: tokio::spawn(handover.serve(heirs)),
+        device_trouble: None,
         dir,
     };
     Ok((node, inputs))

@@ -45,8 +45,8 @@ impl Node {
     /// Whether pods can be attached.
     pub(super) fn ready(&self) -> ReadyView {
         let mut ready = self.engine.ready();
-        let missing = match self.report.problems.first() {
-            Some(problem) => Some(problem.clone()),
+        let missing = match self.problems().next() {
+            Some(problem) => Some(problem.to_owned()),
             None if self.report.device.is_none() => {
                 Some("the mesh interface is not there yet".to_owned())
             }
@@ -57,6 +57,12 @@ impl Node {
             ready.reason = missing;
         }
         ready
+    }
+
+    /// What keeps pods from being attached.
+    fn problems(&self) -> impl Iterator<Item = &str> {
+        let device = self.device_trouble.iter();
+        device.chain(&self.report.problems).map(String::as_str)
     }
 
     fn health(&self) -> Vec<HealthView> {
@@ -74,7 +80,7 @@ impl Node {
                 "make room on the disk of the state folder; meshd tries again by itself",
             )
         });
-        let problems = self.report.problems.iter().map(|problem| {
+        let problems = self.problems().map(|problem| {
             entry(
                 "MESH-HOST-001",
                 problem,
@@ -93,6 +99,16 @@ impl Node {
             let next = next.unwrap_or("`meshctl join` with a new token");
             entry("MESH-JOIN-001", &failure.message, next)
         });
-        problems.chain(disk).chain(join).chain(remarks).collect()
+        let doors = self.doors.trouble();
+        let doors = doors.iter().map(|(trouble, next)| {
+            let message = format!("not everybody can reach this meshd: {trouble}");
+            entry("MESH-HOST-003", &message, next)
+        });
+        problems
+            .chain(disk)
+            .chain(join)
+            .chain(doors)
+            .chain(remarks)
+            .collect()
     }
 }

@@ -3,6 +3,7 @@
 //! Needs root, `/dev/net/tun` and iproute2, as all tests of this kind in the workspace do.
 
 mod node;
+mod taken_away;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
