@@ -51,7 +51,8 @@ pub enum TunError {
     Permission,
     /// An interface has this name and can't become what is needed.
     #[error(
-        "interface {name} exists and is {found} instead of a multi-queue TUN; remove it with `ip link del {name}`"
+        "the interface {name} is somebody else's: {found}, not a TUN with several queues; set `device` in meshd's \
+         configuration to a name that is free, or, if nobody needs it, remove it with `ip link del {name}`"
     )]
     OtherKind {
         /// The name asked for.
@@ -60,7 +61,10 @@ pub enum TunError {
         found: String,
     },
     /// Another process holds queues of the device and would swallow part of the packets.
-    #[error("{queues} queues of {name} are held by another process; stop it first")]
+    #[error(
+        "{queues} queues of {name} are held by another process; if that is a meshd, stop it first, and if not, \
+         set `device` in meshd's configuration to a name that is free"
+    )]
     InUse {
         /// The name asked for.
         name: String,
