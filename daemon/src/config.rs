@@ -1,28 +1,25 @@
 //! The configuration file: TOML as people write it, turned once into a checked [`Config`].
 
+mod error;
+mod raw;
+
 use std::fs;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use podmesh_kernel::tun::is_interface_name;
-use podmesh_proto::candidate::may_be_probed;
-use podmesh_proto::id::Name;
-use podmesh_proto::limits::MAX_CANDIDATES;
-use serde::Deserialize;
-
-use crate::cli::Cli;
-use crate::device_mtu;
-use crate::logs;
-use crate::offloads::OffloadSet;
 use podmesh_engine::tunnel::TunnelKind;
+use podmesh_proto::id::Name;
+
+pub(crate) use self::error::ConfigError;
+use self::error::advice;
+use self::raw::Raw;
+use crate::cli::Cli;
+use crate::offloads::OffloadSet;
 
 const DEFAULT_FILE: &str = "/etc/podmesh/meshd.toml";
 /// Bytes. A larger file is none of ours.
 const MAX_FILE: u64 = 64 * 1024;
-const MAX_SHARDS: usize = 64;
-/// Bytes. No link with IPv6 may carry less (RFC 8200 §5).
-const MIN_MTU: u32 = 1280;
 const KEYS: [&str; 13] = [
     "name",
     "device",
@@ -173,300 +170,6 @@ pub(crate) fn is_excluded(patterns: &[String], interface: &str) -> bool {
     })
 }
 
-/// What is wrong with a configuration.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    /// No file, or no right to read it.
-    #[error("can't read the configuration {}: {cause}; name another one with --config", file.display())]
-    Unreadable {
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        #[source]
-        cause: std::io::Error,
-    },
-    /// Something in the file.
-    #[error("{}: {error}", file.display())]
-    InFile {
-        /// The file.
-        file: PathBuf,
-        /// What.
-        error: Box<Self>,
-    },
-    /// No TOML, or a value of another type.
-    #[error("line {line}, {source_line}: {message}")]
-    Syntax {
-        /// Counted from one.
-        line: usize,
-        /// The text there.
-        source_line: String,
-        /// What the parser says.
-        message: String,
-    },
-    /// A key that doesn't exist.
-    #[error("unknown key '{key}'; {advice}")]
-    UnknownKey {
-        /// As written.
-        key: String,
-        /// The key that looks like it, or all.
-        advice: String,
-    },
-    /// A log filter that means something else than it seems to.
-    #[error("log = {filter} is not possible; {reason}")]
-    Log {
-        /// As written.
-        filter: String,
-        /// What is possible.
-        reason: String,
-    },
-    /// A value that can't be.
-    #[error("{key} = {value} is not possible; {expected}")]
-    Value {
-        /// Its key.
-        key: &'static str,
-        /// As written.
-        value: String,
-        /// What is possible.
-        expected: &'static str,
-    },
-}
-
-impl ConfigError {
-    fn syntax(text: &str, error: &toml::de::Error) -> Self {
-        let before = error.span().and_then(|span| text.get(..span.start));
-        let line = before.map_or(0, |before| before.matches('\n').count());
-        let source = text.lines().nth(line).unwrap_or_default().trim();
-        Self::Syntax {
-            line: line + 1,
-            source_line: source
-                .chars()
-                .take(60)
-                .map(|char| match char {
-                    '"' | '\'' | '\\' => char.to_string(),
-                    other => other.escape_debug().to_string(),
-                })
-                .collect(),
-            message: error.message().replace('\n', ", "),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct Raw {
-    name: String,
-    device: String,
-    mtu: u32,
-    shards: usize,
-    offloads: Vec<String>,
-    tunnel: String,
-    port: u16,
-    endpoints: Vec<String>,
-    exclude_interfaces: Vec<String>,
-    local_devices: Vec<String>,
-    join_token_file: PathBuf,
-    subnet_env: PathBuf,
-    log: String,
-}
-
-impl Default for Raw {
-    fn default() -> Self {
-        let config = Config::default();
-        Self {
-            name: String::new(),
-            device: config.device,
-            mtu: 0,
-            shards: 0,
-            offloads: config.offloads.names().map(str::to_owned).collect(),
-            tunnel: TUNNELS[0].0.to_owned(),
-            port: 0,
-            endpoints: Vec::new(),
-            exclude_interfaces: config.exclude_interfaces,
-            local_devices: config.local_devices,
-            join_token_file: PathBuf::new(),
-            subnet_env: config.subnet_env.unwrap_or_default(),
-            log: config.log,
-        }
-    }
-}
-
-fn tunnel(text: &str) -> Result<TunnelKind, ConfigError> {
-    let found = TUNNELS.iter().find(|(name, _)| *name == text);
-    found.map(|(_, kind)| *kind).ok_or_else(|| {
-        let advice = "use boringtun, batched or batched-wide";
-        wrong("tunnel", text, advice)
-    })
-}
-
-impl Raw {
-    fn check(self) -> Result<Config, ConfigError> {
-        let name = match self.name.as_str() {
-            "" => None,
-            text => Some(text.parse().map_err(|_| {
-                wrong(
-                    "name",
-                    text,
-                    "use 1 to 63 of a-z, 0-9, '-' and '.', with a letter or digit at both ends",
-                )
-            })?),
-        };
-        if self.mtu != 0 && !(MIN_MTU..=device_mtu::MOST).contains(&self.mtu) {
-            let advice = "use 1280 to 9000 bytes, or 0 to leave it to meshd";
-            return Err(wrong("mtu", self.mtu, advice));
-        }
-        if self.shards > MAX_SHARDS {
-            return Err(wrong(
-                "shards",
-                self.shards,
-                "use 1 to 64, or 0 to leave it to meshd",
-            ));
-        }
-        if (1..1024).contains(&self.port) {
-            return Err(wrong(
-                "port",
-                self.port,
-                "use 1024 to 65535, or 0 for a random one",
-            ));
-        }
-        logs::check(&self.log).map_err(|reason| ConfigError::Log {
-            filter: self.log.chars().flat_map(char::escape_default).collect(),
-            reason,
-        })?;
-        Ok(Config {
-            name,
-            device: interface("device", self.device)?,
-            mtu: Some(self.mtu).filter(|mtu| *mtu > 0),
-            shards: Some(self.shards).filter(|shards| *shards > 0),
-            offloads: offloads(&self.offloads)?,
-            tunnel: tunnel(&self.tunnel)?,
-            port: Some(self.port).filter(|port| *port > 0),
-            endpoints: endpoints(&self.endpoints)?,
-            exclude_interfaces: patterns(self.exclude_interfaces)?,
-            local_devices: self
-                .local_devices
-                .into_iter()
-                .map(|name| interface("local-devices", name))
-                .collect::<Result<_, _>>()?,
-            join_token_file: absolute("join-token-file", self.join_token_file)?,
-            subnet_env: absolute("subnet-env", self.subnet_env)?,
-            log: self.log,
-        })
-    }
-}
-
-fn wrong(key: &'static str, value: impl ToString, expected: &'static str) -> ConfigError {
-    let value = value.to_string();
-    let value = match value.as_str() {
-        "" => "\"\"".to_owned(),
-        text => text.chars().flat_map(char::escape_default).collect(),
-    };
-    ConfigError::Value {
-        key,
-        value,
-        expected,
-    }
-}
-
-fn interface(key: &'static str, name: String) -> Result<String, ConfigError> {
-    if is_interface_name(&name) && name != "lo" {
-        Ok(name)
-    } else {
-        Err(wrong(
-            key,
-            name,
-            "use 1 to 15 letters, digits, '-', '_' or '.'",
-        ))
-    }
-}
-
-fn patterns(names: Vec<String>) -> Result<Vec<String>, ConfigError> {
-    for name in &names {
-        if !is_interface_name(name.strip_suffix('*').unwrap_or(name)) {
-            return Err(wrong(
-                "exclude-interfaces",
-                name,
-                "use an interface's name, or its beginning and '*'",
-            ));
-        }
-    }
-    Ok(names)
-}
-
-fn endpoints(texts: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {
-    const EXPECTED: &str = "use up to 8 of the form \"198.51.100.7:41000\" or \"[2001:db8::7]:41000\", with a port from 1024 on";
-    if texts.len() > MAX_CANDIDATES / 2 {
-        return Err(wrong(
-            "endpoints",
-            format!("({} of them)", texts.len()),
-            EXPECTED,
-        ));
-    }
-    texts
-        .iter()
-        .map(|text| {
-            text.parse()
-                .ok()
-                .filter(may_be_probed)
-                .ok_or_else(|| wrong("endpoints", text, EXPECTED))
-        })
-        .collect()
-}
-
-fn offloads(names: &[String]) -> Result<OffloadSet, ConfigError> {
-    const EXPECTED: &str = "use tso, uso, udp-gso and udp-gro";
-    let set = OffloadSet::parse(names).map_err(|name| wrong("offloads", name, EXPECTED))?;
-    if set.uso && !set.tso {
-        let advice = "the kernel has uso only together with tso; name both or neither";
-        return Err(wrong("offloads", names.join(", "), advice));
-    }
-    Ok(set)
-}
-
-fn absolute(key: &'static str, path: PathBuf) -> Result<Option<PathBuf>, ConfigError> {
-    if path.as_os_str().is_empty() {
-        Ok(None)
-    } else if path.is_absolute() {
-        Ok(Some(path))
-    } else {
-        Err(wrong(
-            key,
-            path.display(),
-            "use a path that starts with '/'",
-        ))
-    }
-}
-
-/// What to write in a strange key's place.
-fn advice(key: &str) -> String {
-    let key = key.to_lowercase();
-    let distances = KEYS.iter().map(|known| (distance(&key, known), known));
-    match distances.min() {
-        Some((distance, known)) if distance * 2 <= key.chars().count() => {
-            format!("did you mean '{known}'?")
-        }
-        _ => format!("the keys are {}", KEYS.join(", ")),
-    }
-}
-
-/// Levenshtein's distance: how many characters to add, remove or change.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (to, cell) in b.chars().zip(row.iter_mut().skip(1)) {
-            let changed = diagonal + usize::from(from != to);
-            diagonal = *cell;
-            left = changed.min(left + 1).min(*cell + 1);
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -575,18 +278,6 @@ mod tests {
         ] {
             let message = Config::parse(text).unwrap_err().to_string();
             assert!(message.contains(words), "{text}: {message}");
-        }
-    }
-
-    #[test]
-    fn distances_are_levenshteins() {
-        for (a, b, expected) in [
-            ("", "abc", 3),
-            ("kitten", "sitting", 3),
-            ("port", "prot", 2),
-            ("a", "a", 0),
-        ] {
-            assert_eq!(distance(a, b), expected, "{a} {b}");
         }
     }
 }
