@@ -5,10 +5,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use podmesh_kernel::{
     host,
+    mark::Mark,
     netlink::Netlink,
     nft::{self, GuardRules},
     sysctl::{self, IpFamily},
-    udp::UNDERLAY_MARK,
     veth,
 };
 use podmesh_proto::node_file::NodeFile;
@@ -42,9 +42,13 @@ fn ensure_routes(node: &NodeFile) -> Result<(), Failure> {
         .map_err(|error| not_yet(&error))?;
     runtime.block_on(async {
         let netlink = Netlink::connect().map_err(|error| not_yet(&error))?;
-        host::ensure_fail_closed_routes(&Arc::new(netlink), &node::routable(&node.protected))
-            .await
-            .map_err(|error| not_yet(&error))?;
+        host::ensure_fail_closed_routes(
+            &Arc::new(netlink),
+            &node::routable(&node.protected),
+            mark(node),
+        )
+        .await
+        .map_err(|error| not_yet(&error))?;
         Ok(())
     })
 }
@@ -57,7 +61,14 @@ fn rules(node: &NodeFile) -> GuardRules {
         protected: node.protected.clone(),
         own_pod_cidrs: node.pod_cidrs.clone(),
         own_overlay: node.overlay_addresses.clone(),
-        mark: UNDERLAY_MARK,
+        mark: mark(node),
+    }
+}
+
+fn mark(node: &NodeFile) -> Mark {
+    Mark {
+        value: node.mark.value(),
+        mask: node.mark.mask(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The configuration file: TOML as people write it, turned once into a checked [`Config`].
 
 mod error;
+mod mark;
 mod raw;
 
 use std::fs;
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use podmesh_engine::tunnel::TunnelKind;
 use podmesh_proto::id::Name;
+use podmesh_proto::mark::Mark;
 
 pub(crate) use self::error::ConfigError;
 use self::error::advice;
+pub(crate) use self::mark::remark as mark_remark;
 use self::raw::Raw;
 use crate::cli::Cli;
 use crate::offloads::OffloadSet;
@@ -20,7 +23,7 @@ use crate::offloads::OffloadSet;
 const DEFAULT_FILE: &str = "/etc/podmesh/meshd.toml";
 /// Bytes. A larger file is none of ours.
 const MAX_FILE: u64 = 64 * 1024;
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "name",
     "device",
     "mtu",
@@ -31,6 +34,7 @@ const KEYS: [&str; 13] = [
     "endpoints",
     "exclude-interfaces",
     "local-devices",
+    "mark",
     "join-token-file",
     "subnet-env",
     "log",
@@ -66,6 +70,8 @@ pub(crate) struct Config {
     pub(crate) exclude_interfaces: Vec<String>,
     /// Other interfaces whose containers may use the mesh.
     pub(crate) local_devices: Vec<String>,
+    /// The mark of the tunnel's datagrams.
+    pub(crate) mark: Mark,
     /// Where a token for an unattended join is.
     pub(crate) join_token_file: Option<PathBuf>,
     /// Where flannel's description of the pods goes.
@@ -87,6 +93,7 @@ impl Default for Config {
             endpoints: Vec::new(),
             exclude_interfaces: Vec::new(),
             local_devices: Vec::new(),
+            mark: Mark::DEFAULT,
             join_token_file: None,
             subnet_env: Some(PathBuf::from("/run/flannel/subnet.env")),
             log: "info".to_owned(),
@@ -206,6 +213,7 @@ mod tests {
             endpoints = ["198.51.100.7:41000", "[2001:db8::7]:41000"]
             exclude-interfaces = ["wlan0", "tap*"]
             local-devices = ["docker0"]
+            mark = "0x10/0xff"
             join-token-file = "/etc/podmesh/token"
             subnet-env = ""
             log = "debug"
@@ -218,6 +226,7 @@ mod tests {
             (Some(1280), Some(2), Some(41_000))
         );
         assert_eq!(config.endpoints.len(), 2);
+        assert_eq!(config.mark.to_string(), "0x10/0xff");
         assert_eq!(config.subnet_env, None);
         assert_eq!(config.join_token_file, Some("/etc/podmesh/token".into()));
     }
@@ -275,6 +284,22 @@ mod tests {
                 "log = verbose is not possible; 'verbose' is no level",
             ),
             ("\nname =", "line 2, name =: "),
+        ] {
+            let message = Config::parse(text).unwrap_err().to_string();
+            assert!(message.contains(words), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn an_impossible_mark_gets_one_sentence_that_names_it() {
+        for (text, words) in [
+            (
+                "mark = \"0x3/0x1\"",
+                "mark = 0x3/0x1 is not possible; use one number or two",
+            ),
+            ("mark = \"0/0xff\"", "mark = 0/0xff is not possible"),
+            ("mark = \"\"", "mark = \"\" is not possible"),
+            ("mark = 7", "line 1, mark = 7: invalid type"),
         ] {
             let message = Config::parse(text).unwrap_err().to_string();
             assert!(message.contains(words), "{text}: {message}");

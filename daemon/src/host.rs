@@ -13,18 +13,19 @@ use std::time::Duration;
 use ipnet::IpNet;
 use podmesh_engine::host_plan::HostPlan;
 use podmesh_kernel::host::{HostState, Inside, Outcome, PeerRoute, Problem, Reconciler};
+use podmesh_kernel::mark::Mark;
 use podmesh_kernel::netlink::Netlink;
 use podmesh_kernel::nft::{self, GuardRules};
 use podmesh_kernel::sysctl::{self, IpFamily};
-use podmesh_kernel::udp::UNDERLAY_MARK;
 use podmesh_kernel::veth;
 use podmesh_kernel::watch::Watcher;
+use podmesh_proto::mark::Mark as UnderlayMark;
 use podmesh_proto::node_file::NodeFile;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::config::is_excluded;
+use crate::config::{is_excluded, mark_remark};
 use crate::kept::Kept;
 use crate::node_file::NodeFiles;
 
@@ -51,6 +52,8 @@ pub(crate) struct HostConfig {
     pub(crate) exclude_interfaces: Vec<String>,
     /// Other interfaces whose containers may use the mesh.
     pub(crate) local_devices: Vec<String>,
+    /// The mark of the underlay's datagrams.
+    pub(crate) mark: UnderlayMark,
 }
 
 /// How the host is.
@@ -235,6 +238,7 @@ impl Keeper {
 
     async fn look(&mut self, plan: Option<&HostPlan>) -> HostReport {
         let mut report = HostReport::default();
+        report.remarks.extend(mark_remark(self.config.mark));
         if let Some(plan) = plan {
             self.keep(plan, &mut report).await;
         }
@@ -250,12 +254,14 @@ impl Keeper {
     }
 
     async fn keep(&mut self, plan: &HostPlan, report: &mut HostReport) {
-        match plan.node_file(self.config.local_devices.clone()) {
+        let devices = self.config.local_devices.clone();
+        match plan.node_file(devices, self.config.mark) {
             Some(file) => {
                 self.was_member = true;
                 self.guard(&file, report);
                 report.remarks.extend(forwarding(&file));
-                self.apply(&host_state(plan), report).await;
+                self.apply(&host_state(plan, self.config.mark), report)
+                    .await;
                 match self.files.write(&file) {
                     Ok(()) => self.files.forget_former(),
                     Err(trouble) => report.remarks.extend(trouble),
@@ -265,7 +271,10 @@ impl Keeper {
             None if self.was_member || !plan.protected.is_empty() => {
                 self.keep_closed(plan, report).await;
             }
-            None => self.apply(&host_state(plan), report).await,
+            None => {
+                self.apply(&host_state(plan, self.config.mark), report)
+                    .await
+            }
         }
     }
 
@@ -277,7 +286,7 @@ impl Keeper {
             report.problems.push(error.to_string());
             true
         });
-        let mut state = host_state(plan);
+        let mut state = host_state(plan, self.config.mark);
         if !pods && plan.protected.is_empty() {
             self.apply(&state, report).await;
             match nft::remove() {
@@ -319,11 +328,12 @@ impl Keeper {
                 protected: Vec::new(),
                 own_pod_cidrs: Vec::new(),
                 own_overlay: Vec::new(),
-                mark: UNDERLAY_MARK,
+                mark: mark(self.config.mark),
             },
             guard,
         );
         rules.device.clone_from(&plan.device);
+        rules.mark = mark(self.config.mark);
         rules.local_devices.clone_from(&self.config.local_devices);
         for range in &plan.protected {
             if !rules.protected.contains(range) {
@@ -440,7 +450,7 @@ fn usable(nets: &[IpNet]) -> Vec<IpNet> {
     nets.iter().filter(is_usable).copied().collect()
 }
 
-fn host_state(plan: &HostPlan) -> HostState {
+fn host_state(plan: &HostPlan, underlay_mark: UnderlayMark) -> HostState {
     let has_v6 = sysctl::has_family(IpFamily::V6);
     let routes = plan
         .peer_routes
@@ -472,7 +482,14 @@ fn host_state(plan: &HostPlan) -> HostState {
                 IpAddr::V6(v6) if has_v6 => Some(*v6),
                 _ => None,
             }),
-        mark: UNDERLAY_MARK,
+        mark: mark(underlay_mark),
+    }
+}
+
+fn mark(mark: UnderlayMark) -> Mark {
+    Mark {
+        value: mark.value(),
+        mask: mark.mask(),
     }
 }
 
@@ -485,6 +502,6 @@ fn guard(file: &NodeFile) -> GuardRules {
         protected: file.protected.clone(),
         own_pod_cidrs: file.pod_cidrs.clone(),
         own_overlay: file.overlay_addresses.clone(),
-        mark: UNDERLAY_MARK,
+        mark: mark(file.mark),
     }
 }

@@ -64,6 +64,9 @@ fn start(cli: &Cli) -> Result<ExitCode, (u8, String)> {
     memory::keep_large_apart();
     let config = Config::load(cli).map_err(|error| (3, error.to_string()))?;
     logs::start(&config.log).map_err(|message| (3, message))?;
+    if let Some(remark) = config::mark_remark(config.mark) {
+        tracing::warn!(reason = remark, "the mark may be taken for somebody else's");
+    }
     let outcome = run::serve(cli, config).map(|()| ExitCode::SUCCESS);
     outcome.map_err(|error| (error.exit_code(), error.to_string()))
 }
@@ -74,6 +77,8 @@ fn check(cli: &Cli) -> Result<String, String> {
     let (config, file) = Config::load_with_source(cli).map_err(|error| error.to_string())?;
     logs::check(&config.log)
         .map_err(|reason| format!("log = {} is not possible; {reason}", config.log))?;
+    let remark =
+        config::mark_remark(config.mark).map_or_else(String::new, |said| format!("; but {said}"));
     let missing = config.join_token_file.filter(|token| !token.exists());
     if let Some(token) = missing {
         return Err(format!(
@@ -83,7 +88,7 @@ fn check(cli: &Cli) -> Result<String, String> {
         ));
     }
     Ok(match file {
-        Some(file) => format!("{} is good", file.display()),
+        Some(file) => format!("{} is good{remark}", file.display()),
         None => "no configuration file; the defaults are good".to_owned(),
     })
 }

@@ -203,6 +203,7 @@ fn is_ours(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use podmesh_proto::mark::Mark;
     use podmesh_proto::node_file::NODE_FILE_SCHEMA;
 
     use super::*;
@@ -221,6 +222,7 @@ mod tests {
             protected: nets(&["10.77.0.0/16", "10.42.0.0/16", "fd07:707:707:8000::/49"]),
             service_ranges: Vec::new(),
             local_devices: Vec::new(),
+            mark: Mark::DEFAULT,
         }
     }
 

@@ -77,6 +77,7 @@ pub(crate) struct PlanetLinks {
     links: BTreeMap<PlanetId, Link>,
     events: mpsc::Sender<LinkEvent>,
     last_good: LastGood,
+    mark: u32,
     lives: u64,
 }
 
@@ -90,12 +91,13 @@ struct Link {
 }
 
 impl PlanetLinks {
-    /// No connection yet; what happens on later ones is said by `events`.
-    pub(crate) fn new(events: mpsc::Sender<LinkEvent>, last_good: LastGood) -> Self {
+    /// No connection yet; what happens on later ones is said by `events`. Their datagrams carry `mark`.
+    pub(crate) fn new(events: mpsc::Sender<LinkEvent>, last_good: LastGood, mark: u32) -> Self {
         Self {
             links: BTreeMap::new(),
             events,
             last_good,
+            mark,
             lives: 0,
         }
     }
@@ -173,7 +175,7 @@ impl PlanetLinks {
         };
         let is_left = Arc::new(AtomicBool::new(false));
         let orders = (Arc::clone(&hurry), Arc::clone(&is_left));
-        let dialer = Dialer::new(&entry, self.last_good.clone());
+        let dialer = Dialer::new(&entry, self.last_good.clone(), self.mark);
         let task = tokio::spawn(stay_connected(dialer, reporter, orders));
         let link = Link {
             life: self.lives,

@@ -13,7 +13,7 @@ use podmesh_kernel::udp::{
     steer_by_receiver,
 };
 
-use crate::offloads::OffloadSet;
+use crate::config::Config;
 
 /// Of descriptors that are handed over: those of a shard have its number behind them.
 const NAMES: [&str; 4] = ["udp4-", "udp6-", "spare4", "spare6"];
@@ -49,8 +49,8 @@ impl Sockets {
     ///
     /// # Errors
     /// Another program has the port, or the machine has neither IPv4 nor IPv6.
-    pub(crate) fn bind(port: u16, shards: usize, offloads: OffloadSet) -> Result<Self, BindError> {
-        let options = options(offloads);
+    pub(crate) fn bind(port: u16, shards: usize, config: &Config) -> Result<Self, BindError> {
+        let options = options(config);
         let mut v4 = bind_family(V4, port, shards, &options)?.into_iter();
         let mut v6 = bind_family(V6, port, shards, &options)?.into_iter();
         let pairs: Vec<Pair> = (0..shards)
@@ -83,10 +83,10 @@ impl Sockets {
     pub(crate) fn adopt(
         port: Option<u16>,
         shards: usize,
-        offloads: OffloadSet,
+        config: &Config,
         mut descriptors: Descriptors,
     ) -> Option<Self> {
-        let options = options(offloads);
+        let options = options(config);
         let adopt = |descriptor| {
             UdpSocket::adopt(descriptor, &options)
                 .inspect_err(|error| tracing::warn!(reason = %error, "sockets are opened anew"))
@@ -329,10 +329,11 @@ fn send(sockets: &Sockets, (shard, number): (usize, usize), batch: &mut SendBatc
     }
 }
 
-fn options(offloads: OffloadSet) -> Options {
+fn options(config: &Config) -> Options {
     Options {
-        segment: offloads.udp_gso,
-        merge: offloads.udp_gro,
+        mark: Some(config.mark.value()),
+        segment: config.offloads.udp_gso,
+        merge: config.offloads.udp_gro,
         ..Options::default()
     }
 }
@@ -411,7 +412,7 @@ mod tests {
         // Marks need rights that a test may not have.
         let other = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
         let port = other.local_addr().expect("an address").port();
-        if let Err(error) = Sockets::bind(port, 2, OffloadSet::ALL) {
+        if let Err(error) = Sockets::bind(port, 2, &Config::default()) {
             assert!(is_taken(&error) || error.step == "mark", "{error}");
         } else {
             panic!("port {port} was shared");

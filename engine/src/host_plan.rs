@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use podmesh_proto::certificate::Member;
 use podmesh_proto::id::{Name, NetworkId};
 use podmesh_proto::local_api::RouteView;
+use podmesh_proto::mark::Mark;
 use podmesh_proto::network::Network;
 use podmesh_proto::node_file::{NODE_FILE_SCHEMA, NodeFile};
 
@@ -108,9 +109,10 @@ impl HostPlan {
     }
 
     /// What the CNI plugin has to know; `None` for a node that is no member. `local_devices` are
-    /// the host's other container interfaces, which the engine doesn't know.
+    /// the host's other container interfaces and `mark` is the underlay's, which the engine doesn't
+    /// know.
     #[must_use]
-    pub fn node_file(&self, local_devices: Vec<String>) -> Option<NodeFile> {
+    pub fn node_file(&self, local_devices: Vec<String>, mark: Mark) -> Option<NodeFile> {
         let (network, name) = self.member.as_ref()?;
         Some(NodeFile {
             schema: NODE_FILE_SCHEMA.to_owned(),
@@ -123,6 +125,7 @@ impl HostPlan {
             protected: self.protected.clone(),
             service_ranges: self.service_ranges.clone(),
             local_devices,
+            mark,
         })
     }
 

@@ -17,10 +17,10 @@ use ipnet::IpNet;
 
 use crate::address::InterfaceAddress;
 use crate::link::LinkChange;
+use crate::mark::Mark;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::route::{POD_PROTOCOL, PROTOCOL, Route, TABLE};
 use crate::rule::{MARK_GUARD_PRIORITY, MARK_PRIORITY, PresentRule, RANGE_PRIORITY, Rule};
-use crate::udp::UNDERLAY_MARK;
 
 pub use self::foreign::{ForeignRule, Inside};
 
@@ -49,7 +49,7 @@ pub struct HostState {
     /// The same for IPv6.
     pub source_v6: Option<Ipv6Addr>,
     /// The mark of our own datagrams.
-    pub mark: u32,
+    pub mark: Mark,
 }
 
 /// A prefix that a peer owns.
@@ -349,9 +349,10 @@ impl Reconciler {
 pub async fn ensure_fail_closed_routes(
     netlink: &Arc<Netlink>,
     protected: &[IpNet],
+    mark: Mark,
 ) -> Result<Vec<Change>, Problem> {
     let reconciler = Reconciler::new(Arc::clone(netlink));
-    let rules = wanted::rules(protected, UNDERLAY_MARK);
+    let rules = wanted::rules(protected, mark);
     let routes: Vec<Route> = protected
         .iter()
         .map(|range| wanted::backstop(*range))

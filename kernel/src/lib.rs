@@ -15,6 +15,7 @@ pub mod alarm;
 pub mod descriptors;
 pub mod host;
 pub mod link;
+pub mod mark;
 pub mod memory;
 pub mod messages;
 pub mod netlink;

@@ -22,6 +22,8 @@ use std::{io, net::IpAddr};
 
 use ipnet::IpNet;
 
+use crate::mark::Mark;
+
 pub use connections::MOST_STRAYS;
 
 /// Name of the table.
@@ -44,7 +46,7 @@ pub struct GuardRules {
     /// This node's overlay addresses.
     pub own_overlay: Vec<IpAddr>,
     /// The mark on datagrams of this program's underlay sockets.
-    pub mark: u32,
+    pub mark: Mark,
 }
 
 impl GuardRules {

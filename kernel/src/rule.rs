@@ -7,6 +7,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
+use crate::mark::Mark;
 use crate::netlink::{Mode, Netlink, NetlinkError, family};
 use crate::route::PROTOCOL;
 
@@ -37,8 +38,8 @@ pub struct Rule {
     pub priority: u32,
     /// Only packets to this prefix.
     pub to: Option<IpNet>,
-    /// Only packets with exactly this mark.
-    pub mark: Option<u32>,
+    /// Only packets with this mark.
+    pub mark: Option<Mark>,
     /// What happens to them.
     pub verdict: Verdict,
 }
@@ -101,7 +102,7 @@ impl fmt::Display for Rule {
             if self.is_ipv4 { 4 } else { 6 }
         )?;
         if let Some(mark) = self.mark {
-            write!(out, " mark {mark:#x}")?;
+            write!(out, " mark {mark}")?;
         }
         if let Some(to) = self.to {
             write!(out, " to {to}")?;
@@ -184,14 +185,16 @@ fn describe(rule: &Rule) -> RuleMessage {
             .push(RuleAttribute::Destination(to.network()));
     }
     if let Some(mark) = rule.mark {
-        message.attributes.push(RuleAttribute::FwMark(mark));
-        message.attributes.push(RuleAttribute::FwMask(u32::MAX));
+        message.attributes.push(RuleAttribute::FwMark(mark.value));
+        message.attributes.push(RuleAttribute::FwMask(mark.mask));
     }
     message
 }
 
 fn read(message: &RuleMessage, is_ipv4: bool) -> Option<PresentRule> {
-    let (mut priority, mut mark, mut to, mut ours) = (0, None, None, false);
+    let (mut priority, mut to, mut ours) = (0, None, false);
+    // The kernel leaves out what is zero.
+    let mut mark = Mark { value: 0, mask: 0 };
     let mut table = u32::from(message.header.table);
     // The lowest flag bits tell about the rule's state; "invert" is a condition.
     let mut more = Conditions {
@@ -203,8 +206,8 @@ fn read(message: &RuleMessage, is_ipv4: bool) -> Option<PresentRule> {
         match attribute {
             RuleAttribute::Priority(value) => priority = *value,
             RuleAttribute::Table(value) => table = *value,
-            RuleAttribute::FwMark(value) => mark = Some(*value),
-            RuleAttribute::FwMask(value) => more.others |= *value != u32::MAX,
+            RuleAttribute::FwMark(value) => mark.value = *value,
+            RuleAttribute::FwMask(value) => mark.mask = *value,
             RuleAttribute::Destination(address) => {
                 to = Some(IpNet::new(*address, message.header.dst_len).ok()?);
             }
@@ -231,7 +234,7 @@ fn read(message: &RuleMessage, is_ipv4: bool) -> Option<PresentRule> {
             is_ipv4,
             priority,
             to,
-            mark,
+            mark: (mark.mask != 0).then_some(mark),
             verdict,
         },
         ours,
@@ -247,10 +250,12 @@ mod tests {
     #[test]
     fn a_rule_survives_its_message() {
         let to = |text: &str| Some(text.parse().expect("a prefix"));
+        let mark = |value, mask| Some(Mark { value, mask });
         for (to, mark, verdict) in [
             (to("10.42.0.0/16"), None, Verdict::Lookup(7077)),
-            (to("fd00::/48"), Some(0x6d65), Verdict::Unreachable),
-            (None, Some(0x6d65), Verdict::Lookup(254)),
+            (to("fd00::/48"), mark(7, u32::MAX), Verdict::Unreachable),
+            (None, mark(0x101c, 0x101c), Verdict::Lookup(254)),
+            (None, mark(0, 1), Verdict::Lookup(254)),
         ] {
             let is_ipv4 = to.is_none_or(|to: IpNet| to.addr().is_ipv4());
             let rule = Rule {

@@ -23,10 +23,6 @@ pub use self::runs::{Blocked, MAX_RUN, MAX_SEGMENTS, SendRun, SentRuns};
 pub use self::send::{BatchFull, HopLimit, SendBatch, SendCounts};
 pub use self::steering::steer_by_receiver;
 
-/// The mark on every underlay socket of podmesh. A routing rule sends marked packets past our own
-/// routes, so that our datagrams can't enter the tunnel again.
-pub const UNDERLAY_MARK: u32 = 0x6d65;
-
 /// Datagrams that one call receives or sends at most.
 pub const BATCH_SLOTS: usize = 64;
 
@@ -44,7 +40,8 @@ pub enum PathMtu {
 /// How a socket is set up.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// The firewall mark of what it sends, `None` for none. Needs CAP_NET_ADMIN.
+    /// The firewall mark of what it sends, `None` for none. A routing rule sends marked packets past our
+    /// own routes, so that our datagrams can't enter the tunnel again. Needs CAP_NET_ADMIN.
     pub mark: Option<u32>,
     /// Whether several sockets share the port.
     pub reuse_port: bool,
@@ -64,7 +61,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            mark: Some(UNDERLAY_MARK),
+            mark: None,
             reuse_port: false,
             receive_buffer: 7 << 20,
             send_buffer: 2 << 20,

@@ -20,6 +20,7 @@ pub mod id;
 pub mod key;
 pub mod limits;
 pub mod local_api;
+pub mod mark;
 pub mod network;
 pub mod node_file;
 pub mod planet_api;

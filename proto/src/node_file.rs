@@ -10,6 +10,8 @@ use std::{fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::mark::Mark;
+
 /// What `schema` says in a file of this version.
 pub const NODE_FILE_SCHEMA: &str = "podmesh.node/v1";
 
@@ -50,6 +52,9 @@ pub struct NodeFile {
     /// `cni0`. Never an interface with a neighbour outside this machine.
     #[serde(default)]
     pub local_devices: Vec<String>,
+    /// The mark of the underlay's datagrams.
+    #[serde(default)]
+    pub mark: Mark,
 }
 
 impl NodeFile {
@@ -258,6 +263,7 @@ mod tests {
             protected: ranges(&["10.42.0.0/16", "10.77.0.0/16", "fd12:3456:789a::/48"]),
             service_ranges: ranges(&["10.96.0.0/12"]),
             local_devices: Vec::new(),
+            mark: Mark::DEFAULT,
         }
     }
 

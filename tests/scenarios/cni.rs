@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use podmesh_lab::ping::{PairReport, PingMatrix};
 use podmesh_lab::{Lab, Nat, Node};
+use podmesh_proto::mark::Mark;
 use podmesh_proto::node_file::{NODE_FILE_NAME, NODE_FILE_SCHEMA, NodeFile};
 
 /// A machine whose meshd has run once and left its file behind.
@@ -34,6 +35,7 @@ fn leave_node_file(node: &Node) {
         ],
         service_ranges: Vec::new(),
         local_devices: Vec::new(),
+        mark: Mark::DEFAULT,
     };
     fs::create_dir_all(node.state_dir()).unwrap();
     let bytes = serde_json::to_vec(&file).unwrap();

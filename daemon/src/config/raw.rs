@@ -7,6 +7,7 @@ use podmesh_engine::tunnel::TunnelKind;
 use podmesh_kernel::tun::is_interface_name;
 use podmesh_proto::candidate::may_be_probed;
 use podmesh_proto::limits::MAX_CANDIDATES;
+use podmesh_proto::mark::Mark;
 use serde::Deserialize;
 
 use super::error::wrong;
@@ -33,6 +34,7 @@ pub(super) struct Raw {
     endpoints: Vec<String>,
     exclude_interfaces: Vec<String>,
     local_devices: Vec<String>,
+    mark: String,
     join_token_file: PathBuf,
     subnet_env: PathBuf,
     log: String,
@@ -52,6 +54,7 @@ impl Default for Raw {
             endpoints: Vec::new(),
             exclude_interfaces: config.exclude_interfaces,
             local_devices: config.local_devices,
+            mark: config.mark.to_string(),
             join_token_file: PathBuf::new(),
             subnet_env: config.subnet_env.unwrap_or_default(),
             log: config.log,
@@ -120,11 +123,18 @@ impl Raw {
                 .into_iter()
                 .map(|name| interface("local-devices", name))
                 .collect::<Result<_, _>>()?,
+            mark: mark(&self.mark)?,
             join_token_file: absolute("join-token-file", self.join_token_file)?,
             subnet_env: absolute("subnet-env", self.subnet_env)?,
             log: self.log,
         })
     }
+}
+
+fn mark(text: &str) -> Result<Mark, ConfigError> {
+    const EXPECTED: &str = "use one number or two of the form \"0x101c/0x101c\": the bits that are set, \
+                            at least one, and the mask of those that are looked at, which has them all";
+    text.parse().map_err(|_| wrong("mark", text, EXPECTED))
 }
 
 fn interface(key: &'static str, name: String) -> Result<String, ConfigError> {

@@ -45,16 +45,19 @@ pub(super) struct Dialer {
     /// The addresses that its name had last, maybe in a former life of the node.
     known: Vec<SocketAddr>,
     last_good: LastGood,
+    /// Of its sockets.
+    mark: u32,
     /// A question to the resolver that has no answer yet: there is never more than one.
     lookup: Option<JoinHandle<io::Result<Vec<SocketAddr>>>>,
 }
 
 impl Dialer {
-    pub(super) fn new(entry: &PlanetEntry, last_good: LastGood) -> Self {
+    pub(super) fn new(entry: &PlanetEntry, last_good: LastGood, mark: u32) -> Self {
         Self {
             entry: entry.clone(),
             known: last_good.of(entry),
             last_good,
+            mark,
             lookup: None,
         }
     }
@@ -75,10 +78,10 @@ impl Dialer {
         let pinned = Arc::new(Pinned::new(self.entry.id)?);
         let mut tries = JoinSet::new();
         for (position, remote) in (0_u32..).zip(addresses) {
-            let pinned = Arc::clone(&pinned);
+            let (pinned, mark) = (Arc::clone(&pinned), self.mark);
             tries.spawn(async move {
                 sleep(STAGGER * position).await;
-                connect(remote, &pinned).await
+                connect(remote, &pinned, mark).await
             });
         }
         let mut reason = format!("no answer from {address}");
@@ -157,8 +160,9 @@ impl Dialer {
     }
 }
 
-async fn connect(remote: SocketAddr, pinned: &Pinned) -> Result<Dialed, DialError> {
+async fn connect(remote: SocketAddr, pinned: &Pinned, mark: u32) -> Result<Dialed, DialError> {
     let options = Options {
+        mark: Some(mark),
         receive_buffer: SOCKET_BUFFER,
         send_buffer: SOCKET_BUFFER,
         ..Options::default()

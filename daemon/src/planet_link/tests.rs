@@ -2,6 +2,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use podmesh_proto::frame::{self, FrameDecoder};
 use podmesh_proto::key::SigningKey;
+use podmesh_proto::mark::Mark;
 use podmesh_proto::planet_api::{ALPN, EXPORTER_LABEL};
 use podmesh_proto::spki;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -52,7 +53,10 @@ fn links() -> (PlanetLinks, mpsc::Receiver<LinkEvent>) {
 /// With what this folder remembers.
 fn links_of(dir: &StateDir) -> (PlanetLinks, mpsc::Receiver<LinkEvent>) {
     let (sender, receiver) = mpsc::channel(16);
-    (PlanetLinks::new(sender, LastGood::load(dir)), receiver)
+    (
+        PlanetLinks::new(sender, LastGood::load(dir), Mark::DEFAULT.value()),
+        receiver,
+    )
 }
 
 async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> LinkEvent {

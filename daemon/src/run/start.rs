@@ -97,7 +97,7 @@ pub(crate) async fn prepare(
         shards: Shards::start(shared, &queues)?,
         queues,
         outbox: Outbox::new(0, LONGEST_CONTROL.max(longest)),
-        links: PlanetLinks::new(events, LastGood::load(&dir)),
+        links: PlanetLinks::new(events, LastGood::load(&dir), config.mark.value()),
         host: Host::start(host_config(config), files, reports)?,
         report: HostReport::default(),
         writer,
@@ -146,6 +146,7 @@ fn host_config(config: &Config) -> HostConfig {
         device: config.device.clone(),
         exclude_interfaces: config.exclude_interfaces.clone(),
         local_devices: config.local_devices.clone(),
+        mark: config.mark,
     }
 }
 
@@ -186,7 +187,7 @@ async fn open_network(
         .as_ref()
         .map_or(config.shards.unwrap_or(SHARDS), Vec::len);
     let kept = (!cli.replace).then_some(identity.port);
-    let sockets = Sockets::adopt(config.port.or(kept), shards, config.offloads, inherited);
+    let sockets = Sockets::adopt(config.port.or(kept), shards, config, inherited);
     if queues.is_none() || sockets.is_none() {
         service.let_go(names.iter().cloned());
     }
@@ -291,7 +292,7 @@ async fn bind(
     let mut tries = 0..PORT_TRIES;
     loop {
         let port = config.port.unwrap_or(identity.port);
-        match Sockets::bind(port, shards, config.offloads) {
+        match Sockets::bind(port, shards, config) {
             Err(error) if is_taken(&error) && begin.elapsed() < patience => {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -96,7 +96,7 @@ fn can_take(other: &PresentRule, ranges: &[IpNet], inside: &Inside<'_>) -> bool 
         return asks_more || rule.mark.is_some() || !rule.to.is_some_and(spared);
     }
     // Packets of pods carry no mark and are bound to no interface.
-    let is_marked = rule.mark.is_some_and(|mark| mark != 0);
+    let is_marked = rule.mark.is_some_and(|mark| !mark.is_carried_by_all());
     let from_inside = more
         .from
         .is_none_or(|from| overlaps(&from) || !inside.local_devices.is_empty());

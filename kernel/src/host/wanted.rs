@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::HostState;
+use crate::mark::Mark;
 use crate::route::{MAIN_TABLE, PROTOCOL, Route, RouteKind, TABLE};
 use crate::rule::{MARK_GUARD_PRIORITY, MARK_PRIORITY, RANGE_PRIORITY, Rule, Verdict};
 
@@ -16,7 +17,7 @@ const PEER_METRIC: u32 = 128;
 const BACKSTOP_METRIC: u32 = u32::MAX;
 
 /// The rules for these ranges, for the families that occur in them.
-pub(super) fn rules(protected: &[IpNet], mark: u32) -> Vec<Rule> {
+pub(super) fn rules(protected: &[IpNet], mark: Mark) -> Vec<Rule> {
     let mut rules = Vec::new();
     for is_ipv4 in [true, false] {
         let of_family = |range: &&IpNet| range.addr().is_ipv4() == is_ipv4;

@@ -154,6 +154,7 @@ fn message(kind: u16, family: u8) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mark::Mark;
 
     fn is_stray(from: &str, to: &str, answer_to: &str) -> bool {
         let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -164,7 +165,7 @@ mod tests {
             protected: ranges(&["10.42.0.0/16", "10.77.0.0/16", "fd12::/48"]),
             own_pod_cidrs: ranges(&["10.42.3.0/24", "fd12:0:0:103::/64"]),
             own_overlay: vec!["10.77.0.3".parse().unwrap()],
-            mark: 1,
+            mark: Mark { value: 1, mask: 1 },
         };
         let own = ["127.0.0.1", "192.0.2.1", "172.17.0.1", "10.77.0.3"];
         let edge = Edge {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::blocking_netlink::Message;
+use crate::mark::Mark;
 
 const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
@@ -81,7 +82,7 @@ pub(super) enum Expression {
     /// The interface's name is, or is not, exactly this; a trailing `*` compares the beginning.
     Interface(Side, Want, String),
     /// The packet carries this mark.
-    Mark(u32),
+    Mark(Mark),
     /// The packet is of this address family.
     Family(Family),
     /// Source or destination lies, or does not lie, in this range.
@@ -129,7 +130,8 @@ impl Expression {
             }
             Self::Mark(mark) => {
                 meta(list, META_MARK);
-                compare(list, Want::Equal, &mark.to_ne_bytes());
+                mask(list, &mark.mask.to_ne_bytes());
+                compare(list, Want::Equal, &mark.value.to_ne_bytes());
             }
             Self::Family(family) => {
                 meta(list, META_NFPROTO);

@@ -5,10 +5,16 @@ use ipnet::IpNet;
 use podmesh_kernel::host::{
     Change, HostState, Inside, Outcome, PeerRoute, Problem, Reconciler, ensure_fail_closed_routes,
 };
+use podmesh_kernel::mark::Mark;
 use podmesh_kernel::netlink::Netlink;
 use podmesh_kernel::tun::{Offloads, TunDevice};
 
 use crate::sandbox::{ip, isolated_async, try_ip};
+
+const MARK: Mark = Mark {
+    value: 0x101c,
+    mask: 0x101c,
+};
 
 fn net(text: &str) -> IpNet {
     text.parse().expect("a prefix")
@@ -33,7 +39,7 @@ fn state() -> HostState {
         local_prefixes: vec![net("10.42.1.0/24"), net("fd00:1:0:101::/64")],
         source_v4: Some([10, 77, 0, 1].into()),
         source_v6: Some("fd00:1::1".parse().expect("an address")),
-        mark: 0x6d65,
+        mark: MARK,
     }
 }
 
@@ -146,14 +152,25 @@ fn a_second_apply_changes_nothing_and_the_routes_lead_where_they_should() {
             );
         }
         // Our own datagrams don't see the tunnel.
-        assert_eq!(way("10.42.2.9", "mark 0x6d65"), "up0");
-        assert_eq!(way("fd00:1::2", "mark 0x6d65"), "up0");
+        for (mark, device) in [
+            ("0x101c", "up0"),
+            // With bits that others have added.
+            ("0xff30501c", "up0"),
+            // Somebody else's datagrams, with some of our bits.
+            ("0x1", "mesh0"),
+            ("0x1000", "mesh0"),
+            ("0x6d65", "mesh0"),
+        ] {
+            for to in ["10.42.2.9", "fd00:1::2"] {
+                assert_eq!(way(to, &format!("mark {mark}")), device, "{to} {mark}");
+            }
+        }
         assert!(ip("route get 10.42.2.9").contains("src 10.77.0.1"));
         assert!(ip("route get fd00:1::2").contains("src fd00:1::1"));
         ip("route del default via 192.0.2.1");
         assert!(
-            way("10.42.2.9", "mark 0x6d65").contains("unreachable")
-                || way("10.42.2.9", "mark 0x6d65").contains("No route")
+            way("10.42.2.9", "mark 0x101c").contains("unreachable")
+                || way("10.42.2.9", "mark 0x101c").contains("No route")
         );
     });
 }
@@ -267,6 +284,29 @@ fn what_is_not_wanted_any_more_goes_and_what_is_not_ours_stays() {
 }
 
 #[test]
+fn rules_of_a_former_mark_are_replaced_and_not_left_beside() {
+    isolated_async(|| async {
+        let node = Node::new();
+        node.settle(&state()).await;
+        let wanted = everything();
+        // As earlier versions made them: the whole word, or another mark of the configuration's.
+        for (family, range) in [("-4", "10.42.0.0/16"), ("-6", "fd00:1::/48")] {
+            for mark in ["0x6d65", "0x20/0x30"] {
+                ip(&format!(
+                    "{family} rule add pref 4990 fwmark {mark} lookup main proto 177"
+                ));
+                ip(&format!(
+                    "{family} rule add pref 4991 to {range} fwmark {mark} unreachable proto 177"
+                ));
+            }
+        }
+        assert_eq!(node.settle(&state()).await, 8);
+        assert_eq!(everything(), wanted);
+        assert_eq!(node.settle(&state()).await, 0);
+    });
+}
+
+#[test]
 fn a_foreign_route_in_our_table_stays_and_is_reported() {
     isolated_async(|| async {
         let node = Node::new();
@@ -323,7 +363,7 @@ fn the_fail_closed_layer_stands_alone_and_repairs_itself() {
     isolated_async(|| async {
         let node = Node::new();
         let protected = state().protected;
-        let first = ensure_fail_closed_routes(&node.netlink, &protected)
+        let first = ensure_fail_closed_routes(&node.netlink, &protected, MARK)
             .await
             .expect("all of it");
         assert_eq!(
@@ -340,7 +380,7 @@ fn the_fail_closed_layer_stands_alone_and_repairs_itself() {
                 .count(),
             8
         );
-        let again = ensure_fail_closed_routes(&node.netlink, &protected)
+        let again = ensure_fail_closed_routes(&node.netlink, &protected, MARK)
             .await
             .expect("all of it");
         assert_eq!(again, []);
@@ -353,18 +393,18 @@ fn the_fail_closed_layer_stands_alone_and_repairs_itself() {
         // It takes nothing away from a node that has more.
         node.settle(&state()).await;
         let before = everything();
-        let again = ensure_fail_closed_routes(&node.netlink, &protected)
+        let again = ensure_fail_closed_routes(&node.netlink, &protected, MARK)
             .await
             .expect("all of it");
         assert_eq!((again, everything()), (vec![], before));
         ip("rule del pref 5000");
-        let healed = ensure_fail_closed_routes(&node.netlink, &protected)
+        let healed = ensure_fail_closed_routes(&node.netlink, &protected, MARK)
             .await
             .expect("all of it");
         assert_eq!(healed.len(), 1);
         // Something else in its place is an error, since the range would be open.
         ip("route replace 10.42.0.0/16 dev up0 metric 4294967295 table 7077");
-        let error = ensure_fail_closed_routes(&node.netlink, &protected).await;
+        let error = ensure_fail_closed_routes(&node.netlink, &protected, MARK).await;
         println!("{error:?}");
         assert!(error.is_err());
     });

@@ -183,16 +183,16 @@ fn the_mark_the_buffers_and_the_hop_limit_reach_the_kernel() {
         ip("link set up0 up");
         ip("link set gw0 up");
         ip("addr add 192.0.2.1/24 dev up0");
-        ip("rule add pref 10 fwmark 0x6d65 lookup 50");
+        ip("rule add pref 10 fwmark 0x101c/0x101c lookup 50");
         ip("rule add pref 11 to 198.51.100.0/24 unreachable");
         ip("route add default via 192.0.2.2 dev up0 table 50");
         ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev up0");
-        let marked = bind("0.0.0.0:0");
-        let unmarked = Options {
-            mark: None,
+        let unmarked = bind("0.0.0.0:0");
+        let marked = Options {
+            mark: Some(0x101c),
             ..Options::default()
         };
-        let unmarked = UdpSocket::bind_any(Ipv4Addr::UNSPECIFIED.into(), 0, &unmarked).expect("it");
+        let marked = UdpSocket::bind_any(Ipv4Addr::UNSPECIFIED.into(), 0, &marked).expect("it");
         let to: SocketAddr = "198.51.100.1:9".parse().expect("an address");
         let mut batch = SendBatch::new(100);
         batch.push(to, b"x").expect("room");

@@ -2,6 +2,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use podmesh_kernel::link::LinkChange;
+use podmesh_kernel::mark::Mark;
 use podmesh_kernel::netlink::Netlink;
 use podmesh_kernel::nft::{self, GuardRules};
 use podmesh_kernel::watch::{Change, Watcher};
@@ -92,7 +93,10 @@ fn the_own_nftables_table_and_those_of_others_are_told_apart() {
             protected: vec!["10.42.0.0/16".parse().expect("a range")],
             own_pod_cidrs: Vec::new(),
             own_overlay: Vec::new(),
-            mark: 0x6d65,
+            mark: Mark {
+                value: 0x101c,
+                mask: 0x101c,
+            },
         };
         let mut watcher = Watcher::start(Duration::from_millis(30)).expect("a watcher");
         let expected = Change {

@@ -12,11 +12,17 @@ use std::{
 };
 
 use podmesh_kernel::{
+    mark::Mark,
     netns::NetNamespace,
     nft::{self, GuardRules},
 };
 
 use namespaces::Namespace;
+
+const MARK: Mark = Mark {
+    value: 0x101c,
+    mask: 0x101c,
+};
 
 fn guard() -> GuardRules {
     GuardRules {
@@ -32,7 +38,7 @@ fn guard() -> GuardRules {
         own_overlay: ["10.77.0.3", "fd12:3456:789a::3"]
             .map(|address| address.parse().unwrap())
             .into(),
-        mark: 0x6d65,
+        mark: MARK,
     }
 }
 
@@ -49,7 +55,7 @@ fn the_rules_are_read_back_in_the_words_of_nft() {
         "iifname \"pm*\" icmpv6 type nd-router-advert counter",
         "ip daddr 10.42.0.0/16 counter packets 0 bytes 0 drop comment \"would leave unencrypted\"",
         "ip6 daddr fd12:3456:789a::/48 counter packets 0 bytes 0 drop",
-        "meta mark 0x00006d65 oifname \"mesh0\" counter packets 0 bytes 0 drop",
+        "meta mark & 0x0000101c == 0x0000101c oifname \"mesh0\" counter packets 0 bytes 0 drop",
         "oifname \"docker0\" ip daddr 10.42.3.0/24 accept",
         "oifname != \"mesh0\" oifname != \"pm*\" ip saddr 10.42.3.0/24",
         "masquerade comment",
@@ -277,7 +283,7 @@ fn an_own_datagram_never_enters_the_mesh() {
         .command("nft add chain ip marking out \"{ type route hook output priority 0; }\"");
     scene
         .node
-        .command("nft add rule ip marking out udp dport 9000 meta mark set 0x6d65");
+        .command("nft add rule ip marking out udp dport 9000 meta mark set 0x501c");
     let host = udp(&scene.node, "192.0.2.1:0");
     let _ = host.send_to(b"x", "10.42.9.9:9000");
     assert_eq!(source_seen(&far), None);
