@@ -27,6 +27,17 @@ pub enum Witness {
     Disk,
 }
 
+/// A sign that this node's own kernel gives its datagrams another source port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translated {
+    /// Who saw it.
+    pub witness: Witness,
+    /// Where: an address of this machine, with a port that is none of the socket's.
+    pub seen: SocketAddr,
+    /// The socket's port.
+    pub port: u16,
+}
+
 /// This node's own endpoints.
 #[derive(Debug)]
 pub struct OwnEndpoints {
@@ -110,10 +121,57 @@ impl OwnEndpoints {
             .iter()
             .filter(|((witness, _, _), _)| !matches!(witness, Witness::Peer(_)))
             .map(|((_, socket, _), endpoint)| (*socket, self.likeliest(*socket, *endpoint)))
+            .filter(|(socket, endpoint)| !self.is_translated(*socket, *endpoint))
             .collect();
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// Whether a socket was seen at this machine's own address, but at another port than it has: no
+    /// router was in between, and nobody listens there.
+    fn is_translated(&self, socket: SocketId, seen: SocketAddr) -> bool {
+        let port = self.ports.get(usize::from(socket.0)).copied();
+        self.addresses.contains(&seen.ip()) && port.is_some_and(|port| port != seen.port())
+    }
+
+    /// Whether this node's own kernel translates its datagrams, as far as that is seen from outside;
+    /// planets' words come first. Behind a router it isn't: whose doing the port is then, nobody knows.
+    #[must_use]
+    pub fn translated(&self) -> Option<Translated> {
+        let words = self
+            .seen
+            .iter()
+            .filter_map(|((witness, socket, is_ipv4), seen)| {
+                let told = match witness {
+                    Witness::Planet(_) => true,
+                    // Planets are asked again and again, peers are not: their word may be of long ago.
+                    Witness::Peer(_) => !self.is_seen_right(*socket, *is_ipv4),
+                    Witness::Disk => false,
+                };
+                (told && self.is_translated(*socket, *seen)).then_some(Translated {
+                    witness: *witness,
+                    seen: *seen,
+                    port: *self.ports.get(usize::from(socket.0))?,
+                })
+            });
+        words.min_by_key(|word| word.witness)
+    }
+
+    /// Whether a planet sees a socket at one of this machine's own addresses, and at its port.
+    fn is_seen_right(&self, socket: SocketId, is_ipv4: bool) -> bool {
+        self.seen.iter().any(|((witness, of, family), seen)| {
+            matches!(witness, Witness::Planet(_))
+                && (*of, *family) == (socket, is_ipv4)
+                && self.addresses.contains(&seen.ip())
+                && !self.is_translated(socket, *seen)
+        })
+    }
+
+    /// This peer is no peer any more, and its word counts no more.
+    pub fn forget_peer(&mut self, node: &NodeId) {
+        self.seen
+            .retain(|(witness, _, _), _| *witness != Witness::Peer(*node));
     }
 
     /// A NAT that keeps ports may have given the flow to a planet another one, because it still
@@ -234,6 +292,7 @@ impl OwnEndpoints {
             .seen
             .iter()
             .filter(|((_, socket, _), _)| *socket == SocketId::MAIN)
+            .filter(|((_, socket, _), endpoint)| !self.is_translated(*socket, **endpoint))
             .map(|((witness, _, _), endpoint)| (witness, endpoint))
             .collect();
         main.iter()
@@ -288,6 +347,69 @@ mod tests {
         let peer = Witness::Peer(NodeId([9; 32]));
         own.saw(peer, SocketId::MAIN, "203.0.113.7:4999".parse().unwrap());
         assert!(own.local().symmetric);
+    }
+
+    #[test]
+    fn a_port_that_the_own_kernel_made_up_is_said_and_not_offered() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let planet = |number| Witness::Planet(PlanetId([number; 32]));
+        let peer = Witness::Peer(NodeId([9; 32]));
+        let mut own = OwnEndpoints::new([7001, 7002], Vec::new());
+        own.set_addresses(vec![
+            "203.0.113.7".parse().unwrap(),
+            "2001:db8::7".parse().unwrap(),
+        ]);
+        for (socket, seen) in [
+            (SocketId::MAIN, "203.0.113.7:7001"),
+            (SocketId::SPARE, "203.0.113.7:7002"),
+            (SocketId::MAIN, "[2001:db8::7]:7001"),
+        ] {
+            own.saw(planet(1), socket, at(seen));
+        }
+        assert_eq!(own.translated(), None);
+        let before = own.candidates(&[]);
+
+        // A peer's word of long ago says less than what a planet sees each time it is asked.
+        own.saw(peer, SocketId::MAIN, at("203.0.113.7:52001"));
+        assert_eq!(own.translated(), None);
+        // Each planet gets another port.
+        own.saw(planet(1), SocketId::MAIN, at("203.0.113.7:52002"));
+        own.saw(planet(2), SocketId::MAIN, at("[2001:db8::7]:52003"));
+        own.saw(planet(2), SocketId::SPARE, at("203.0.113.7:52004"));
+        assert_eq!(own.translated().unwrap().witness, planet(1));
+        assert_eq!(own.candidates(&[]), before);
+        assert!(!own.local().symmetric);
+
+        // Once the rule is gone, nothing is said any more.
+        own.saw(planet(1), SocketId::MAIN, at("203.0.113.7:7001"));
+        own.saw(planet(2), SocketId::MAIN, at("[2001:db8::7]:7001"));
+        own.saw(planet(2), SocketId::SPARE, at("203.0.113.7:7002"));
+        assert_eq!(own.translated(), None);
+    }
+
+    #[test]
+    fn a_neighbour_shows_what_the_own_kernel_does_behind_a_router() {
+        let mut own = OwnEndpoints::new([7001, 7002], Vec::new());
+        own.set_addresses(vec!["192.168.1.5".parse().unwrap()]);
+        let router = "203.0.113.7:61000".parse().unwrap();
+        own.saw(Witness::Planet(PlanetId([1; 32])), SocketId::MAIN, router);
+        let (node, seen) = (NodeId([9; 32]), "192.168.1.5:52001".parse().unwrap());
+        own.saw(Witness::Peer(node), SocketId::MAIN, seen);
+        let found = own.translated().unwrap();
+        let word = (found.witness, found.seen, found.port);
+        assert_eq!(word, (Witness::Peer(node), seen, 7001));
+        own.forget_peer(&node);
+        assert_eq!(own.translated(), None);
+    }
+
+    #[test]
+    fn a_routers_ports_are_not_taken_for_the_own_kernels() {
+        let mut own = OwnEndpoints::new([7001, 7002], Vec::new());
+        own.set_addresses(vec!["192.168.1.5".parse().unwrap()]);
+        let seen = "203.0.113.7:52001".parse().unwrap();
+        own.saw(Witness::Planet(PlanetId([1; 32])), SocketId::MAIN, seen);
+        assert_eq!(own.translated(), None);
+        assert_eq!(own.reflexive(), [(SocketId::MAIN, seen)]);
     }
 
     #[test]

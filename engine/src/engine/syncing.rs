@@ -190,6 +190,7 @@ impl Engine {
     /// A node is known and not routed to, for the time being.
     fn rest(&mut self, member: Arc<Member>) {
         if let Some(mut peer) = self.peers.remove(&member.node) {
+            self.endpoints.forget_peer(&member.node);
             self.waiting_bytes = self.waiting_bytes.saturating_sub(peer.waiting_bytes());
             peer.retire();
             tracing::info!(peer = %peer.member.name, "a member is routed to no more");
@@ -229,6 +230,7 @@ impl Engine {
         }
         self.peers.take_resting(node);
         if let Some(peer) = self.peers.remove(node) {
+            self.endpoints.forget_peer(node);
             self.waiting_bytes = self.waiting_bytes.saturating_sub(peer.waiting_bytes());
             peer.close();
             tracing::info!(peer = %peer.member.name, "a member is routed to no more");

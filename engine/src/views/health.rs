@@ -9,6 +9,7 @@ use crate::error::COME_BACK;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
 use crate::planets::Planet;
+use crate::publishing::Witness;
 
 /// A planet's clock may be off by this many seconds before a person should know.
 const CLOCK_TOLERANCE: u64 = 60;
@@ -59,6 +60,7 @@ impl Engine {
             entries.push(entry("MESH-PLANET-001", message, next));
         }
         entries.extend(self.clock_health(now));
+        entries.extend(self.translation_health());
         entries.extend(self.drop_health());
         tracing::trace!(at = %now.unix, entries = entries.len(), "health");
         entries
@@ -107,6 +109,29 @@ impl Engine {
         let next =
             "the node goes on asking; after that time it has to leave and join with a new token";
         Some(entry("MESH-NODE-004", &message, next))
+    }
+
+    /// A rule of this machine gets at the tunnel's datagrams on their way out.
+    fn translation_health(&self) -> Option<HealthView> {
+        let members = self.members.as_ref()?;
+        let found = self.endpoints.translated()?;
+        let witness = match found.witness {
+            Witness::Planet(planet) => format!("planet {}", self.planets.name(&planet)),
+            Witness::Peer(node) => format!("member {}", members.name_of(MemberId::Node(node))),
+            Witness::Disk => return None,
+        };
+        let message = format!(
+            "this machine's own kernel translates the tunnel's datagrams: {witness} sees them come from \
+             {}, which is an address of this machine, but their port is {}",
+            found.seen, found.port
+        );
+        let next = format!(
+            "look for a rule on this machine that masquerades what it shouldn't (`nft list ruleset`, \
+             `iptables -t nat -S POSTROUTING`; kube-proxy, Docker and firewalls make such rules), and \
+             except UDP from port {} from it",
+            found.port
+        );
+        Some(entry("MESH-NAT-001", &message, &next))
     }
 
     fn join_health(&self) -> Option<HealthView> {
