@@ -1,4 +1,4 @@
-//! Notices when somebody changes links, addresses, routes, rules, or podmesh's nftables table.
+//! Notices when somebody changes links, addresses, routes, rules, forwarding, or podmesh's nftables table.
 #![allow(
     unsafe_code,
     reason = "forcing a buffer size and registering a foreign socket have no safe form"
@@ -28,6 +28,11 @@ const IPV4_RULE: u32 = 8;
 const IPV6_ADDRESS: u32 = 9;
 const IPV6_ROUTE: u32 = 11;
 const IPV6_RULE: u32 = 19;
+const IPV4_SETTINGS: u32 = 24;
+const IPV6_SETTINGS: u32 = 25;
+
+const NEW_SETTINGS: u16 = 80;
+const DELETED_SETTINGS: u16 = 81;
 
 const NFTABLES: u32 = 7;
 const NFTABLES_SUBSYSTEM: u16 = 10;
@@ -48,6 +53,9 @@ pub struct Change {
     pub routes: bool,
     /// Rules.
     pub rules: bool,
+    /// Settings of interfaces or of the machine that the kernel tells of: forwarding and the filter by
+    /// return paths, but not whether a family is off or advertisements are heard.
+    pub settings: bool,
     /// The nftables table of podmesh.
     pub guard: bool,
     /// Nftables tables of others.
@@ -79,6 +87,7 @@ impl Change {
             libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.routes = true,
             libc::RTM_NEWRULE | libc::RTM_DELRULE => self.rules = true,
+            NEW_SETTINGS | DELETED_SETTINGS => self.settings = true,
             _ => {}
         }
     }
@@ -111,6 +120,8 @@ impl Watcher {
             IPV6_ADDRESS,
             IPV6_ROUTE,
             IPV6_RULE,
+            IPV4_SETTINGS,
+            IPV6_SETTINGS,
         ];
         let socket = listen(NETLINK_ROUTE, &groups)?;
         let guard = listen(NETLINK_NETFILTER, &[NFTABLES]);

@@ -1,3 +1,4 @@
+use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,40 @@ fn each_kind_of_change_is_noticed_and_a_burst_is_one_notice() {
         );
         let more = timeout(Duration::from_millis(300), watcher.next()).await;
         assert!(more.is_err(), "{more:?}");
+    });
+}
+
+#[test]
+fn forwarding_that_is_switched_off_is_noticed_in_both_families_and_of_one_interface() {
+    isolated_async(|| async {
+        ip("link add up0 type veth peer name gw0");
+        ip("link set up0 addrgenmode none up");
+        ip("link set gw0 addrgenmode none up");
+        let write = |key: &str, value: &str| {
+            fs::write(format!("/proc/sys/net/{key}"), value).expect("a setting");
+        };
+        for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            write(key, "1");
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut watcher = Watcher::start(Duration::from_millis(30)).expect("a watcher");
+        for key in [
+            "ipv4/conf/up0/forwarding",
+            "ipv6/conf/up0/forwarding",
+            "ipv4/conf/default/forwarding",
+            "ipv4/conf/up0/rp_filter",
+            "ipv4/ip_forward",
+            "ipv6/conf/all/forwarding",
+        ] {
+            let value = if key.ends_with("rp_filter") { "2" } else { "0" };
+            write(key, value);
+            let seen = next(&mut watcher).await;
+            assert!(seen.settings, "{key}: {seen:?}");
+            while timeout(Duration::from_millis(100), watcher.next())
+                .await
+                .is_ok()
+            {}
+        }
     });
 }
 
