@@ -8,7 +8,7 @@ use podmesh_kernel::{
     mark::Mark,
     netlink::Netlink,
     nft::{self, GuardRules},
-    sysctl::{self, IpFamily},
+    sysctl::{self, IpFamily, OwnInterfaces},
     veth,
 };
 use podmesh_proto::node_file::NodeFile;
@@ -28,9 +28,15 @@ pub(crate) fn ensure(node: &NodeFile) -> Result<(), Failure> {
         // Whether they can be forgotten or not, none of them leaves with a pod's address any more.
         let _ = nft::forget_strays(&rules);
     }
+    let own = OwnInterfaces {
+        device: &node.device,
+        veth_prefix: HOST_PREFIX,
+    };
     for family in families(node) {
-        sysctl::ensure_forwarding(family).map_err(|error| not_yet(&error))?;
+        sysctl::ensure_forwarding(family, own).map_err(|error| not_yet(&error))?;
     }
+    // meshd says what this finds; here it is done because meshd may not run.
+    let _ = sysctl::keep_learning(own, &[]);
     Ok(())
 }
 

@@ -4,6 +4,8 @@
 //! somebody changed something, and every half minute. It also tells which underlay addresses the node
 //! has. When meshd ends, everything stays: pods keep talking, and nothing leaves in plaintext.
 
+mod settings;
+
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,6 +30,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::config::{is_excluded, mark_remark};
 use crate::kept::Kept;
 use crate::node_file::NodeFiles;
+
+use self::settings::{Settings, without_v6};
 
 /// What the names of pod interfaces on the host begin with, as the CNI plugin makes them.
 const VETH_PREFIX: &str = "pm";
@@ -171,6 +175,7 @@ struct Keeper {
     watcher: Watcher,
     config: HostConfig,
     files: NodeFiles,
+    settings: Settings,
     /// Whether something of a membership may be left to take away.
     was_member: bool,
     /// Connections that began while the guard was away are forgotten.
@@ -186,6 +191,7 @@ impl Keeper {
             watcher: Watcher::start(SETTLE)?,
             config,
             files,
+            settings: Settings::default(),
             was_member: true,
             strays: Errand::new(),
         })
@@ -258,10 +264,12 @@ impl Keeper {
         match plan.node_file(devices, self.config.mark) {
             Some(file) => {
                 self.was_member = true;
+                let v6 = self.settings.keep_device(&file, report);
+                let file = if v6 { file } else { without_v6(file) };
                 self.guard(&file, report);
-                report.remarks.extend(forwarding(&file));
-                self.apply(&host_state(plan, self.config.mark), report)
-                    .await;
+                self.settings.keep_forwarding(&file, report);
+                let state = host_state(plan, (self.config.mark, v6));
+                self.apply(&state, report).await;
                 match self.files.write(&file) {
                     Ok(()) => self.files.forget_former(),
                     Err(trouble) => report.remarks.extend(trouble),
@@ -272,8 +280,8 @@ impl Keeper {
                 self.keep_closed(plan, report).await;
             }
             None => {
-                self.apply(&host_state(plan, self.config.mark), report)
-                    .await
+                let state = host_state(plan, (self.config.mark, has_v6()));
+                self.apply(&state, report).await;
             }
         }
     }
@@ -286,7 +294,7 @@ impl Keeper {
             report.problems.push(error.to_string());
             true
         });
-        let mut state = host_state(plan, self.config.mark);
+        let mut state = host_state(plan, (self.config.mark, has_v6()));
         if !pods && plan.protected.is_empty() {
             self.apply(&state, report).await;
             match nft::remove() {
@@ -425,41 +433,30 @@ fn note(outcome: &Outcome, report: &mut HostReport) {
     }
 }
 
-/// Turns forwarding on; where that can't be done, says so.
-fn forwarding(file: &NodeFile) -> Vec<String> {
-    let wanted = |family| {
-        let is_ipv4 = family == IpFamily::V4;
-        sysctl::has_family(family)
-            && file
-                .pod_cidrs
-                .iter()
-                .any(|cidr| cidr.addr().is_ipv4() == is_ipv4)
-    };
-    [IpFamily::V4, IpFamily::V6]
-        .into_iter()
-        .filter(|family| wanted(*family))
-        .filter_map(|family| sysctl::ensure_forwarding(family).err())
-        .map(|error| error.to_string())
-        .collect()
-}
-
 /// Those of the families that the kernel has.
 fn usable(nets: &[IpNet]) -> Vec<IpNet> {
-    let has_v6 = sysctl::has_family(IpFamily::V6);
-    let is_usable = |net: &&IpNet| has_v6 || net.addr().is_ipv4();
+    of_families(nets, has_v6())
+}
+
+fn of_families(nets: &[IpNet], v6: bool) -> Vec<IpNet> {
+    let is_usable = |net: &&IpNet| v6 || net.addr().is_ipv4();
     nets.iter().filter(is_usable).copied().collect()
 }
 
-fn host_state(plan: &HostPlan, underlay_mark: UnderlayMark) -> HostState {
-    let has_v6 = sysctl::has_family(IpFamily::V6);
+fn has_v6() -> bool {
+    sysctl::has_family(IpFamily::V6)
+}
+
+/// What the kernel should hold; nothing but refusals of IPv6 if the interface can't have it.
+fn host_state(plan: &HostPlan, (underlay_mark, v6): (UnderlayMark, bool)) -> HostState {
     let routes = plan
         .peer_routes
         .iter()
-        .filter(|route| has_v6 || route.prefix.addr().is_ipv4());
+        .filter(|route| v6 || route.prefix.addr().is_ipv4());
     HostState {
         device: plan.device.clone(),
         mtu: plan.mtu,
-        addresses: usable(&plan.addresses),
+        addresses: of_families(&plan.addresses, v6),
         protected: usable(&plan.protected),
         peer_routes: routes
             .map(|route| PeerRoute {
@@ -479,7 +476,7 @@ fn host_state(plan: &HostPlan, underlay_mark: UnderlayMark) -> HostState {
             .overlay_addresses
             .iter()
             .find_map(|address| match address {
-                IpAddr::V6(v6) if has_v6 => Some(*v6),
+                IpAddr::V6(address) if v6 => Some(*address),
                 _ => None,
             }),
         mark: mark(underlay_mark),

@@ -1,15 +1,48 @@
 //! Kernel settings under `/proc/sys/net`, of the network namespace of the calling thread.
+//!
+//! Some are the machine's as a whole (forwarding), some an interface's. Whoever may change them at
+//! any time does: service managers, network managers, hardening profiles, people. So podmesh
+//! compares them again and again, those that its packets depend on and no others.
 
-use std::{fs, io, path::PathBuf};
+mod advertisements;
+mod own;
+
+use std::{fmt, fs, io, path::PathBuf};
+
+pub use self::advertisements::{Learners, keep_learning};
+pub use self::own::{OwnInterfaces, Repair, keep_device, keep_pod_end};
 
 /// Why a setting is not as wanted.
 #[derive(Debug, thiserror::Error)]
-#[error("the kernel setting {name} cannot be set to {value}: {cause}")]
+#[error("the kernel setting {name} is {} and can't be set to {value}: {cause}", present.as_deref().unwrap_or("unknown"))]
 pub struct SysctlError {
     name: String,
     value: String,
+    present: Option<String>,
     #[source]
     cause: io::Error,
+}
+
+impl SysctlError {
+    /// Whether an interface's packets of a family go nowhere until this is as wanted.
+    #[must_use]
+    pub fn stops_packets(&self) -> bool {
+        // The kernel forwards IPv6 by its setting for all interfaces alone.
+        let forwards = self.name.starts_with("net.ipv4.") && self.name.ends_with(".forwarding");
+        forwards || self.turns_off_v6()
+    }
+
+    /// Whether IPv6 stays off on the interface.
+    #[must_use]
+    pub fn turns_off_v6(&self) -> bool {
+        self.name.ends_with(".disable_ipv6")
+    }
+
+    /// Whether the setting doesn't exist: its interface has gone, or the kernel hasn't it.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        self.cause.kind() == io::ErrorKind::NotFound
+    }
 }
 
 /// An address family with settings of its own.
@@ -19,6 +52,15 @@ pub enum IpFamily {
     V4,
     /// IPv6.
     V6,
+}
+
+impl fmt::Display for IpFamily {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 impl IpFamily {
@@ -39,14 +81,14 @@ impl IpFamily {
 /// # Errors
 ///
 /// When the setting is not on and cannot be turned on.
-pub fn ensure_forwarding(family: IpFamily) -> Result<bool, SysctlError> {
+pub fn ensure_forwarding(family: IpFamily, own: OwnInterfaces<'_>) -> Result<bool, SysctlError> {
     match family {
         IpFamily::V4 => ensure("ipv4/ip_forward", "1"),
         IpFamily::V6 => {
             if read("ipv6/conf/all/forwarding").is_ok_and(|value| value == "1") {
                 return Ok(false);
             }
-            keep_learning_routes()?;
+            advertisements::before_forwarding(own)?;
             ensure("ipv6/conf/all/forwarding", "1")
         }
     }
@@ -63,10 +105,7 @@ pub fn ensure_of_interface(
     key: &str,
     value: &str,
 ) -> Result<bool, SysctlError> {
-    ensure(
-        &format!("{}/conf/{interface}/{key}", family.folder()),
-        value,
-    )
+    ensure(&of_interface(family, interface, key), value)
 }
 
 /// Whether the kernel of this machine has that address family at all.
@@ -74,35 +113,44 @@ pub fn has_family(family: IpFamily) -> bool {
     path(&format!("{}/conf/all", family.folder())).exists()
 }
 
-fn keep_learning_routes() -> Result<(), SysctlError> {
-    let folder = path("ipv6/conf");
-    let entries = fs::read_dir(&folder).map_err(|cause| SysctlError {
-        name: folder.display().to_string(),
-        value: "2".to_owned(),
-        cause,
-    })?;
-    for entry in entries.flatten() {
-        let interface = entry.file_name().to_string_lossy().into_owned();
-        let setting = format!("ipv6/conf/{interface}/accept_ra");
-        if interface != "all" && read(&setting).is_ok_and(|value| value == "1") {
-            ensure(&setting, "2")?;
-        }
-    }
-    Ok(())
+fn of_interface(family: IpFamily, interface: &str, key: &str) -> String {
+    format!("{}/conf/{interface}/{key}", family.folder())
+}
+
+/// The interfaces that have settings of that family, but for the kernel's patterns for all of them.
+fn interfaces(family: IpFamily) -> io::Result<Vec<String>> {
+    let entries = fs::read_dir(path(&format!("{}/conf", family.folder())))?;
+    let names = entries.flatten().map(|entry| entry.file_name());
+    Ok(names
+        .map(|name| name.to_string_lossy().into_owned())
+        .filter(|name| name != "all" && name != "default")
+        .collect())
 }
 
 fn ensure(name: &str, value: &str) -> Result<bool, SysctlError> {
-    if read(name).is_ok_and(|present| present == value) {
+    let present = read(name);
+    if present.as_ref().is_ok_and(|present| present == value) {
         return Ok(false);
     }
     match fs::write(path(name), value) {
         Ok(()) => Ok(true),
         Err(cause) => Err(SysctlError {
-            name: format!("net/{name}"),
+            name: dotted(name),
             value: value.to_owned(),
+            present: present.ok(),
             cause,
         }),
     }
+}
+
+/// As the program `sysctl` writes it, where a dot within an interface's name is a slash.
+fn dotted(name: &str) -> String {
+    let swap = |letter| match letter {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    };
+    format!("net.{}", name.chars().map(swap).collect::<String>())
 }
 
 fn read(name: &str) -> io::Result<String> {

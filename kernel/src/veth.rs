@@ -370,22 +370,10 @@ fn create_pair(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
 /// Readies the node's end before it carries anything, and returns its index.
 fn raise_host_end(link: &PodLink) -> Result<u32, VethError> {
     let name = link.host_name.as_str();
-    let set = |family, key, value| sysctl::ensure_of_interface(family, name, key, value);
-    set(IpFamily::V4, "forwarding", "1")?;
-    set(IpFamily::V4, "rp_filter", "1")?;
-    set(IpFamily::V4, "accept_redirects", "0")?;
-    set(IpFamily::V4, "send_redirects", "0")?;
-    // The neighbours are known, so no pod needs an answer, and none can fill the table by asking.
-    set(IpFamily::V4, "arp_ignore", "8")?;
     let v6 = link.addresses.iter().any(IpAddr::is_ipv6);
-    if v6 || sysctl::has_family(IpFamily::V6) {
-        set(IpFamily::V6, "accept_ra", "0")?;
-        set(IpFamily::V6, "accept_redirects", "0")?;
-        set(IpFamily::V6, "addr_gen_mode", "1")?;
-        set(IpFamily::V6, "forwarding", "1")?;
-    }
-    if v6 {
-        set(IpFamily::V6, "disable_ipv6", "0")?;
+    let (_, errors) = sysctl::keep_pod_end(name, v6);
+    if let Some(error) = errors.into_iter().next() {
+        return Err(error.into());
     }
     let index = index_of(name)?;
     let mut steps = vec![(

@@ -6,6 +6,7 @@ mod allocations;
 mod host;
 mod runs;
 mod sandbox;
+mod sysctl;
 mod tables;
 mod tun;
 mod udp;

@@ -42,6 +42,20 @@ pub(crate) fn ip(arguments: &str) -> String {
     try_ip(arguments).unwrap_or_else(|error| panic!("ip {arguments}: {error}"))
 }
 
+/// From now on nobody can change a setting under `/proc/sys` in this thread, as in many containers.
+pub(crate) fn make_settings_read_only() {
+    // SAFETY: changes only the mounts that this thread sees.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    assert_eq!(result, 0, "unshare: {}", io::Error::last_os_error());
+    for arguments in [
+        "--make-rprivate /",
+        "--bind /proc/sys /proc/sys",
+        "-o remount,ro,bind /proc/sys",
+    ] {
+        attempt("mount", arguments).unwrap_or_else(|error| panic!("mount {arguments}: {error}"));
+    }
+}
+
 /// Runs `tc` in this thread's namespace.
 pub(crate) fn tc(arguments: &str) -> String {
     attempt("tc", arguments).unwrap_or_else(|error| panic!("tc {arguments}: {error}"))

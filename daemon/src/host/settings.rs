@@ -1,0 +1,196 @@
+//! The kernel settings that packets of the mesh depend on, and the care for what the machine learns from
+//! router advertisements while it forwards.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use podmesh_kernel::sysctl::{self, IpFamily, OwnInterfaces, SysctlError};
+use podmesh_kernel::veth;
+use podmesh_proto::node_file::NodeFile;
+
+use super::{HostReport, VETH_PREFIX};
+
+/// Routers say that they are there at least this often (RFC 4861 §6.2.1).
+const ADVERTISEMENTS: Duration = Duration::from_secs(1800);
+/// Repairs of one setting are counted for so long.
+const MEMORY: Duration = Duration::from_secs(60);
+/// So many repairs within [`MEMORY`] are somebody's who will go on.
+const FIGHT: usize = 3;
+
+/// What is remembered about the settings from look to look.
+#[derive(Debug, Default)]
+pub(super) struct Settings {
+    /// When each setting was last put back, newest last, [`FIGHT`] times at most.
+    repairs: BTreeMap<String, Vec<Instant>>,
+    /// Interfaces whose default route was lost, and since when that is known.
+    missed: BTreeMap<String, Instant>,
+}
+
+impl Settings {
+    /// Brings the mesh interface's settings in order; whether it can have IPv6.
+    pub(super) fn keep_device(&mut self, file: &NodeFile, report: &mut HostReport) -> bool {
+        let (repairs, errors) = sysctl::keep_device(&file.device, &forwarded(file));
+        for repair in repairs {
+            self.note(repair.to_string());
+        }
+        for error in errors.iter().filter(|error| error.stops_packets()) {
+            if error.turns_off_v6() {
+                report.remarks.push(format!(
+                    "IPv6 of the mesh is left out on this node, its pods get no IPv6 address: {error}"
+                ));
+            } else {
+                report.problems.push(lost(IpFamily::V4, error));
+            }
+        }
+        sysctl::has_family(IpFamily::V6) && !errors.iter().any(SysctlError::turns_off_v6)
+    }
+
+    /// Lets the machine forward what its pods need, and their interfaces carry it.
+    pub(super) fn keep_forwarding(&mut self, file: &NodeFile, report: &mut HostReport) {
+        let own = OwnInterfaces {
+            device: &file.device,
+            veth_prefix: VETH_PREFIX,
+        };
+        for family in forwarded(file) {
+            match sysctl::ensure_forwarding(family, own) {
+                Ok(false) => {}
+                Ok(true) => self.note(format!("forwarding of {family}")),
+                Err(error) => report.problems.push(lost(family, &error)),
+            }
+        }
+        self.keep_pods(forwarded(file).contains(&IpFamily::V6), report);
+        self.keep_learning(own, report);
+        report.remarks.extend(self.fights());
+    }
+
+    fn keep_pods(&mut self, v6: bool, report: &mut HostReport) {
+        let names = veth::list(VETH_PREFIX).unwrap_or_else(|error| {
+            report.problems.push(error.to_string());
+            Vec::new()
+        });
+        for name in names {
+            let (repairs, errors) = sysctl::keep_pod_end(&name, v6);
+            for repair in repairs {
+                self.note(repair.to_string());
+            }
+            let sentences = errors.iter().map(|error| {
+                let effect = if error.stops_packets() {
+                    "the pod behind it reaches nobody"
+                } else {
+                    "the pod behind it may do more than it should"
+                };
+                format!("{effect}: {error}")
+            });
+            report.remarks.extend(sentences);
+        }
+    }
+
+    fn keep_learning(&mut self, own: OwnInterfaces<'_>, report: &mut HostReport) {
+        // Who has not said by then that it is a router for everything is none.
+        self.missed
+            .retain(|_, since| since.elapsed() < ADVERTISEMENTS);
+        let before: Vec<String> = self.missed.keys().cloned().collect();
+        let found = sysctl::keep_learning(own, &before);
+        for name in &found.resumed {
+            tracing::info!(
+                interface = name,
+                "router advertisements are heard again, though this machine forwards (accept_ra = 2)"
+            );
+        }
+        self.missed
+            .retain(|name, _| found.without_route.contains(name));
+        for name in found.without_route {
+            report.remarks.push(format!(
+                "the IPv6 default route by {name} is gone: IPv6 forwarding was switched on while the kernel \
+                 learned that route from router advertisements, which makes it forget the route; the next \
+                 advertisement brings it back, once net.ipv6.conf.{name}.accept_ra is 2"
+            ));
+            self.missed.entry(name).or_insert_with(Instant::now);
+        }
+        let errors = found.errors.iter().map(ToString::to_string);
+        report.remarks.extend(errors);
+    }
+
+    /// A setting was not as wanted, and is. Whoever changes it again and again gets a few lines a minute.
+    fn note(&mut self, setting: String) {
+        let times = self.repairs.entry(setting.clone()).or_default();
+        times.retain(|at| at.elapsed() < MEMORY);
+        if times.len() < FIGHT {
+            tracing::info!(setting, "put a kernel setting in order");
+        } else {
+            times.remove(0);
+        }
+        times.push(Instant::now());
+    }
+
+    /// Settings that somebody takes away as often as they are put back.
+    fn fights(&mut self) -> Vec<String> {
+        self.repairs.retain(|_, times| {
+            times.retain(|at| at.elapsed() < MEMORY);
+            !times.is_empty()
+        });
+        let often = self
+            .repairs
+            .iter()
+            .filter(|(_, times)| times.len() >= FIGHT);
+        often
+            .map(|(setting, _)| {
+                format!(
+                    "somebody changes {setting} again and again, and packets are lost until it is put back; \
+                     look at the network manager, sysctl.d and hardening tools of this machine"
+                )
+            })
+            .collect()
+    }
+}
+
+/// The families that the node has pods of.
+fn forwarded(file: &NodeFile) -> Vec<IpFamily> {
+    let wanted = |family: &IpFamily| {
+        let is_ipv4 = *family == IpFamily::V4;
+        let mut cidrs = file.pod_cidrs.iter();
+        sysctl::has_family(*family) && cidrs.any(|cidr| cidr.addr().is_ipv4() == is_ipv4)
+    };
+    [IpFamily::V4, IpFamily::V6]
+        .into_iter()
+        .filter(wanted)
+        .collect()
+}
+
+fn lost(family: IpFamily, error: &SysctlError) -> String {
+    format!("pods get no {family} packets of others: {error}")
+}
+
+/// The node without IPv6: no pod gets such an address, and none of its own is used. What is protected
+/// stays so.
+pub(super) fn without_v6(mut file: NodeFile) -> NodeFile {
+    file.pod_cidrs.retain(|cidr| cidr.addr().is_ipv4());
+    file.overlay_addresses.retain(std::net::IpAddr::is_ipv4);
+    file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_is_taken_away_again_and_again_is_said_and_remembered_for_a_minute() {
+        let mut settings = Settings::default();
+        for times in 1..10 {
+            settings.note("net.ipv4.ip_forward = 1".to_owned());
+            assert_eq!(settings.fights().len(), usize::from(times >= FIGHT));
+        }
+        assert_eq!(
+            settings.repairs.values().map(Vec::len).sum::<usize>(),
+            FIGHT
+        );
+        assert!(settings.fights()[0].contains("net.ipv4.ip_forward = 1"));
+        let long_ago = Instant::now()
+            .checked_sub(MEMORY)
+            .expect("an uptime of a minute");
+        for at in settings.repairs.values_mut().flatten() {
+            *at = long_ago;
+        }
+        assert!(settings.fights().is_empty() && settings.repairs.is_empty());
+    }
+}
