@@ -10,6 +10,7 @@ use podmesh_proto::id::NodeId;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::renewal::Renewed;
 use podmesh_proto::signed::Signed;
+use podmesh_proto::statements::{Held, Summary};
 
 const VERSION: u8 = 1;
 /// Bytes. Longer messages don't go through tunnels: every path carries this much.
@@ -51,6 +52,12 @@ pub enum ControlMessage {
         /// Of the request.
         id: u64,
     },
+    /// What I hold of what the root said, to compare with. Older programs ignore this and what follows.
+    Summary(Box<Summary>),
+    /// What I hold of it in a part that differs: tell me the rest.
+    Held(Box<Held>),
+    /// Statements of the root that I was asked for.
+    Statements(Vec<Signed<RootStatement>>),
 }
 
 impl ControlMessage {
@@ -84,6 +91,8 @@ impl ControlMessage {
 
 #[cfg(test)]
 mod tests {
+    use podmesh_proto::statements::Statements;
+
     use super::*;
 
     #[test]
@@ -94,6 +103,14 @@ mod tests {
             assert!(payload.len() >= length);
             assert_eq!(ControlMessage::decode(&payload), Some(echo.clone()));
         }
+        let fullest = Held {
+            bucket: 127,
+            ids: vec![[0xff; 8]; 140],
+        };
+        assert!(ControlMessage::Held(Box::new(fullest)).encode(0).is_some());
+        let summary = Statements::default().summary(u64::MAX);
+        let summary = ControlMessage::Summary(Box::new(summary));
+        assert!(summary.encode(0).is_some(), "fits any tunnel");
         assert_eq!(ControlMessage::decode(&[]), None);
         assert_eq!(ControlMessage::decode(&[2, 0, 1]), None);
         assert_eq!(ControlMessage::decode(&[1, 200]), None);

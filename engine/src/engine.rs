@@ -48,12 +48,14 @@ mod planet_work;
 mod record;
 mod renewing;
 mod start;
+mod statements;
 mod syncing;
 mod tunnel_work;
 
 pub(crate) use self::joining::printable;
 use self::pings::Ping;
 use self::renewing::Renewing;
+use self::statements::Comparing;
 
 /// The slow half of a node.
 pub struct Engine {
@@ -74,6 +76,7 @@ pub struct Engine {
     /// This node's id: its first identity.
     node: NodeId,
     pub(crate) renewing: Renewing,
+    comparing: Comparing,
     limiter: HandshakeLimiter,
     budget: ProbeBudget,
     table: Arc<ForwardingTable>,
@@ -116,6 +119,7 @@ impl Engine {
             timers: Timers::default(),
             node: config.keys.identity.node_id(),
             renewing: Renewing::default(),
+            comparing: Comparing::default(),
             keys: TunnelKeys::of_kind(&config.keys.wireguard, config.tunnel),
             limiter: HandshakeLimiter::default(),
             budget: ProbeBudget::new(now.moment),
@@ -333,6 +337,7 @@ impl Engine {
             Timer::Heartbeat(planet) => self.heartbeat(planet, now),
             Timer::Observe(planet) => self.observe(planet, now),
             Timer::Report(planet) => self.report(planet, now),
+            Timer::Statements => self.tell_statements(now),
             Timer::Join => self.ask_again(),
             Timer::Renew => self.renew_again(now),
             Timer::Rebuild => self.rebuild(now),
@@ -349,6 +354,7 @@ impl Engine {
         }
         self.ask_planets_again(now);
         self.renew_when_due(now);
+        self.forget_spent_revocations(now);
         self.end_pings(now);
         self.forget_waiting(now);
     }

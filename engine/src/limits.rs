@@ -66,8 +66,26 @@ pub const IN_VAIN: Duration = Duration::from_secs(30);
 /// Memberships per message of a report, and how often one goes out: a planet that relearns from
 /// many members is not flooded.
 pub const REPORT_GAP: Duration = Duration::from_millis(50);
-/// Statements of the root that a peer is told when its path comes up, about 200 bytes each.
-pub const MAX_GREETING: usize = 256;
+/// Statements of the root that a peer is told when its path comes up, about 200 bytes each: the newest
+/// revocations. The rest is compared.
+pub const MAX_GREETING: usize = 8;
+/// News of the root that are passed on to everybody at once, per second; of more, everybody compares.
+pub const PUSHED_PER_SECOND: u32 = 32;
+/// Members with which statements may be waiting to be compared.
+pub const MAX_COMPARISONS: usize = 64;
+/// How long planets have to tell what a member holds more, before the member is asked.
+pub const PLANETS_FIRST: Duration = Duration::from_secs(3);
+/// Parts of all statements that a member is asked for in one turn, a packet each.
+pub const BUCKETS_ASKED: usize = 8;
+/// A member that says it lacks the same again is told again after this.
+pub const TOLD_AGAIN: Duration = Duration::from_secs(30);
+/// Between two looks for revocations of tokens that change nothing any more.
+pub const SPENT_LOOK: Duration = Duration::from_secs(3_600);
+/// Seconds for which the revocation of a token is kept beyond the token's end: who lets go of it by a
+/// clock that is ahead is told it again by others.
+pub const TOKEN_AFTERLIFE: u64 = 30 * 24 * 3_600;
+/// Per statement of the root: how long the stored state may lag behind, as with [`REBUILD_PER_PEER`].
+pub const PERSIST_PER_STATEMENT: Duration = Duration::from_micros(10);
 /// Members that news are told to through tunnels at once.
 pub const GOSSIP_FANOUT: usize = 32;
 /// Between two tries to have a renewal receipted, when no planet says otherwise.

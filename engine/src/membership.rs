@@ -22,6 +22,7 @@ use podmesh_proto::limits::CLOCK_SKEW;
 use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
 use podmesh_proto::renewal::Standing;
 use podmesh_proto::signed::Signed;
+use podmesh_proto::statements::{Kept, Statements};
 use podmesh_proto::time::UnixSeconds;
 
 mod departures;
@@ -53,7 +54,7 @@ pub struct Members {
     revoked_externals: BTreeMap<PublicKey, UnixSeconds>,
     resolved: BTreeMap<NodeId, UnixSeconds>,
     departed: BTreeMap<NodeId, Departed>,
-    statements: BTreeMap<[u8; 32], Signed<RootStatement>>,
+    statements: Statements,
     expiries: BTreeSet<(UnixSeconds, NodeId)>,
     /// Those that are over.
     ended: BTreeSet<(UnixSeconds, NodeId)>,
@@ -104,7 +105,7 @@ impl Members {
             revoked_externals: BTreeMap::new(),
             resolved: BTreeMap::new(),
             departed: BTreeMap::new(),
-            statements: BTreeMap::new(),
+            statements: Statements::default(),
             expiries: BTreeSet::new(),
             ended: BTreeSet::new(),
             lies: Lies::default(),
@@ -207,27 +208,22 @@ impl Members {
         self.sequence
     }
 
-    /// Every root statement but the network itself, to be stored and passed on.
-    pub fn statements(&self) -> impl Iterator<Item = &Signed<RootStatement>> {
-        self.statements.values()
+    /// What the root said and still counts, but for the network itself.
+    #[must_use]
+    pub fn statements(&self) -> &Statements {
+        &self.statements
     }
 
     /// What the root said, for somebody who was away: at most `count` statements, revocations first,
     /// and of these the newest.
     #[must_use]
     pub fn pressing_statements(&self, count: usize) -> Vec<Signed<RootStatement>> {
-        let mut all: Vec<(bool, UnixSeconds, &Signed<RootStatement>)> = self
-            .statements
-            .values()
-            .filter_map(|signed| {
-                let said = signed.unverified().ok()?;
-                Some((said.is_revocation(), said.issued(), signed))
-            })
-            .collect();
-        all.sort_by_key(|(is_revocation, issued, _)| Reverse((*is_revocation, *issued)));
+        let all = self.statements.iter().map(|(_, kept)| kept);
+        let mut all: Vec<&Kept> = all.collect();
+        all.sort_by_key(|kept| Reverse((kept.said.is_revocation(), kept.said.issued())));
         all.into_iter()
             .take(count)
-            .map(|(.., signed)| signed.clone())
+            .map(|kept| kept.signed.clone())
             .collect()
     }
 

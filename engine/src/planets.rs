@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::network::PlanetEntry;
-use podmesh_proto::planet_api::DirectoryCursor;
+use podmesh_proto::planet_api::{DirectoryCursor, PROTOCOL};
 use podmesh_proto::time::{Moment, Now, UnixSeconds};
 
 use crate::forwarding::RelayLeg;
@@ -33,6 +33,8 @@ pub struct Planet {
     pub error: Option<String>,
     /// Its wall clock at its last welcome, and when that was.
     pub clock: Option<(UnixSeconds, Moment)>,
+    /// The version of the protocol to speak: the newest, until the planet refuses it.
+    pub protocol: u16,
 }
 
 impl Planet {
@@ -106,6 +108,7 @@ impl Planets {
                 cursor: None,
                 error: None,
                 clock: None,
+                protocol: PROTOCOL,
             });
             planet.entry = entry.clone();
             self.all.insert(entry.id, planet);

@@ -20,6 +20,8 @@ pub(crate) enum Timer {
     Observe(PlanetId),
     /// The next part of a report to this planet.
     Report(PlanetId),
+    /// The next statements of the root to whoever lacks them.
+    Statements,
     /// A join or claim is tried again.
     Join,
     /// A renewal is handed in again.

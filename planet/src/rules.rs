@@ -26,6 +26,7 @@ mod claims;
 mod driving;
 mod greeting;
 mod random;
+mod reconciling;
 mod refusal;
 mod relearning;
 mod renewals;
@@ -43,7 +44,7 @@ use std::time::Duration;
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::id::{Name, NodeId, PlanetId};
 use podmesh_proto::key::SigningKey;
-use podmesh_proto::planet_api::{DirectoryCursor, PlanetMessage};
+use podmesh_proto::planet_api::{DirectoryCursor, PROTOCOL, PlanetMessage};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::{Moment, Now};
 
@@ -89,6 +90,7 @@ pub struct Planet {
     /// Sessions whose connection is gone, until when they go on.
     ending: BTreeMap<u32, Moment>,
     relearning: relearning::Relearning,
+    reconciling: reconciling::Reconciling,
     random: Random,
     outbox: VecDeque<Action>,
     pending: Option<Pending>,
@@ -133,6 +135,8 @@ struct Connection {
     /// Proven by the hello.
     node: Option<NodeId>,
     /// Of the hello.
+    protocol: u16,
+    /// Of the hello.
     cursor: Option<DirectoryCursor>,
     incarnation: u64,
     /// Of the hello: the highest receipt number that the node says it has seen.
@@ -140,6 +144,9 @@ struct Connection {
     software: String,
     /// Up to which version the directory was told; absent for who isn't a member.
     told: Option<Told>,
+    /// More is to be told than went with the last portion.
+    is_behind: bool,
+    comparing: reconciling::Comparing,
     session: Option<u32>,
     asked: bool,
     reported: bool,
@@ -154,11 +161,11 @@ struct Told {
 impl Planet {
     /// A planet with its books. `seed` must be fresh random bytes at each start.
     #[must_use]
-    pub fn new(key: SigningKey, books: Books, seed: [u8; 32], now: Now) -> Self {
+    pub fn new(key: SigningKey, mut books: Books, seed: [u8; 32], now: Now) -> Self {
         let mut random = Random::new(seed);
         let mut directory = Directory::new(random.number());
         directory.touch(Topic::Network);
-        for (hash, _) in books.statements() {
+        for (hash, _) in books.statements().iter() {
             directory.touch(Topic::Statement(*hash));
         }
         for (node, entry) in books.entries() {
@@ -170,6 +177,7 @@ impl Planet {
             directory.touch(Topic::Left(*node));
         }
         let relearning = relearning::Relearning::new(&books, now.moment);
+        let unsaved = books.take_outdated();
         Self {
             key,
             books,
@@ -180,12 +188,13 @@ impl Planet {
             introductions: Introductions::default(),
             ending: BTreeMap::new(),
             relearning,
+            reconciling: reconciling::Reconciling::new(now.moment),
             random,
             outbox: VecDeque::new(),
             pending: None,
             waiting: VecDeque::new(),
             write_error: None,
-            unsaved: Vec::new(),
+            unsaved,
             unsaved_retry_at: now.moment,
             flush_at: None,
             flushed: None,
@@ -320,7 +329,10 @@ impl Planet {
             petitions: Bucket::new(1, PETITIONS, now.moment),
             introductions: Bucket::new(50, 100, now.moment),
             node: None,
+            protocol: PROTOCOL,
             cursor: None,
+            is_behind: false,
+            comparing: reconciling::Comparing::default(),
             incarnation: 0,
             sequence: 0,
             software: String::new(),
@@ -412,9 +424,19 @@ impl Planet {
                 Change::Remove(RecordKey::Departure(node)) => {
                     self.directory.forget(Topic::Left(*node));
                 }
+                Change::Remove(RecordKey::Statement(hash)) => {
+                    self.directory.forget(Topic::Statement(*hash));
+                }
                 Change::Remove(_) => {}
             }
         }
+        let outdated = self.books.take_outdated();
+        for change in &outdated {
+            if let Change::Remove(RecordKey::Statement(hash)) = change {
+                self.directory.forget(Topic::Statement(*hash));
+            }
+        }
+        self.unsaved.extend(outdated);
     }
 
     fn announce(&mut self, record: &Record, now: Now) {
@@ -523,6 +545,7 @@ impl Planet {
         }
         self.expel_expired(now);
         self.watch_relearning(now);
+        self.watch_statements(now);
     }
 
     /// Nobody takes the members' places by waiting at the door: whoever isn't a member makes room for

@@ -30,5 +30,6 @@ pub mod renewal;
 pub mod replay;
 pub mod signed;
 pub mod spki;
+pub mod statements;
 pub mod time;
 pub mod token;

@@ -20,10 +20,15 @@ use crate::network::RootStatement;
 use crate::relayed::RelayGrant;
 use crate::renewal::{RenewalReceipt, RenewalRequest};
 use crate::signed::Signed;
+use crate::statements::{Held, Summary};
 use crate::time::UnixSeconds;
 
-/// Version of this protocol; both ends close on another.
-pub const PROTOCOL: u16 = 1;
+/// The newest version of this protocol. In version 2 statements of the root are compared before they
+/// are told, and a relay has a new place of a node prove itself. A planet hears nodes of all versions
+/// from [`OLDEST_PROTOCOL`] on; a node that is refused for its version falls back to the oldest.
+pub const PROTOCOL: u16 = 2;
+/// The oldest version that is still spoken: statements go one by one.
+pub const OLDEST_PROTOCOL: u16 = 1;
 /// QUIC application protocol (RFC 7301).
 pub const ALPN: &[u8] = b"podmesh/1";
 /// Label of the keying material that a node signs.
@@ -65,12 +70,17 @@ pub enum NodeMessage {
     Renew(Box<RenewalRequest>),
     /// What I am by now, after another planet's receipt.
     Membership(Box<Membership>),
+    /// What I hold in buckets in which the planet's `Summary` differs, or which it named by `Held`. Since
+    /// version 2.
+    Held(Vec<Held>),
+    /// Statements of the root that the planet's `Held` lacks; an empty list ends them. Since version 2.
+    Statements(Vec<Signed<RootStatement>>),
 }
 
 /// The first message of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`PROTOCOL`].
+    /// The version that the node speaks, [`PROTOCOL`] at best.
     pub protocol: u16,
     /// The network.
     pub network: NetworkId,
@@ -142,6 +152,12 @@ pub enum PlanetMessage {
     Renewed(Signed<RenewalReceipt>),
     /// Answers `Renew` that is not granted.
     NotRenewed(Refusal),
+    /// What the root said, as far as the planet knows: to compare with. Since version 2.
+    Summary(Summary),
+    /// What the planet holds in buckets in which the node says to hold more. Since version 2.
+    Held(Vec<Held>),
+    /// Statements of the root. Since version 2.
+    Statements(Vec<Signed<RootStatement>>),
 }
 
 /// A planet's greeting.

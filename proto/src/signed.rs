@@ -92,6 +92,12 @@ impl<T: Document> Signed<T> {
         key.verifies(context, &self.bytes, signature)
     }
 
+    /// Bytes that this takes in a message, at most.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.bytes.len().saturating_add(64 + 8)
+    }
+
     /// Hash of the signed bytes, by which another document refers to this one.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {

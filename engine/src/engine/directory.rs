@@ -166,14 +166,14 @@ impl Engine {
             self.planets.set(&planets);
             return;
         }
-        self.take_statement(statement, Source::Planet(planet), now);
+        self.take_statement(statement, (Source::Planet(planet), true), now);
     }
 
-    /// A statement of the root, from whomever; whether it was news.
+    /// A statement of the root, from whomever; whether it was news. It may be `fresh`: news to others too.
     pub(super) fn take_statement(
         &mut self,
         statement: &Signed<RootStatement>,
-        source: Source,
+        (source, fresh): (Source, bool),
         now: Now,
     ) -> bool {
         let Some(members) = &mut self.members else {
@@ -182,8 +182,10 @@ impl Engine {
         let version = members.network().version;
         match members.apply(statement, source, now.unix) {
             Ok(true) => {
-                let edition = members.network().version > version;
-                self.statement_is_news(statement, source, edition, now);
+                if members.network().version > version {
+                    self.follow_edition(now);
+                }
+                self.statement_is_news(statement, (source, fresh), now);
                 true
             }
             Ok(false) => false,
@@ -199,12 +201,12 @@ impl Engine {
     fn statement_is_news(
         &mut self,
         statement: &Signed<RootStatement>,
-        source: Source,
-        edition: bool,
+        (source, fresh): (Source, bool),
         now: Now,
     ) {
-        if edition {
-            self.follow_edition(now);
+        if !fresh || !self.may_push(source, now) {
+            self.pass_on_later(statement.hash(), source, now);
+            return self.trust_changed(now);
         }
         // A revocation must not be lost, however much else there is to write.
         self.persist(now);
@@ -232,7 +234,7 @@ impl Engine {
             let given = network.version;
             return Err(RequestError::Older { given, known });
         }
-        if !self.take_statement(statement, Source::Operator, now) {
+        if !self.take_statement(statement, (Source::Operator, true), now) {
             // Known here, but perhaps not to the planets.
             let planets: Vec<PlanetId> = self.planets.connected().collect();
             for planet in planets {
@@ -240,18 +242,6 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    /// Tells a planet everything that the root said: it may have been restored, or replaced.
-    pub(super) fn tell_statements(&mut self, planet: PlanetId) {
-        let Some(members) = &self.members else {
-            return;
-        };
-        let network = [members.network_statement()].into_iter();
-        let all: Vec<_> = network.chain(members.statements()).cloned().collect();
-        for statement in all {
-            self.say(planet, NodeMessage::Statement(Box::new(statement)));
-        }
     }
 
     pub(super) fn begin_report(&mut self, planet: PlanetId, now: Now) {

@@ -33,7 +33,9 @@ impl Engine {
         let statements = statements.map(|one| ControlMessage::Statement(Box::new(one)));
         let departures = members.last_departures(few, None).into_iter();
         let departures = departures.map(|one| ControlMessage::Left(Box::new(one)));
-        let news: Vec<ControlMessage> = statements.chain(departures).collect();
+        let many = members.statements().len() > limits::MAX_GREETING;
+        let summary = self.own_summary().filter(|_| many);
+        let news: Vec<ControlMessage> = statements.chain(departures).chain(summary).collect();
         for message in news {
             self.send_control(node, &message, now);
         }
@@ -102,7 +104,14 @@ impl Engine {
                 }
             }
             ControlMessage::Statement(statement) => {
-                self.take_statement(&statement, Source::Member(from), now);
+                self.take_statement(&statement, (Source::Member(from), true), now);
+            }
+            ControlMessage::Summary(summary) => self.member_summarized(from, *summary, now),
+            ControlMessage::Held(held) => self.member_holds(from, &held, now),
+            ControlMessage::Statements(told) => {
+                for statement in &told {
+                    self.take_statement(statement, (Source::Member(from), false), now);
+                }
             }
             ControlMessage::Left(departure) => {
                 self.take_departure(&departure, Source::Member(from), now);

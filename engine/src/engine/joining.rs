@@ -5,13 +5,14 @@ use std::time::Duration;
 use podmesh_proto::certificate::{AdmissionReceipt, Claim, ClaimReceipt, Membership};
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{Name, PlanetId};
-use podmesh_proto::planet_api::{NodeMessage, Refusal, RefusalCode};
+use podmesh_proto::planet_api::{NodeMessage, OLDEST_PROTOCOL, Refusal, RefusalCode};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 use podmesh_proto::token::JoinToken;
 
 use crate::engine::Engine;
 use crate::engine::renewing::Renewing;
+use crate::engine::statements::Comparing;
 use crate::error::JoinError;
 use crate::join::{AfterRefusal, Join};
 use crate::membership::lies::{Lie, Source};
@@ -160,6 +161,14 @@ impl Engine {
                 | RefusalCode::Unproven
                 | RefusalCode::NodeRevoked
         );
+        if let Some(entry) = self.planets.get_mut(&planet)
+            && refusal.code == RefusalCode::Protocol
+            && entry.protocol > OLDEST_PROTOCOL
+        {
+            entry.protocol = OLDEST_PROTOCOL;
+            self.outputs.push_back(Output::Reconnect(planet));
+            return;
+        }
         if let Some(entry) = self.planets.get_mut(&planet).filter(|_| ends) {
             entry.error = Some(printable(&refusal.reason));
         }
@@ -234,6 +243,7 @@ impl Engine {
         // Who comes back after leaving is a new node to everybody.
         self.node = self.config.keys.identity.node_id();
         self.renewing = Renewing::default();
+        self.comparing = Comparing::default();
         self.config.next = None;
         self.waiting_bytes = 0;
         self.presence.clear();

@@ -36,7 +36,10 @@ impl Engine {
             .or(self.join.as_ref().map(Join::network))?;
         let own = members.and_then(Members::own);
         Some(NodeMessage::Hello(Hello {
-            protocol: PROTOCOL,
+            protocol: self
+                .planets
+                .get(planet)
+                .map_or(PROTOCOL, |planet| planet.protocol),
             network: network.id,
             node: self.node_id(),
             proof: self.config.keys.identity.sign(HELLO_CONTEXT, exported),
@@ -67,7 +70,12 @@ impl Engine {
         let Some(entry) = self.planets.get_mut(&planet) else {
             return;
         };
-        let was_connected = entry.connection.take().is_some();
+        let connection = entry.connection.take();
+        let was_connected = connection.is_some();
+        if connection.is_some_and(|connection| connection.welcome) {
+            // It may come back as a newer one.
+            entry.protocol = PROTOCOL;
+        }
         entry.error = Some(printable(&reason));
         self.clear_timers_of(planet);
         if was_connected {
@@ -78,6 +86,7 @@ impl Engine {
     }
 
     fn clear_timers_of(&mut self, planet: PlanetId) {
+        self.end_comparing(&planet);
         self.timers.clear(Timer::Heartbeat(planet));
         self.timers.clear(Timer::Observe(planet));
         self.timers.clear(Timer::Report(planet));
@@ -143,6 +152,9 @@ impl Engine {
             PlanetMessage::Statement(statement) => {
                 self.take_planets_statement(planet, &statement, now);
             }
+            PlanetMessage::Summary(summary) => self.planet_summarized(planet, summary),
+            PlanetMessage::Held(held) => self.planet_holds(planet, &held, now),
+            PlanetMessage::Statements(told) => self.planet_tells(planet, &told, now),
             PlanetMessage::Relearn => self.begin_report(planet, now),
             PlanetMessage::Renewed(receipt) => self.renewed(planet, receipt, now),
             PlanetMessage::NotRenewed(refusal) => self.not_renewed(&refusal, now),
@@ -192,7 +204,7 @@ impl Engine {
                 self.tell_departures(planet);
             }
             self.relays_changed(now);
-            self.tell_statements(planet);
+            self.begin_comparing(planet, now);
             self.claim_configured(now);
             self.observe(planet, now);
         }

@@ -192,7 +192,8 @@ impl Engine {
         stored.members = others.map(|known| (*known.membership).clone()).collect();
         let quarantined = members.quarantined_memberships();
         stored.quarantined = quarantined.map(|one| (**one).clone()).collect();
-        stored.statements = members.statements().cloned().collect();
+        let statements = members.statements().iter();
+        stored.statements = statements.map(|(_, kept)| kept.signed.clone()).collect();
         stored.departures = members.departures().cloned().collect();
         let records = self
             .peers

@@ -57,7 +57,11 @@ impl Engine {
     /// When something that takes time in proportion to the number of peers may be done again.
     fn earliest(&self, last: Option<Moment>) -> Moment {
         let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
-        let gap = limits::REBUILD_PER_PEER.saturating_mul(peers);
+        let members = self.members.as_ref();
+        let statements = members.map_or(0, |members| members.statements().len());
+        let statements = u32::try_from(statements).unwrap_or(u32::MAX);
+        let gap = limits::REBUILD_PER_PEER.saturating_mul(peers)
+            + limits::PERSIST_PER_STATEMENT.saturating_mul(statements);
         last.map_or(Moment::ZERO, |last| last + gap)
     }
 

@@ -10,6 +10,7 @@ use podmesh_proto::time::UnixSeconds;
 use super::Members;
 use super::holdings::{MemberId, of_external, of_member};
 use super::lies::{Lie, Source};
+use crate::limits;
 use crate::mutation::{self, Mutant};
 
 impl Members {
@@ -24,10 +25,14 @@ impl Members {
         now: UnixSeconds,
     ) -> Result<bool, CertificateError> {
         let hash = statement.hash();
-        if self.statements.contains_key(&hash) || *statement == self.network_statement {
+        if self.statements.get(&hash).is_some() || *statement == self.network_statement {
             return Ok(false);
         }
         let said = self.network.verify(statement)?;
+        if self.statements.is_over(&hash, &said) {
+            return Ok(false);
+        }
+        let kept = said.clone();
         let news = match said {
             RootStatement::Network(network) => {
                 // Kept apart: only the newest edition matters.
@@ -42,8 +47,24 @@ impl Members {
             } => self.revoke_external(wireguard, issued),
             RootStatement::Resolve { node, issued, .. } => self.resolve(node, issued, now),
         };
-        self.statements.insert(hash, statement.clone());
+        self.statements.insert(statement.clone(), kept);
         Ok(news)
+    }
+
+    /// Lets go of revocations of tokens that admit nobody any more, whoever forgets that they were
+    /// revoked; whether there were any. Where a token's memberships end by themselves, its revocation
+    /// keeps them from going on, and stays.
+    pub fn forget_spent_revocations(&mut self, now: UnixSeconds) -> bool {
+        let grants = self.known.values();
+        let grants =
+            grants.filter_map(|known| known.membership.application.grant.unverified().ok());
+        let endless = grants.filter(|grant| grant.membership.is_none());
+        let over_at = endless
+            .map(|grant| (grant.token, grant.expires.plus(limits::TOKEN_AFTERLIFE)))
+            .collect();
+        let spent = self.statements.spent(&over_at, now);
+        spent.iter().for_each(|hash| self.statements.remove(hash));
+        !spent.is_empty()
     }
 
     fn take_edition(
@@ -110,7 +131,7 @@ impl Members {
         let revoked = self.revoked_externals.get(&key);
         let known = self.externals.get(&key);
         if revoked.is_some_and(|at| *at >= peer.issued)
-            || known.is_some_and(|known| known.issued >= peer.issued)
+            || known.is_some_and(|known| known.issued > peer.issued)
             || key.is_low_order()
         {
             return false;

@@ -17,6 +17,7 @@ use podmesh_proto::planet_api::{
 use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
 use podmesh_proto::renewal::{RenewalReceipt, RenewalRequest, Renewed};
 use podmesh_proto::signed::Signed;
+use podmesh_proto::statements::{Held, Statements};
 
 use super::Keys;
 use super::world::{DELAY, PLANET, World, address_of};
@@ -86,27 +87,25 @@ impl World {
             NodeMessage::Join(application) => self.admit(node, *application),
             NodeMessage::Claim(claim) => self.receipt_claim(node, &claim),
             NodeMessage::Publish(record) => self.tell_all(DirectoryRecord::Endpoints(record)),
-            NodeMessage::Introduce { peer, attempt } => {
-                let other = self.planet.connected.iter().find(|(_, id)| **id == peer);
-                let Some((&other, _)) = other else {
-                    return;
-                };
-                let fire_in = DELAY;
-                for (at, peer) in [(node, peer), (other, id)] {
-                    self.planet_says(
-                        at,
-                        PlanetMessage::Punch {
-                            peer,
-                            attempt,
-                            fire_in,
-                        },
-                    );
-                }
-            }
+            NodeMessage::Introduce { peer, attempt } => self.introduce((node, id), peer, attempt),
             NodeMessage::Statement(statement) => {
                 let others: Vec<usize> = self.planet.connected.keys().copied().collect();
                 for other in others.into_iter().filter(|other| *other != node) {
                     self.planet_says(other, PlanetMessage::Statement(statement.clone()));
+                }
+            }
+            NodeMessage::Held(held) => {
+                let nothing = |held: Held| Held {
+                    ids: Vec::new(),
+                    ..held
+                };
+                let held = held.into_iter().filter(|held| !held.ids.is_empty());
+                let held = held.map(nothing).collect();
+                self.planet_says(node, PlanetMessage::Held(held));
+            }
+            NodeMessage::Statements(statements) => {
+                for statement in statements {
+                    self.planet_hears(node, NodeMessage::Statement(Box::new(statement)));
                 }
             }
             NodeMessage::Leave(departure) => {
@@ -120,6 +119,24 @@ impl World {
             }
             NodeMessage::Renew(request) => self.renew(node, *request),
             NodeMessage::Membership(_) | NodeMessage::Heartbeat => {}
+        }
+    }
+
+    fn introduce(&mut self, (node, id): (usize, NodeId), peer: NodeId, attempt: u32) {
+        let other = self.planet.connected.iter().find(|(_, id)| **id == peer);
+        let Some((&other, _)) = other else {
+            return;
+        };
+        let fire_in = DELAY;
+        for (at, peer) in [(node, peer), (other, id)] {
+            self.planet_says(
+                at,
+                PlanetMessage::Punch {
+                    peer,
+                    attempt,
+                    fire_in,
+                },
+            );
         }
     }
 
@@ -201,6 +218,8 @@ impl World {
             }),
         );
         if member {
+            let summary = Statements::default().summary(0);
+            self.planet_says(node, PlanetMessage::Summary(summary));
             let told = self.planet.told.get(&node).copied().unwrap_or(0);
             let records = self.planet.log.iter().skip(told).cloned().collect();
             self.planet_says(

@@ -17,10 +17,15 @@ use podmesh_proto::key::{PublicKey, VerifyingKey};
 use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
 use podmesh_proto::renewal::Renewed;
 use podmesh_proto::signed::Signed;
+use podmesh_proto::statements::Statements;
 use podmesh_proto::time::UnixSeconds;
 
 use crate::rules::numbers::Numbers;
 use crate::rules::records::{Admission, Change, Origin, ReceiptedClaim, Record, RecordKey};
+
+/// Seconds for which the revocation of a token is kept beyond the token's end: who lets go of it by a
+/// clock that is ahead is told it again by everybody else.
+const TOKEN_AFTERLIFE: u64 = 30 * 24 * 3_600;
 
 /// What the books say about one node.
 #[derive(Debug, Clone)]
@@ -111,7 +116,7 @@ pub struct Books {
     pub network_statement: Signed<RootStatement>,
     entries: BTreeMap<NodeId, Entry>,
     uses: BTreeMap<TokenId, BTreeMap<u32, NodeId>>,
-    statements: BTreeMap<[u8; 32], (Signed<RootStatement>, RootStatement)>,
+    statements: Statements,
     departures: BTreeMap<NodeId, Signed<Departure>>,
     replaced: BTreeMap<NodeId, NodeId>,
     revoked_nodes: BTreeSet<NodeId>,
@@ -120,6 +125,8 @@ pub struct Books {
     externals: BTreeMap<PublicKey, ExternalPeer>,
     loose: Vec<(u64, u64)>,
     trusted: u64,
+    /// Statements that were put and don't count, since this was asked last.
+    outdated: Vec<[u8; 32]>,
 }
 
 impl Books {
@@ -134,7 +141,7 @@ impl Books {
             network_statement: network,
             entries: BTreeMap::new(),
             uses: BTreeMap::new(),
-            statements: BTreeMap::new(),
+            statements: Statements::default(),
             departures: BTreeMap::new(),
             replaced: BTreeMap::new(),
             revoked_nodes: BTreeSet::new(),
@@ -143,6 +150,7 @@ impl Books {
             externals: BTreeMap::new(),
             loose: Vec::new(),
             trusted: 0,
+            outdated: Vec::new(),
         })
     }
 
@@ -254,17 +262,10 @@ impl Books {
         self.externals.values()
     }
 
-    /// Statements of the root other than the network itself, with their hashes.
-    pub fn statements(&self) -> impl Iterator<Item = (&[u8; 32], &Signed<RootStatement>)> {
-        self.statements
-            .iter()
-            .map(|(hash, (signed, _))| (hash, signed))
-    }
-
-    /// One statement by its hash.
+    /// What the root said and still counts, but for the network itself.
     #[must_use]
-    pub fn statement(&self, hash: &[u8; 32]) -> Option<&Signed<RootStatement>> {
-        self.statements.get(hash).map(|(signed, _)| signed)
+    pub fn statements(&self) -> &Statements {
+        &self.statements
     }
 
     /// The departure of `node`.
@@ -276,6 +277,30 @@ impl Books {
     /// All departures.
     pub fn departures(&self) -> impl Iterator<Item = &NodeId> {
         self.departures.keys()
+    }
+
+    /// Takes the changes that let go, on disk too, of statements whose place others have taken.
+    pub fn take_outdated(&mut self) -> Vec<Change> {
+        let outdated = std::mem::take(&mut self.outdated).into_iter();
+        let over = outdated.filter(|hash| self.statements.get(hash).is_none());
+        over.map(|hash| Change::Remove(RecordKey::Statement(hash)))
+            .collect()
+    }
+
+    /// Revocations of tokens that admit nobody any more, whoever forgets that they were revoked: the
+    /// grant ended [`TOKEN_AFTERLIFE`] ago, and the memberships that it gave have no end, so that none
+    /// of them asks to be prolonged. Where they end, the revocation keeps them from going on.
+    #[must_use]
+    pub fn spent_revocations(&self, now: UnixSeconds) -> Vec<Change> {
+        let grants = self.entries.values().map(|entry| &entry.grant);
+        let endless = grants.filter(|grant| grant.membership.is_none());
+        let over_at = endless
+            .map(|grant| (grant.token, grant.expires.plus(TOKEN_AFTERLIFE)))
+            .collect();
+        let spent = self.statements.spent(&over_at, now).into_iter();
+        spent
+            .map(|hash| Change::Remove(RecordKey::Statement(hash)))
+            .collect()
     }
 
     /// Receipt numbers of which the books know what became.
@@ -374,10 +399,14 @@ impl Books {
                 nodes.iter().for_each(|node| self.judge(node));
             }
             Record::Statement(statement) => {
-                let said = self.network.verify(statement)?;
+                let (hash, said) = (statement.hash(), self.network.verify(statement)?);
+                if self.statements.is_over(&hash, &said) {
+                    self.outdated.push(hash);
+                    return Ok(());
+                }
                 self.listen(&said);
-                let kept = (statement.as_ref().clone(), said);
-                self.statements.insert(statement.hash(), kept);
+                self.outdated
+                    .extend(self.statements.insert(statement.as_ref().clone(), said));
             }
             Record::Use {
                 token,
@@ -491,6 +520,7 @@ impl Books {
         entry.member = chain.prove(&self.network).ok();
     }
 
+    /// Takes to heart what counts from here on.
     fn listen(&mut self, said: &RootStatement) {
         match said {
             RootStatement::Network(_) => {}
@@ -505,22 +535,10 @@ impl Books {
                 self.resolved.insert(*node);
             }
             RootStatement::External(peer) => {
-                let revoked = self.statements.values().any(|(_, other)| {
-                    matches!(other, RootStatement::RevokeExternal { wireguard, issued, .. }
-                        if *wireguard == peer.wireguard && *issued >= peer.issued)
-                });
-                let known = self.externals.get(&peer.wireguard);
-                if !revoked && known.is_none_or(|known| known.issued <= peer.issued) {
-                    self.externals.insert(peer.wireguard, peer.clone());
-                }
+                self.externals.insert(peer.wireguard, peer.clone());
             }
-            RootStatement::RevokeExternal {
-                wireguard, issued, ..
-            } => {
-                let older = self.externals.get(wireguard);
-                if older.is_some_and(|peer| peer.issued <= *issued) {
-                    self.externals.remove(wireguard);
-                }
+            RootStatement::RevokeExternal { wireguard, .. } => {
+                self.externals.remove(wireguard);
             }
         }
     }

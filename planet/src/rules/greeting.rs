@@ -4,7 +4,7 @@ use podmesh_proto::certificate::Member;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::key::VerifyingKey;
 use podmesh_proto::planet_api::{
-    HELLO_CONTEXT, Hello, PROTOCOL, PlanetMessage, RefusalCode, Welcome,
+    HELLO_CONTEXT, Hello, OLDEST_PROTOCOL, PROTOCOL, PlanetMessage, RefusalCode, Welcome,
 };
 use podmesh_proto::relayed::RelayGrant;
 use podmesh_proto::renewal::Standing;
@@ -24,7 +24,7 @@ impl Planet {
         let Some(known) = self.connections.get_mut(&connection) else {
             return;
         };
-        let code = if hello.protocol != PROTOCOL {
+        let code = if !(OLDEST_PROTOCOL..=PROTOCOL).contains(&hello.protocol) {
             Some((
                 RefusalCode::Protocol,
                 "this planet speaks another version of the protocol",
@@ -47,6 +47,7 @@ impl Planet {
             return;
         }
         known.node = Some(hello.node);
+        known.protocol = hello.protocol;
         known.cursor = hello.cursor;
         known.incarnation = hello.incarnation;
         known.sequence = hello.sequence;
@@ -142,6 +143,7 @@ impl Planet {
         }
         self.news(Topic::Presence(node), now.moment);
         self.note(Event::Online(node, name));
+        self.summarize(connection);
         self.tell(connection, now);
         self.consult(connection, now);
     }

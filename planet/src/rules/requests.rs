@@ -70,6 +70,10 @@ impl Planet {
             NodeMessage::Leave(departure) => self.leave(connection, node, departure, now),
             NodeMessage::Renew(request) => self.renew(connection, node, *request, now),
             NodeMessage::Membership(membership) => self.shown(node, &membership, now),
+            NodeMessage::Held(held) => self.node_holds(connection, &held, now),
+            NodeMessage::Statements(statements) => {
+                self.node_tells(connection, node, &statements, now);
+            }
         }
     }
 
@@ -219,9 +223,13 @@ impl Planet {
         if !self.introductions.allow(node, peer, now.moment) {
             return;
         }
-        // Who is told to punch must know where: news may still be gathered.
+        // Who is told to punch must know where: news may still be gathered. Who is told more than fits one
+        // portion hears of it in its turn.
         for to in [connection, there] {
-            self.tell(to, now);
+            let known = self.connections.get(&to);
+            if known.is_some_and(|known| !known.is_behind) {
+                self.tell(to, now);
+            }
         }
         let (wait_here, wait_there) = introductions::waits(here, rtt);
         for (to, peer, fire_in) in [(connection, peer, wait_here), (there, node, wait_there)] {

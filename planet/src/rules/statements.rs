@@ -36,7 +36,7 @@ impl Planet {
             let changes = vec![Change::Put(Record::Network(Box::new(statement.clone())))];
             return Ok((changes, Event::Statement(kind(&said))));
         }
-        if self.books.statement(&statement.hash()).is_some() {
+        if self.books.statements().is_over(&statement.hash(), &said) {
             return known;
         }
         let mut changes = vec![Change::Put(Record::Statement(Box::new(statement.clone())))];

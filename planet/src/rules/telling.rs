@@ -20,6 +20,7 @@ const MAX_MESSAGES: usize = 32;
 struct Parcel {
     messages: Vec<PlanetMessage>,
     records: Vec<DirectoryRecord>,
+    statements: Vec<Signed<RootStatement>>,
     bytes: usize,
     told: Told,
 }
@@ -35,9 +36,9 @@ impl Planet {
             .connections
             .iter()
             .filter(|(_, connection)| {
-                connection
-                    .told
-                    .is_some_and(|told| told.version < self.directory.cursor().version)
+                let version = self.directory.cursor().version;
+                connection.told.is_some_and(|told| told.version < version)
+                    || connection.comparing.has_due()
             })
             .map(|(id, _)| *id)
             .collect();
@@ -55,60 +56,80 @@ impl Planet {
         let mut parcel = Parcel {
             messages: Vec::new(),
             records: Vec::new(),
+            statements: Vec::new(),
             bytes: 0,
             told,
         };
-        if told.from_start && told.version == 0 {
-            parcel.messages.extend(self.statements());
-        }
-        let most = parcel.messages.len().saturating_add(MAX_MESSAGES);
         let mut complete = true;
         for (version, topic) in self.directory.after(told.version) {
-            if parcel.messages.len() >= most {
+            if parcel.messages.len() >= MAX_MESSAGES {
                 complete = false;
                 break;
             }
-            let stated = told.from_start && told.version == 0;
-            match self.news_on(topic, &node, now) {
-                Some(News::Statement(_)) if stated => {}
-                Some(News::Statement(statement)) => {
-                    self.pack(&mut parcel);
-                    parcel.messages.push(PlanetMessage::Statement(statement));
-                }
-                Some(News::Record(record, bytes)) => {
-                    if parcel.records.len() >= MAX_RECORDS_PER_UPDATE
-                        || parcel.bytes + bytes > MAX_UPDATE
-                    {
-                        self.pack(&mut parcel);
-                    }
-                    parcel.bytes += bytes;
-                    parcel.records.push(record);
-                }
-                None => {}
+            if !self.is_compared(connection, version, topic)
+                && let Some(news) = self.news_on(topic, &node, now)
+            {
+                self.add(&mut parcel, news, connection);
             }
             parcel.told.version = version;
         }
         if complete {
             parcel.told.version = self.directory.cursor().version;
         }
-        // A member is also told that there is nothing to tell, once.
-        if !parcel.records.is_empty() || parcel.told.from_start {
-            self.pack(&mut parcel);
-        }
+        self.pack(&mut parcel, true);
+        let compared = self.due_statements(connection, now);
         if let Some(known) = self.connections.get_mut(&connection) {
             known.told = Some(parcel.told);
+            known.is_behind = !complete;
         }
-        for message in parcel.messages {
+        for message in parcel.messages.into_iter().chain(compared) {
             self.send(connection, message);
         }
-        if !complete {
+        if !complete || self.has_statements_due(connection) {
             self.flush_at.get_or_insert(now.moment + COALESCE);
         }
     }
 
-    /// Makes an update of the records so far.
-    fn pack(&self, parcel: &mut Parcel) {
-        if parcel.records.is_empty() && !parcel.told.from_start {
+    fn add(&self, parcel: &mut Parcel, news: News, connection: ConnectionId) {
+        match news {
+            News::Statement(statement) => {
+                if !parcel.records.is_empty() || parcel.bytes + statement.size() > MAX_UPDATE {
+                    self.pack(parcel, false);
+                }
+                parcel.bytes += statement.size();
+                let compares = self.compares(connection);
+                if compares && *statement != self.books.network_statement {
+                    parcel.statements.push(*statement);
+                } else {
+                    self.pack(parcel, false);
+                    parcel.messages.push(PlanetMessage::Statement(statement));
+                }
+            }
+            News::Record(record, bytes) => {
+                if !parcel.statements.is_empty()
+                    || parcel.records.len() >= MAX_RECORDS_PER_UPDATE
+                    || parcel.bytes + bytes > MAX_UPDATE
+                {
+                    self.pack(parcel, false);
+                }
+                parcel.bytes += bytes;
+                parcel.records.push(record);
+            }
+        }
+    }
+
+    /// Makes messages of what there is so far. A member is also told that there is nothing to tell, once,
+    /// at the `end`.
+    fn pack(&self, parcel: &mut Parcel, end: bool) {
+        parcel.bytes = 0;
+        let mut statements = std::mem::take(&mut parcel.statements);
+        parcel.messages.extend(match statements.len() {
+            0 => None,
+            1 => statements.pop().map(Box::new).map(PlanetMessage::Statement),
+            _ => Some(PlanetMessage::Statements(statements)),
+        });
+        let nothing = parcel.records.is_empty();
+        if nothing && !(end && parcel.told.from_start) {
             return;
         }
         let update = DirectoryUpdate {
@@ -116,18 +137,8 @@ impl Planet {
             from_start: parcel.told.from_start,
             records: std::mem::take(&mut parcel.records),
         };
-        parcel.bytes = 0;
         parcel.told.from_start = false;
         parcel.messages.push(PlanetMessage::Directory(update));
-    }
-
-    /// Everything that the root said, the network first.
-    fn statements(&self) -> impl Iterator<Item = PlanetMessage> + '_ {
-        let network = std::iter::once(&self.books.network_statement);
-        let others = self.books.statements().map(|(_, statement)| statement);
-        network
-            .chain(others)
-            .map(|statement| PlanetMessage::Statement(Box::new(statement.clone())))
     }
 
     /// What there is to say on `topic` to `listener`, and how many bytes it has at most.
@@ -139,7 +150,7 @@ impl Planet {
                 Some(News::Statement(Box::new(network)))
             }
             Topic::Statement(hash) => {
-                let statement = self.books.statement(&hash)?.clone();
+                let statement = self.books.statements().get(&hash)?.signed.clone();
                 Some(News::Statement(Box::new(statement)))
             }
             Topic::Endpoints(node) | Topic::Presence(node) if node == *listener => None,

@@ -183,13 +183,23 @@ impl Operator {
     }
 
     pub(crate) fn external(&self, name: &str, key: u32, prefix: &str) -> Signed<RootStatement> {
+        self.external_at(name, key, prefix, 0)
+    }
+
+    pub(crate) fn external_at(
+        &self,
+        name: &str,
+        key: u32,
+        prefix: &str,
+        later: u64,
+    ) -> Signed<RootStatement> {
         self.sign(&RootStatement::External(ExternalPeer {
             network: self.network.id,
             name: name.parse().unwrap(),
             wireguard: SecretKey::from_bytes(seed("external", key)).public(),
             prefixes: vec![prefix.parse().unwrap()],
             endpoint: None,
-            issued: BEGINNING,
+            issued: BEGINNING.plus(later),
         }))
     }
 }

@@ -97,12 +97,14 @@ impl Session {
                 }
             }
             NodeMessage::Statement(statement) => books.withheld.push(*statement),
+            NodeMessage::Statements(statements) => books.withheld.extend(statements),
             NodeMessage::Join(application) => self.admit(&mut books, &application)?,
             NodeMessage::Claim(claim) => self.receipt(&mut books, claim)?,
             NodeMessage::Membership(membership) => books.harvest(&membership),
             NodeMessage::Hello(_)
             | NodeMessage::Leave(_)
             | NodeMessage::Renew(_)
+            | NodeMessage::Held(_)
             | NodeMessage::Heartbeat => {}
         }
         Ok(())
