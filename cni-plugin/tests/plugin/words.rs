@@ -28,6 +28,42 @@ fn versions_are_named() {
 }
 
 #[test]
+fn the_list_that_is_shipped_reaches_every_verb() {
+    let node = Node::new("shipped");
+    let pod = pod();
+    let list = include_str!("../../../packaging/cni/10-podmesh.conflist");
+    let list: Value = serde_json::from_str(list).unwrap();
+    // As libcni does it: one of the versions that both speak, the plugin's keys, the list's name.
+    let versions = list["cniVersions"].as_array().unwrap();
+    assert!(versions.contains(&list["cniVersion"]));
+    let mut understood = Vec::new();
+    for version in versions {
+        let mut config = node.config();
+        for (key, value) in list["plugins"][0].as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        config["name"] = list["name"].clone();
+        config["cniVersion"] = version.clone();
+        config["cni.dev/valid-attachments"] = json!([{ "containerID": "one", "ifname": "eth0" }]);
+        for verb in ["ADD", "CHECK", "GC", "STATUS", "DEL"] {
+            let mut call = node.call(verb, "one", Some(&pod.path()));
+            call.config = config.to_string();
+            // There is no meshd here, which is another answer than that of an unknown verb.
+            match node.run(&call).code() {
+                0 | 50 => understood.push(verb),
+                code => assert_eq!((code, version.as_str()), (1, Some("1.0.0")), "{verb}"),
+            }
+        }
+    }
+    assert!(
+        ["ADD", "CHECK", "GC", "STATUS", "DEL"]
+            .iter()
+            .all(|verb| understood.contains(verb))
+    );
+    assert_eq!(understood.iter().filter(|verb| **verb == "ADD").count(), 2);
+}
+
+#[test]
 fn every_version_gets_its_own_answer() {
     let node = Node::new("forms");
     let pod = pod();
