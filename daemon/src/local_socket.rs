@@ -255,6 +255,7 @@ fn changes_state(request: &Request) -> bool {
         Request::Join { .. }
         | Request::Leave { .. }
         | Request::Statement { .. }
+        | Request::Ledger { .. }
         | Request::RotateKeys { .. } => true,
         Request::Status
         | Request::Peers

@@ -7,6 +7,7 @@
 mod durable;
 mod ending;
 mod join;
+mod ledger;
 mod requests;
 mod rotation;
 mod start;
@@ -33,6 +34,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::durable::{Effect, Held};
 use self::join::Checked;
+use self::ledger::LedgerNews;
 use self::requests::Waiting;
 use self::start::StartFailure;
 use crate::cli::Cli;
@@ -77,6 +79,7 @@ struct Node {
     checked: mpsc::Sender<Checked>,
     /// Why the last join failed, and what to do.
     join_trouble: Option<Failure>,
+    ledger: LedgerNews,
     identity: Identity,
     /// Bytes, of the interface.
     mtu: u32,

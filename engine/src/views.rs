@@ -139,6 +139,7 @@ impl Engine {
             ready: reason.is_none(),
             connected: counts.total == 0 || counts.direct + counts.relayed > 0,
             reason: reason.map(str::to_owned),
+            waits_for_ledger: false,
         }
     }
 

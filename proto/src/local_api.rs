@@ -74,6 +74,11 @@ pub enum Request {
     },
     /// The network as this node knows it, as its root signed it. Anybody in the socket's group.
     Network,
+    /// Whether the CNI plugin can write its ledger, which meshd itself may not see. Root only.
+    Ledger {
+        /// Why not, if not: one sentence.
+        trouble: Option<String>,
+    },
     /// Take new keys for tunnels and probes. Root only.
     RotateKeys {
         /// Take a new identity key, too; the node's id stays.
@@ -113,7 +118,7 @@ pub enum Response {
         version: u64,
     },
     /// Done: answers [`Request::Join`], [`Request::Leave`], [`Request::Statement`],
-    /// [`Request::RotateKeys`].
+    /// [`Request::RotateKeys`], [`Request::Ledger`].
     Done {
         /// One sentence for people.
         message: String,
@@ -506,6 +511,9 @@ pub struct ReadyView {
     pub connected: bool,
     /// Why not, if not.
     pub reason: Option<String>,
+    /// Whether nothing is missing but a ledger that the CNI plugin can write, by its own last word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits_for_ledger: bool,
 }
 
 /// One answered in-tunnel echo.

@@ -85,6 +85,7 @@ impl Node {
             Request::Leave { forget_keys: false } => self.leave(now),
             Request::Statement { statement } => self.take_statement(&statement),
             Request::Network => self.network(),
+            Request::Ledger { trouble } => self.take_ledger_news(trouble),
         };
         let _ = asked.answer.send(response);
     }

@@ -105,6 +105,7 @@ pub(crate) async fn prepare(
         waiting: super::Waiting::default(),
         checked,
         join_trouble: None,
+        ledger: super::LedgerNews::default(),
         identity,
         mtu,
         config: config.clone(),

@@ -56,6 +56,13 @@ impl Node {
             ready.ready = false;
             ready.reason = missing;
         }
+        if ready.ready
+            && let Some(trouble) = self.ledger.trouble(clock::now().moment)
+        {
+            ready.ready = false;
+            ready.waits_for_ledger = true;
+            ready.reason = Some(trouble.to_owned());
+        }
         ready
     }
 
@@ -104,8 +111,10 @@ impl Node {
             let message = format!("not everybody can reach this meshd: {trouble}");
             entry("MESH-HOST-003", &message, next)
         });
+        let ledger = self.ledger.health(clock::now().moment);
         problems
             .chain(disk)
+            .chain(ledger)
             .chain(join)
             .chain(doors)
             .chain(remarks)
