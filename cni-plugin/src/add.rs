@@ -1,9 +1,11 @@
 //! ADD: everything is checked first, then made in order, and taken back if a step fails.
 
+use std::{error::Error, thread, time::Duration};
+
 use ipnet::IpNet;
 use podmesh_kernel::{
     netns::NetNamespace,
-    veth::{self, PodLink},
+    veth::{self, OtherRoute, PodLink, VethError},
 };
 use podmesh_proto::node_file::NodeFile;
 use serde_json::Value;
@@ -11,12 +13,18 @@ use serde_json::Value;
 use crate::{
     attachment::{Attachment, HOST_PREFIX},
     del, guard,
-    ledger::{self, Ledger, Moment, Record, Supply},
-    node,
+    ledger::{self, Claim, Ledger, Moment, Record, Sandbox, Supply},
+    meshd, node,
     reply::{Attached, Code, Failure},
     request::Request,
+    routing::{self, Situation},
     warn,
 };
+
+/// Interfaces that are about to go with their namespaces are waited for this long before an ADD is
+/// refused for want of an address: together a second.
+const DYING_LOOKS: u32 = 20;
+const DYING_POLL: Duration = Duration::from_millis(50);
 
 /// Attaches a pod and describes it. The same call again gives the same addresses.
 pub(crate) fn run(request: &Request) -> Result<Value, Failure> {
@@ -30,16 +38,30 @@ pub(crate) fn run(request: &Request) -> Result<Value, Failure> {
             "this node has no pod CIDR yet: `meshctl status` says what it waits for",
         ));
     }
-    let pod = NetNamespace::open(netns)
-        .map_err(|error| Failure::new(Code::InvalidEnvironment, format!("CNI_NETNS: {error}")))?;
+    let no_namespace =
+        |cause: &dyn Error| Failure::new(Code::InvalidEnvironment, format!("CNI_NETNS: {cause}"));
+    let pod = NetNamespace::open(netns).map_err(|error| no_namespace(&error))?;
+    let sandbox = Sandbox::at(netns).map_err(|error| no_namespace(&error))?;
     guard::ensure(&node)?;
-    let record = reserve(request, attachment, &cidrs)?;
+    let asked = Asked {
+        request,
+        node: &node,
+        cidrs: &cidrs,
+        others: &veth::other_routes(&pod, &attachment.ifname).map_err(|error| kernel(&error))?,
+        sandbox: &sandbox,
+    };
+    let record = asked.reserve(attachment).inspect_err(|failure| {
+        if failure.is_of_storage() {
+            meshd::tell_trouble(&request.config.runtime_dir, &failure.to_string());
+        }
+    })?;
     let owner = ledger::owner(&request.config);
     let link = describe(&record, owner, request.config.mtu.unwrap_or(node.mtu));
     if veth::check(&link, &pod).is_err() {
         let made = veth::create(&link, &pod)
-            .map_err(|error| Failure::new(Code::Kernel, error.to_string()))
-            .and_then(|()| still_member(request, &node));
+            .map_err(|error| kernel(&error))
+            .and_then(|()| still_member(request, &node))
+            .and_then(|()| still_held(request, &record));
         if let Err(failure) = made {
             take_back(request, attachment);
             return Err(failure);
@@ -52,6 +74,17 @@ pub(crate) fn run(request: &Request) -> Result<Value, Failure> {
     };
     let previous = request.config.prev_result.as_ref();
     Ok(attached.to_json(&request.config.cni_version, previous))
+}
+
+/// The addresses of a pod whose sandbox goes while it is being attached may be another's by now.
+fn still_held(request: &Request, record: &Record) -> Result<(), Failure> {
+    if ledger::still_holds(&request.config.data_dir, record)? {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::TryAgainLater,
+        "the pod's sandbox went away while the pod was being attached",
+    ))
 }
 
 /// A membership may end while a pod is being attached. meshd first takes its file away, then looks
@@ -72,32 +105,107 @@ pub(crate) fn describe(record: &Record, owner: String, mtu: u32) -> PodLink {
     PodLink {
         host_name: record.attachment.host_name(),
         owner,
+        pod: record.attachment.container_id.clone(),
         pod_name: record.attachment.ifname.clone(),
         host_mac: record.attachment.host_mac(),
         pod_mac: record.attachment.pod_mac(),
         mtu,
         addresses: record.addresses.clone(),
+        destinations: record.destinations.clone(),
     }
 }
 
-fn reserve(request: &Request, attachment: &Attachment, cidrs: &[IpNet]) -> Result<Record, Failure> {
-    let kernel = |error: veth::VethError| Failure::new(Code::Kernel, error.to_string());
-    let interfaces = veth::list(HOST_PREFIX).map_err(kernel)?;
-    let supply = Supply {
-        cidrs,
-        present: &veth::present_pods(HOST_PREFIX).map_err(kernel)?,
-    };
-    let config = &request.config;
-    let mut ledger = Ledger::open(&config.data_dir, Moment::read()?, &interfaces)?;
-    match ledger.reserve(&config.name, attachment, &supply) {
-        Err(full) if full.code() == Code::NoAddressLeft => {
-            if !ledger.release_abandoned(&interfaces)? {
-                return Err(full);
+/// Names of the node's ends that exist.
+pub(crate) fn interfaces() -> Result<Vec<String>, Failure> {
+    veth::list(HOST_PREFIX).map_err(|error| kernel(&error))
+}
+
+/// What an ADD is about, as far as its addresses go.
+struct Asked<'a> {
+    request: &'a Request,
+    node: &'a NodeFile,
+    cidrs: &'a [IpNet],
+    others: &'a [OtherRoute],
+    sandbox: &'a Sandbox,
+}
+
+impl Asked<'_> {
+    /// Where every address is taken, pods whose sandboxes have just gone are waited for.
+    fn reserve(&self, attachment: &Attachment) -> Result<Record, Failure> {
+        for _ in 0..DYING_LOOKS {
+            match self.try_to_reserve(attachment)? {
+                Ok(record) => return Ok(record),
+                Err(full) if !full.may_change => return Err(full.failure),
+                Err(_) => thread::sleep(DYING_POLL),
             }
-            ledger.reserve(&config.name, attachment, &supply)
         }
-        reserved => reserved,
+        self.try_to_reserve(attachment)?
+            .map_err(|full| full.failure)
     }
+
+    fn try_to_reserve(&self, attachment: &Attachment) -> Result<Result<Record, Full>, Failure> {
+        let config = &self.request.config;
+        let interfaces = interfaces()?;
+        let supply = Supply {
+            cidrs: self.cidrs,
+            present: &veth::present_pods(HOST_PREFIX).map_err(|error| kernel(&error))?,
+            interfaces: &interfaces,
+        };
+        let mut ledger = Ledger::open(&config.data_dir, Moment::read()?, &interfaces)?;
+        if let Some(record) = ledger.standing(attachment, self.sandbox, &supply) {
+            return Ok(Ok(record.clone()));
+        }
+        ledger.release_dead(&interfaces, self::interfaces)?;
+        let claim = Claim {
+            network: &config.name,
+            attachment,
+            sandbox: Some(self.sandbox.clone()),
+            destinations: self.destinations(attachment, &ledger)?,
+        };
+        match ledger.reserve(claim, &supply) {
+            Err(failure) if failure.code() == Code::NoAddressLeft => Ok(Err(Full {
+                may_change: ledger.has_dying(&interfaces),
+                failure,
+            })),
+            reserved => reserved.map(Ok),
+        }
+    }
+
+    fn destinations(
+        &self,
+        attachment: &Attachment,
+        ledger: &Ledger,
+    ) -> Result<Vec<IpNet>, Failure> {
+        let is_sibling = |other: &Attachment| {
+            other.container_id == attachment.container_id && other.ifname != attachment.ifname
+        };
+        let siblings: Vec<IpNet> = ledger
+            .records()
+            .filter_map(|(_, record)| record)
+            .filter(|record| is_sibling(&record.attachment))
+            .flat_map(|record| record.destinations.iter().copied())
+            .collect();
+        let ranges = [&self.node.protected[..], &self.node.service_ranges[..]].concat();
+        let situation = Situation {
+            ranges: &ranges,
+            default_route: self.request.config.default_route,
+            others: self.others,
+            siblings: &siblings,
+        };
+        let families = self.cidrs.iter().map(|cidr| cidr.addr().is_ipv4());
+        routing::destinations(&situation, families)
+    }
+}
+
+/// Every address is taken.
+struct Full {
+    failure: Failure,
+    /// Whether another look may find one.
+    may_change: bool,
+}
+
+fn kernel(error: &VethError) -> Failure {
+    Failure::new(Code::Kernel, error.to_string())
 }
 
 fn take_back(request: &Request, attachment: &Attachment) {

@@ -6,20 +6,20 @@ use podmesh_kernel::{netns::NetNamespace, veth};
 use serde_json::Value;
 
 use crate::{
-    add,
-    attachment::HOST_PREFIX,
+    add, guard,
     ledger::{self, Ledger, Moment},
+    node,
     reply::{Code, Failure},
     request::Request,
 };
 
-/// Compares the ledger, the earlier answer, the pod's interface, its addresses and the routes.
+/// Compares the ledger, the earlier answer, both ends of the pair with everything that hangs on
+/// them, and, as long as the node is a member, the guard.
 pub(crate) fn run(request: &Request) -> Result<(), Failure> {
     let attachment = request.attachment()?;
     let pod = NetNamespace::open(request.netns()?)
         .map_err(|error| Failure::new(Code::InvalidEnvironment, format!("CNI_NETNS: {error}")))?;
-    let interfaces =
-        veth::list(HOST_PREFIX).map_err(|error| Failure::new(Code::Kernel, error.to_string()))?;
+    let interfaces = add::interfaces()?;
     let ledger = Ledger::open(&request.config.data_dir, Moment::read()?, &interfaces)?;
     let name = attachment.host_name();
     let record = ledger.records().find(|(known, _)| *known == name);
@@ -36,7 +36,12 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
     }
     // The MTU is not compared: meshd may have learned a better one since.
     let link = add::describe(&record, ledger::owner(&request.config), 0);
-    veth::check(&link, &pod).map_err(|error| damaged(&error.to_string()))
+    veth::check(&link, &pod).map_err(|error| damaged(&error.to_string()))?;
+    match node::read(&request.config) {
+        Ok(node) => guard::check(&node),
+        // Pods of a membership that has ended stand behind what meshd keeps closed.
+        Err(_) => Ok(()),
+    }
 }
 
 fn answered_addresses(previous: &Value) -> Vec<IpAddr> {

@@ -2,11 +2,15 @@
 
 use std::{fs, io};
 
-use podmesh_kernel::veth::{self, VethError};
+use podmesh_kernel::{
+    netns::NetNamespace,
+    veth::{self, VethError},
+};
 
 use crate::{
-    attachment::HOST_PREFIX,
+    add,
     ledger::{Ledger, Moment},
+    meshd,
     reply::{Code, Failure},
     request::{Config, Request},
     warn,
@@ -16,11 +20,22 @@ use crate::{
 /// earlier result, nor meshd is asked.
 pub(crate) fn run(request: &Request) -> Result<(), Failure> {
     let attachment = request.attachment()?;
-    remove(&request.config, &attachment.host_name())
+    remove(&request.config, &attachment.host_name())?;
+    // Whatever else the pod has stays; what leads to this interface alone goes, if it can.
+    if let Some(pod) = request
+        .netns()
+        .ok()
+        .and_then(|path| NetNamespace::open(path).ok())
+    {
+        veth::forget_rules(&pod);
+    }
+    Ok(())
 }
 
 /// Removes an attachment by the name of its node's end: first what the kernel holds, then the
-/// record, so that no address is given away while packets still go to the old pod.
+/// record, so that no address is given away while packets still go to the old pod. A disk that
+/// refuses keeps no pod from going: the record is then one without an interface, whose addresses
+/// stay taken until a later call can free them.
 pub(crate) fn remove(config: &Config, host_name: &str) -> Result<(), Failure> {
     match veth::remove(host_name) {
         Ok(_) => {}
@@ -31,8 +46,21 @@ pub(crate) fn remove(config: &Config, host_name: &str) -> Result<(), Failure> {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
         _ => {}
     }
-    let interfaces =
-        veth::list(HOST_PREFIX).map_err(|error| Failure::new(Code::Kernel, error.to_string()))?;
+    match forget(config, host_name) {
+        Err(failure) if failure.is_of_storage() => {
+            warn(&format!(
+                "{host_name} is gone, and its addresses are freed later: {failure}"
+            ));
+            meshd::tell_trouble(&config.runtime_dir, &failure.to_string());
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+fn forget(config: &Config, host_name: &str) -> Result<(), Failure> {
+    let interfaces = add::interfaces()?;
     let mut ledger = Ledger::open(&config.data_dir, Moment::read()?, &interfaces)?;
-    ledger.release(host_name).map(|_| ())
+    ledger.release(host_name)?;
+    ledger.release_dead(&interfaces, add::interfaces)
 }

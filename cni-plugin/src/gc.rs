@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use podmesh_kernel::veth::{self, HostEnd};
 
 use crate::{
+    add,
     attachment::{HOST_PREFIX, is_host_name},
     del,
     ledger::{self, Ledger, Moment},
@@ -32,8 +33,8 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
     let ends = veth::host_ends(HOST_PREFIX)
         .map_err(|error| Failure::new(Code::Kernel, error.to_string()))?;
     let names: Vec<_> = ends.iter().map(|end| end.name.clone()).collect();
-    let ledger = Ledger::open(&config.data_dir, Moment::read()?, &names)?;
-    let owner = ledger::owner(config);
+    let mut ledger = Ledger::open(&config.data_dir, Moment::read()?, &names)?;
+    ledger.release_dead(&names, add::interfaces)?;
     let owners: HashMap<_, _> = ends
         .iter()
         .map(|end| (end.name.as_str(), end.owner.as_deref()))
@@ -49,7 +50,7 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
                 .get(name)
                 .copied()
                 .flatten()
-                .is_none_or(|made_by| made_by == owner),
+                .is_none_or(|made_by| ledger::is_owner(config, made_by)),
         };
         if ours && !valid.contains(name) {
             stale.push(name.to_owned());
@@ -58,7 +59,7 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
     drop(ledger);
     let orphans = ends
         .iter()
-        .filter(|end| is_host_name(&end.name) && is_of(end, &owner, config))
+        .filter(|end| is_host_name(&end.name) && is_of(end, config))
         .map(|end| end.name.clone())
         .filter(|name| !known.contains(name) && !valid.contains(name));
     let mut result = Ok(());
@@ -76,9 +77,9 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
 /// naming anybody was made before interfaces named their ledger, so it counts as the default
 /// ledger's. One that is not up is being made, or was left in the making: the record of its own
 /// ledger, which is older than the interface, finds it.
-fn is_of(end: &HostEnd, owner: &str, config: &Config) -> bool {
+fn is_of(end: &HostEnd, config: &Config) -> bool {
     match &end.owner {
-        Some(made_by) => made_by == owner,
+        Some(made_by) => ledger::is_owner(config, made_by),
         None => end.is_up && config.data_dir == Config::default_data_dir(),
     }
 }
@@ -114,8 +115,7 @@ mod tests {
             (None, false, &other, false),
         ] {
             let end = end(made_by, is_up);
-            let owner = ledger::owner(config);
-            assert_eq!(is_of(&end, &owner, config), expected, "{end:?}");
+            assert_eq!(is_of(&end, config), expected, "{end:?}");
         }
     }
 
@@ -129,5 +129,18 @@ mod tests {
         assert!(owner(20).ends_with('x'));
         assert!(owner(4000).len() <= veth::MAX_OWNER_BYTES);
         assert_ne!(owner(4000), owner(4001));
+    }
+
+    #[test]
+    fn an_owner_in_the_words_of_an_older_version_is_known() {
+        let folder = "x".repeat(200);
+        let text = format!(r#"{{"name":"n","dataDir":"/{folder}"}}"#);
+        let config = serde_json::from_str::<Config>(&text).unwrap();
+        let whole = format!("podmesh n /{folder}");
+        assert!(ledger::is_owner(&config, &whole));
+        assert!(ledger::is_owner(&config, &whole[..150]));
+        assert!(ledger::is_owner(&config, &ledger::owner(&config)));
+        assert!(!ledger::is_owner(&config, &whole[..40]));
+        assert!(!ledger::is_owner(&config, &whole.replace('x', "y")));
     }
 }

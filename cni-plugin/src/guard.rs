@@ -40,22 +40,53 @@ pub(crate) fn ensure(node: &NodeFile) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether both layers stand and the node forwards; changes nothing.
+pub(crate) fn check(node: &NodeFile) -> Result<(), Failure> {
+    let damaged = |sentence: &str| Failure::new(Code::Damaged, sentence);
+    match nft::check(&rules(node)) {
+        Ok(true) => {}
+        Ok(false) => return Err(damaged("the nftables rules of podmesh are not as wanted")),
+        Err(error) => return Err(damaged(&error.to_string())),
+    }
+    let protected = node::routable(&node.protected);
+    let missing = with_netlink(async |netlink| {
+        host::missing_fail_closed_routes(&netlink, &protected, mark(node))
+            .await
+            .map_err(|error| damaged(&error.to_string()))
+    })?;
+    if let Some(missing) = missing {
+        return Err(damaged(&format!("the node has no {missing}")));
+    }
+    let off = families(node)
+        .into_iter()
+        .find(|family| !sysctl::forwards(*family));
+    match off {
+        Some(IpFamily::V4) => Err(damaged("the node does not forward IPv4")),
+        Some(IpFamily::V6) => Err(damaged("the node does not forward IPv6")),
+        None => Ok(()),
+    }
+}
+
 /// The first layer: a rule for every range, and behind it a route that leads nowhere.
 fn ensure_routes(node: &NodeFile) -> Result<(), Failure> {
+    with_netlink(async |netlink| {
+        host::ensure_fail_closed_routes(&netlink, &node::routable(&node.protected), mark(node))
+            .await
+            .map_err(|error| not_yet(&error))?;
+        Ok(())
+    })
+}
+
+fn with_netlink<T>(
+    work: impl AsyncFnOnce(Arc<Netlink>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
         .map_err(|error| not_yet(&error))?;
     runtime.block_on(async {
         let netlink = Netlink::connect().map_err(|error| not_yet(&error))?;
-        host::ensure_fail_closed_routes(
-            &Arc::new(netlink),
-            &node::routable(&node.protected),
-            mark(node),
-        )
-        .await
-        .map_err(|error| not_yet(&error))?;
-        Ok(())
+        work(Arc::new(netlink)).await
     })
 }
 

@@ -15,38 +15,38 @@
 //! operations of one decision, never while the kernel works on interfaces.
 
 mod disk;
+mod record;
+mod sweep;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fmt::Write as _,
     fs, io,
     net::IpAddr,
     path::Path,
 };
 
 use ipnet::IpNet;
-use podmesh_kernel::{process, veth::MAX_OWNER_BYTES};
-use ring::digest::{SHA256, digest};
+use podmesh_kernel::process;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     addresses::{self, Released},
     attachment::{self, Attachment, HOST_PREFIX},
     reply::{Code, Failure},
-    request::Config,
     warn,
 };
 
+pub(crate) use record::{Record, Sandbox, is_owner, owner};
+
 use disk::Folder;
+use record::RECORD_SCHEMA;
 
 const RELEASED: &str = "released.json";
 const RECORD_SUFFIX: &str = ".json";
-const RECORD_SCHEMA: &str = "podmesh.attachment/v1";
+/// What a killed probe leaves goes with the unfinished files.
+const PROBE: &str = "probe.unfinished";
+const PROBE_BYTES: usize = 4096;
 const RELEASED_SCHEMA: &str = "podmesh.released/v1";
-/// A record without an interface counts as abandoned after this many seconds, three times as
-/// long as an ADD may take.
-const ABANDONED_AFTER_SECONDS: u64 = 60;
-
 /// The ledger, locked for this process as long as it lives.
 pub(crate) struct Ledger {
     folder: Folder,
@@ -55,35 +55,16 @@ pub(crate) struct Ledger {
     released: Vec<Released>,
 }
 
-/// What the node's end of a pair says about whose it is: the network and the folder of its ledger,
-/// by the folder's real path, so that every way to write it says the same.
-pub(crate) fn owner(config: &Config) -> String {
-    let folder = fs::canonicalize(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
-    let words = format!("podmesh {} {}", config.name, folder.display());
-    if words.len() <= MAX_OWNER_BYTES {
-        return words;
-    }
-    let mut short = String::from("podmesh sha256:");
-    for byte in digest(&SHA256, words.as_bytes()).as_ref() {
-        // Writing to a string does not fail.
-        let _ = write!(short, "{byte:02x}");
-    }
-    short
-}
-
-/// What is remembered of one attachment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    schema: String,
+/// Who asks for addresses, and what is remembered of it besides them.
+pub(crate) struct Claim<'a> {
     /// The network in the runtime's configuration.
-    pub(crate) network: String,
-    /// Whose it is.
-    #[serde(flatten)]
-    pub(crate) attachment: Attachment,
-    /// The pod's addresses.
-    pub(crate) addresses: Vec<IpAddr>,
-    boot: String,
-    since: u64,
+    pub(crate) network: &'a str,
+    /// Whose the addresses shall be.
+    pub(crate) attachment: &'a Attachment,
+    /// The pod's network namespace.
+    pub(crate) sandbox: Option<Sandbox>,
+    /// Where to the pod goes by this interface.
+    pub(crate) destinations: Vec<IpNet>,
 }
 
 /// Addresses that a reservation must not give away, and where it may take them from.
@@ -92,6 +73,8 @@ pub(crate) struct Supply<'a> {
     pub(crate) cidrs: &'a [IpNet],
     /// Addresses that pods have in the kernel's eyes, whatever the ledger says.
     pub(crate) present: &'a [IpAddr],
+    /// The node's ends that exist.
+    pub(crate) interfaces: &'a [String],
 }
 
 /// This boot of the machine, and how long it has lasted.
@@ -140,18 +123,33 @@ impl Ledger {
         ledger
             .read()
             .map_err(|cause| failed(path, "read", &cause))?;
-        ledger.repair(interfaces)?;
+        ledger.repair(interfaces);
         Ok(ledger)
+    }
+
+    /// The record of an attachment that needs nothing written: its addresses are of these CIDRs,
+    /// its interface exists, and it is for this sandbox.
+    pub(crate) fn standing(
+        &self,
+        attachment: &Attachment,
+        sandbox: &Sandbox,
+        supply: &Supply<'_>,
+    ) -> Option<&Record> {
+        let name = attachment.host_name();
+        let record = self.records.get(&name)?.as_ref()?;
+        let is_it = record.attachment == *attachment && record.sandbox.as_ref() == Some(sandbox);
+        let stands = supply.interfaces.contains(&name);
+        (is_it && stands && fits(&record.addresses, supply.cidrs)).then_some(record)
     }
 
     /// Gives the attachment its addresses, one of each CIDR, and makes that durable. An attachment
     /// that has fitting ones already keeps them.
     pub(crate) fn reserve(
         &mut self,
-        network: &str,
-        attachment: &Attachment,
+        claim: Claim<'_>,
         supply: &Supply<'_>,
     ) -> Result<Record, Failure> {
+        let attachment = claim.attachment;
         let name = attachment.host_name();
         match self.records.get(&name) {
             Some(Some(record)) if record.attachment != *attachment => {
@@ -162,7 +160,7 @@ impl Ledger {
             }
             Some(Some(record)) if fits(&record.addresses, supply.cidrs) => {
                 let addresses = record.addresses.clone();
-                return self.remember(network, attachment, addresses);
+                return self.remember(claim, addresses);
             }
             _ => {}
         }
@@ -177,30 +175,22 @@ impl Ledger {
         let mut chosen = Vec::new();
         for cidr in supply.cidrs {
             let address = addresses::choose(cidr, &taken, &self.released, self.moment.now);
-            chosen.push(address.ok_or_else(|| {
-                Failure::new(
-                    Code::NoAddressLeft,
-                    format!("all addresses of {cidr} are taken: give this node a larger pod CIDR"),
-                )
-            })?);
+            chosen.push(address.ok_or_else(|| self.full(cidr, supply))?);
         }
-        self.remember(network, attachment, chosen)
+        self.remember(claim, chosen)
     }
 
     /// Makes durable, as of this moment, which addresses an attachment has. One that has had them
     /// for long is written again: it must not count as abandoned before its interface is there.
-    fn remember(
-        &mut self,
-        network: &str,
-        attachment: &Attachment,
-        addresses: Vec<IpAddr>,
-    ) -> Result<Record, Failure> {
-        let name = attachment.host_name();
+    fn remember(&mut self, claim: Claim<'_>, addresses: Vec<IpAddr>) -> Result<Record, Failure> {
+        let name = claim.attachment.host_name();
         let record = Record {
             schema: RECORD_SCHEMA.to_owned(),
-            network: network.to_owned(),
-            attachment: attachment.clone(),
+            network: claim.network.to_owned(),
+            attachment: claim.attachment.clone(),
             addresses,
+            destinations: claim.destinations,
+            sandbox: claim.sandbox,
             boot: self.moment.boot.clone(),
             since: self.moment.now,
         };
@@ -212,10 +202,11 @@ impl Ledger {
     /// Forgets an attachment by the name of its node's end; its addresses begin to rest. True if
     /// it was known.
     pub(crate) fn release(&mut self, host_name: &str) -> Result<bool, Failure> {
-        let Some(record) = self.records.remove(host_name) else {
+        let Some(record) = self.records.get(host_name) else {
             return Ok(false);
         };
-        let freed = record.map(|record| record.addresses).unwrap_or_default();
+        let freed = record.clone().map(|record| record.addresses);
+        let freed = freed.unwrap_or_default();
         self.released
             .retain(|released| !freed.contains(&released.address));
         let at = self.moment.now;
@@ -228,7 +219,16 @@ impl Ledger {
         let file = format!("{host_name}{RECORD_SUFFIX}");
         let removed = self.folder.remove(&file);
         removed.map_err(|cause| failed(self.folder.path(), "written", &cause))?;
+        self.records.remove(host_name);
         Ok(true)
+    }
+
+    /// Writes and removes a file as large as any of a ledger, so that whoever asks whether an ADD
+    /// can work isn't told so by a disk that refuses.
+    pub(crate) fn probe(&self) -> Result<(), Failure> {
+        let written = self.folder.write(PROBE, &[b' '; PROBE_BYTES]);
+        let done = written.and_then(|()| self.folder.remove(PROBE));
+        done.map_err(|cause| failed(self.folder.path(), "written", &cause))
     }
 
     /// The attachments that are known, by the names of their node's ends; `None` where the disk
@@ -237,27 +237,6 @@ impl Ledger {
         self.records
             .iter()
             .map(|(name, record)| (name.as_str(), record.as_ref()))
-    }
-
-    /// Forgets old records whose interface does not exist. True if there were any.
-    pub(crate) fn release_abandoned(&mut self, interfaces: &[String]) -> Result<bool, Failure> {
-        let now = self.moment.now;
-        let abandoned: Vec<_> = self
-            .records
-            .iter()
-            .filter(|(name, _)| !interfaces.contains(name))
-            .filter(|(_, record)| {
-                let age = record
-                    .as_ref()
-                    .map(|record| now.saturating_sub(record.since));
-                age.is_none_or(|age| age > ABANDONED_AFTER_SECONDS)
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in &abandoned {
-            self.release(name)?;
-        }
-        Ok(!abandoned.is_empty())
     }
 
     fn read(&mut self) -> io::Result<()> {
@@ -300,7 +279,7 @@ impl Ledger {
     }
 
     /// Forgets what the disk has spoiled and what a former boot has left: no pod survives a boot.
-    fn repair(&mut self, interfaces: &[String]) -> Result<(), Failure> {
+    fn repair(&mut self, interfaces: &[String]) {
         let boot = self.moment.boot.clone();
         let over: Vec<_> = self
             .records
@@ -315,9 +294,10 @@ impl Ledger {
                     "removed the spoiled record {name}{RECORD_SUFFIX} of no interface"
                 ));
             }
-            self.release(&name)?;
+            if let Err(failure) = self.release(&name) {
+                warn(&format!("{name} is left for later: {failure}"));
+            }
         }
-        Ok(())
     }
 
     fn write(&self, name: &str, record: &Record) -> Result<(), Failure> {
@@ -353,11 +333,32 @@ fn fits(given: &[IpAddr], cidrs: &[IpNet]) -> bool {
         })
 }
 
+/// Whether the ledger still says so of an attachment: ADD asks once its interface is there, since
+/// a sandbox may have gone meanwhile, and then somebody else may have freed the addresses.
+pub(crate) fn still_holds(path: &Path, record: &Record) -> Result<bool, Failure> {
+    let folder = Folder::open(path, is_content).map_err(|cause| failed(path, "opened", &cause))?;
+    let name = record.attachment.host_name();
+    let bytes = match folder.read(&format!("{name}{RECORD_SUFFIX}")) {
+        Ok(bytes) => bytes,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(cause) => return Err(failed(path, "read", &cause)),
+    };
+    Ok(serde_json::from_slice(&bytes).is_ok_and(|present: Record| present == *record))
+}
+
 fn failed(path: &Path, what: &str, cause: &io::Error) -> Failure {
-    Failure::new(
-        Code::Ledger,
-        format!("the ledger {} cannot be {what}: {cause}", path.display()),
-    )
+    const EIO: i32 = 5;
+    let next = match cause.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("make room there"),
+        io::ErrorKind::ReadOnlyFilesystem => Some("mount it writable"),
+        _ if cause.raw_os_error() == Some(EIO) => Some("look after that disk"),
+        _ => None,
+    };
+    let sentence = format!("the ledger {} cannot be {what}: {cause}", path.display());
+    match next {
+        Some(next) => Failure::of_storage(Code::Ledger, format!("{sentence}; {next}")),
+        None => Failure::new(Code::Ledger, sentence),
+    }
 }
 
 #[cfg(test)]

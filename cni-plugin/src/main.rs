@@ -21,6 +21,7 @@ mod meshd;
 mod node;
 mod reply;
 mod request;
+mod routing;
 mod status;
 
 use std::{

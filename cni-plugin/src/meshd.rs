@@ -1,4 +1,4 @@
-//! One question to meshd over its local socket.
+//! What is asked of meshd, and told to it, over its local socket.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -9,19 +9,54 @@ use std::{
 
 use podmesh_proto::local_api::{ReadyView, Request, Response};
 
+use crate::warn;
+
 const SOCKET: &str = "meshd.sock";
 const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
+const OTHER_ANSWER: &str = "meshd answered another question than it was asked";
 
-/// Asks whether the node forwards. The error is a sentence.
+/// Asks whether the node forwards, once the ledger is known to be writable. The error is a
+/// sentence.
 pub(crate) fn ready(runtime_dir: &Path) -> Result<ReadyView, String> {
+    let view = ask_ready(runtime_dir)?;
+    if !view.waits_for_ledger {
+        return Ok(view);
+    }
+    tell(runtime_dir, None)?;
+    ask_ready(runtime_dir)
+}
+
+/// Tells that no pod can be attached because of a ledger that can't be written, so that meshd's
+/// own readiness says so, too. Where there is no meshd, nobody asks it either.
+pub(crate) fn tell_trouble(runtime_dir: &Path, trouble: &str) {
+    if let Err(reason) = tell(runtime_dir, Some(trouble.to_owned())) {
+        warn(&format!("meshd could not be told: {reason}"));
+    }
+}
+
+fn ask_ready(runtime_dir: &Path) -> Result<ReadyView, String> {
+    match ask(runtime_dir, &Request::Ready)? {
+        Response::Ready(view) => Ok(view),
+        _ => Err(OTHER_ANSWER.to_owned()),
+    }
+}
+
+fn tell(runtime_dir: &Path, trouble: Option<String>) -> Result<(), String> {
+    match ask(runtime_dir, &Request::Ledger { trouble })? {
+        Response::Done { .. } => Ok(()),
+        _ => Err(OTHER_ANSWER.to_owned()),
+    }
+}
+
+fn ask(runtime_dir: &Path, request: &Request) -> Result<Response, String> {
     let path = runtime_dir.join(SOCKET);
     let silent =
         |cause: std::io::Error| format!("meshd does not answer on {}: {cause}", path.display());
     let mut stream = UnixStream::connect(&path).map_err(silent)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(silent)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(silent)?;
-    let mut question = serde_json::to_vec(&Request::Ready).map_err(|error| error.to_string())?;
+    let mut question = serde_json::to_vec(request).map_err(|error| error.to_string())?;
     question.push(b'\n');
     stream.write_all(&question).map_err(silent)?;
     let mut answer = Vec::new();
@@ -29,9 +64,8 @@ pub(crate) fn ready(runtime_dir: &Path) -> Result<ReadyView, String> {
         .read_until(b'\n', &mut answer)
         .map_err(silent)?;
     match serde_json::from_slice(&answer) {
-        Ok(Response::Ready(view)) => Ok(view),
         Ok(Response::Failed(failure)) => Err(failure.message),
-        Ok(_) => Err("meshd answered another question than it was asked".to_owned()),
+        Ok(response) => Ok(response),
         Err(error) => Err(format!("meshd's answer is not readable: {error}")),
     }
 }

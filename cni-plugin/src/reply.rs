@@ -47,6 +47,7 @@ pub(crate) enum Code {
 pub(crate) struct Failure {
     code: Code,
     message: String,
+    is_of_storage: bool,
 }
 
 impl Failure {
@@ -55,7 +56,21 @@ impl Failure {
         Self {
             code,
             message: message.into(),
+            is_of_storage: false,
         }
+    }
+
+    /// A failure whose cause is a disk that is full, read-only or failing.
+    pub(crate) fn of_storage(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            is_of_storage: true,
+            ..Self::new(code, message)
+        }
+    }
+
+    /// Whether the same will work once the disk takes it.
+    pub(crate) fn is_of_storage(&self) -> bool {
+        self.is_of_storage
     }
 
     /// Its code.
@@ -110,10 +125,10 @@ impl Attached<'_> {
         let mut routes = earlier("routes");
         for address in &self.link.addresses {
             ips.push(address_entry(address, pod_end, version));
-            routes.push(json!({
-                "dst": if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" },
-                "gw": veth::gateway_of(address),
-            }));
+            let destinations = self.link.destinations.iter();
+            let of_family = destinations.filter(|one| one.addr().is_ipv4() == address.is_ipv4());
+            let gateway = veth::gateway_of(address);
+            routes.extend(of_family.map(|one| json!({ "dst": one, "gw": gateway })));
         }
         let dns = previous.and_then(|previous| previous.get("dns"));
         json!({
@@ -174,10 +189,12 @@ mod tests {
             host_name: "pm0123456789a".to_owned(),
             pod_name: "eth0".to_owned(),
             owner: String::new(),
+            pod: "abc".to_owned(),
             host_mac: [2, 0, 0, 0, 0, 1],
             pod_mac: [2, 0, 0, 0, 0, 0xff],
             mtu: 1380,
             addresses: vec!["10.42.3.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            destinations: [true, false].map(veth::everything).into(),
         }
     }
 

@@ -125,6 +125,9 @@ pub(crate) struct Config {
     /// Name of the network in the runtime's configuration.
     #[serde(default)]
     pub(crate) name: String,
+    /// Whether the pod's default routes are by this interface. Absent: those of the families that
+    /// have none by another one.
+    pub(crate) default_route: Option<bool>,
     /// MTU of pods in bytes, in place of the one that meshd gives.
     pub(crate) mtu: Option<u32>,
     /// Where meshd's socket and `node.json` are.

@@ -39,6 +39,10 @@ const VETH_PREFIX: &str = "pm";
 const SETTLE: Duration = Duration::from_millis(200);
 /// A look without a reason.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// While plugins that are chained behind ours may still change a pod.
+const LOOK_AT_YOUNG: Duration = Duration::from_secs(1);
+/// Pods that have a line of their own when something is wrong with them.
+const MOST_TROUBLES: usize = 8;
 /// After something went wrong.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -176,6 +180,9 @@ struct Keeper {
     config: HostConfig,
     files: NodeFiles,
     settings: Settings,
+    pods: veth::Mender,
+    /// Whether what comes after the plugin may still change one.
+    pods_are_young: bool,
     /// Whether something of a membership may be left to take away.
     was_member: bool,
     /// Connections that began while the guard was away are forgotten.
@@ -192,6 +199,8 @@ impl Keeper {
             config,
             files,
             settings: Settings::default(),
+            pods: veth::Mender::default(),
+            pods_are_young: false,
             was_member: true,
             strays: Errand::new(),
         })
@@ -211,7 +220,11 @@ impl Keeper {
                 return;
             }
             last = report;
-            let patience = if is_good { LOOK_AGAIN } else { RETRY };
+            let patience = match is_good {
+                true if self.pods_are_young => LOOK_AT_YOUNG,
+                true => LOOK_AGAIN,
+                false => RETRY,
+            };
             if !self.wait(&mut plans, Instant::now() + patience).await {
                 return;
             }
@@ -392,10 +405,33 @@ impl Keeper {
             Ok(rules) => report.remarks.extend(rules.iter().map(ToString::to_string)),
             Err(error) => report.problems.push(error.to_string()),
         }
-        match veth::restore_routes(VETH_PREFIX) {
-            Ok(pods) if pods.is_empty() => {}
-            Ok(pods) => tracing::info!(routes = pods.len(), "routes to pods restored"),
-            Err(error) => report.problems.push(error.to_string()),
+        self.mend_pods(report);
+    }
+
+    /// Brings the node's ends of pods back into the state that the plugin made.
+    fn mend_pods(&mut self, report: &mut HostReport) {
+        let mended = match self.pods.mend(VETH_PREFIX) {
+            Ok(mended) => mended,
+            Err(error) => {
+                report.problems.push(error.to_string());
+                return;
+            }
+        };
+        if let Some(first) = mended.repaired.first() {
+            let number = mended.repaired.len();
+            tracing::info!(number, reason = first, "repaired the node's ends of pods");
+        }
+        for repair in &mended.repaired {
+            tracing::debug!(reason = repair, "repaired a pod's pair");
+        }
+        self.pods_are_young = mended.is_young;
+        let more = mended.troubles.len().saturating_sub(MOST_TROUBLES);
+        let shown = mended.troubles.into_iter().take(MOST_TROUBLES);
+        report.remarks.extend(shown);
+        if more > 0 {
+            report
+                .remarks
+                .push(format!("and {more} more pods like these"));
         }
     }
 

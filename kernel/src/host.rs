@@ -365,29 +365,44 @@ pub async fn ensure_fail_closed_routes(
     if let Some(problem) = outcome.problems.into_iter().find(is_refusal) {
         return Err(problem);
     }
+    match missing_fail_closed_routes(netlink, protected, mark).await? {
+        Some(what) => {
+            let reason = "something else stands in its place or removed it again";
+            let reason = std::io::Error::other(reason);
+            Err(NetlinkError::new(format_args!("keep {what}"), reason).into())
+        }
+        None => Ok(outcome.changes),
+    }
+}
+
+/// The first rule or route of [`ensure_fail_closed_routes`] that is not there, in words.
+///
+/// # Errors
+///
+/// When the kernel does not say what there is.
+pub async fn missing_fail_closed_routes(
+    netlink: &Netlink,
+    protected: &[IpNet],
+    mark: Mark,
+) -> Result<Option<String>, NetlinkError> {
     let present = netlink.rules().await?;
     let holds = |rule: &Rule| {
         present
             .iter()
             .any(|other| !other.narrower && other.rule == *rule)
     };
+    let rules = wanted::rules(protected, mark);
     if let Some(rule) = rules.iter().find(|rule| !holds(rule)) {
-        return Err(missing(rule));
+        return Ok(Some(rule.to_string()));
     }
     let present = netlink.routes().await?;
-    match routes.iter().find(|route| !present.contains(route)) {
-        Some(route) => Err(missing(route)),
-        None => Ok(outcome.changes),
-    }
+    let mut routes = protected.iter().map(|range| wanted::backstop(*range));
+    let missing = routes.find(|route| !present.contains(route));
+    Ok(missing.map(|route| route.to_string()))
 }
 
 fn is_refusal(problem: &Problem) -> bool {
     matches!(problem, Problem::Refused(_))
-}
-
-fn missing(object: &dyn fmt::Display) -> Problem {
-    let reason = std::io::Error::other("something else stands in its place or removed it again");
-    NetlinkError::new(format_args!("keep {object}"), reason).into()
 }
 
 /// Whether an address of our device is to go: one that we gave it, or that lies in our ranges.

@@ -11,6 +11,7 @@ use std::{fmt, fs, io, path::PathBuf};
 
 pub use self::advertisements::{Learners, keep_learning};
 pub use self::own::{OwnInterfaces, Repair, keep_device, keep_pod_end};
+pub(crate) use self::own::{Setting, pod_end_settings};
 
 /// Why a setting is not as wanted.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,15 @@ pub fn ensure_forwarding(family: IpFamily, own: OwnInterfaces<'_>) -> Result<boo
             ensure("ipv6/conf/all/forwarding", "1")
         }
     }
+}
+
+/// Whether this namespace forwards packets of that family.
+pub fn forwards(family: IpFamily) -> bool {
+    let name = match family {
+        IpFamily::V4 => "ipv4/ip_forward",
+        IpFamily::V6 => "ipv6/conf/all/forwarding",
+    };
+    read(name).is_ok_and(|value| value == "1")
 }
 
 /// Sets a setting of one interface. True if it was different before.

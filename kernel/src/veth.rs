@@ -7,12 +7,17 @@
 //! packet waits for nobody. The node finds the pod by a host route in podmesh's own table.
 //!
 //! Everything hangs on the node's end: with it go the pod's end, the routes and the neighbours.
+//! Its alias tells what was made, and [`Mender`] keeps it so.
 
 #![allow(
     unsafe_code,
     reason = "the index of an interface has no safe form in the standard library"
 )]
 
+mod alias;
+mod compare;
+mod mend;
+mod pod_end;
 mod request;
 
 use std::{
@@ -24,13 +29,23 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
+
 use crate::{
     blocking_netlink::{Conversation, Message},
     netns::{NetNamespace, NetNamespaceError},
     route::{POD_PROTOCOL, TABLE},
-    sysctl::{self, IpFamily, SysctlError},
+    sysctl::{self, SysctlError},
 };
 
+pub use self::{
+    alias::MAX_OWNER_BYTES,
+    mend::{Mended, Mender},
+    pod_end::{OtherRoute, everything, forget_rules, other_routes},
+};
+
+use alias::Wiring;
+use compare::Seen;
 use request::Found;
 
 pub(crate) use request::addresses as own_addresses;
@@ -42,9 +57,6 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Together ten seconds.
 const CARRIER_LOOKS: u32 = 2000;
 const CARRIER_POLL: Duration = Duration::from_millis(5);
-
-/// Longest alias of an interface that the kernel takes, in bytes.
-pub const MAX_OWNER_BYTES: usize = 255;
 
 /// Where the routes to pods stand.
 const POD_PLACE: request::Place = request::Place {
@@ -59,8 +71,10 @@ pub struct PodLink {
     pub host_name: String,
     /// Name of the pod's end.
     pub pod_name: String,
-    /// Whose the pair is, in at most [`MAX_OWNER_BYTES`]: the alias of the node's end.
+    /// Whose the pair is, in at most [`MAX_OWNER_BYTES`]: in the alias of the node's end.
     pub owner: String,
+    /// The runtime's id of the pod, whose beginning is in the alias, too.
+    pub pod: String,
     /// Hardware address of the node's end.
     pub host_mac: [u8; 6],
     /// Hardware address of the pod's end.
@@ -69,14 +83,17 @@ pub struct PodLink {
     pub mtu: u32,
     /// The pod's addresses: at most one per family.
     pub addresses: Vec<IpAddr>,
+    /// Where to the pod goes by this interface: [`everything`] of a family, or some ranges of it,
+    /// or nothing but what speaks under this interface's address.
+    pub destinations: Vec<IpNet>,
 }
 
 /// The node's end of a pod's pair that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostEnd {
-    /// Its name.
+    /// The name that it was given.
     pub name: String,
-    /// Its alias: whose the pair is. A pair that is being made has none before it is up.
+    /// Whose the pair is. A pair that is being made tells nobody before it is up.
     pub owner: Option<String>,
     /// Whether it has been brought up.
     pub is_up: bool,
@@ -116,7 +133,7 @@ pub fn create(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
     let made = create_pair(link, pod)
         .and_then(|()| raise_host_end(link))
         .and_then(|index| {
-            pod.run(|| set_up_pod_end(link))??;
+            pod.run(|| pod_end::set_up(link))??;
             Ok(index)
         })
         .and_then(|index| route_to_pod(link, index))
@@ -128,18 +145,19 @@ pub fn create(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
     made
 }
 
-/// Removes the pair by the name of the node's end. True if there was one.
+/// Removes the pair by the name that the node's end was given. True if there was one.
 ///
 /// # Errors
 ///
 /// When there is an interface of that name and the kernel does not remove it, or it is no veth.
 pub fn remove(host_name: &str) -> Result<bool, VethError> {
     let step = || format!("removing the interface {host_name}");
-    if find_index(host_name).is_none() {
-        return Ok(false);
-    }
     let mut kernel = open()?;
-    let found = match request::find_link(&mut kernel, host_name) {
+    let found = match find_index(host_name) {
+        Some(_) => request::find_link(&mut kernel, host_name),
+        None => find_renamed(&mut kernel, host_name),
+    };
+    let found = match found {
         Ok(found) => found,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(cause) => return Err(refused(step)(cause)),
@@ -156,7 +174,19 @@ pub fn remove(host_name: &str) -> Result<bool, VethError> {
     }
 }
 
-/// The veth interfaces in this namespace whose names begin with `prefix`.
+/// The node's end that somebody has given another name than its own.
+fn find_renamed(kernel: &mut Conversation, host_name: &str) -> io::Result<Found> {
+    let mut links = request::links(kernel)?;
+    let place = links
+        .iter()
+        .position(|link| link.is_veth && compare::says(link, host_name));
+    place
+        .map(|place| links.swap_remove(place))
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// The veth interfaces in this namespace whose names begin with `prefix`, or did when they were
+/// made.
 ///
 /// # Errors
 ///
@@ -165,17 +195,16 @@ pub fn host_ends(prefix: &str) -> Result<Vec<HostEnd>, VethError> {
     let links =
         request::links(&mut open()?).map_err(refused(|| "listing interfaces".to_owned()))?;
     let pods = links.into_iter().filter(|link| link.is_veth);
-    Ok(pods
-        .filter(|link| link.name.starts_with(prefix))
-        .map(|link| HostEnd {
-            name: link.name,
-            owner: link.alias,
-            is_up: link.is_up,
-        })
-        .collect())
+    let ends = pods.map(|link| HostEnd {
+        name: compare::given_name(&link, prefix),
+        owner: link.alias.as_deref().and_then(alias::owner_of),
+        is_up: link.is_up,
+    });
+    Ok(ends.filter(|end| end.name.starts_with(prefix)).collect())
 }
 
-/// Names of the veth interfaces in this namespace that begin with `prefix`.
+/// Names of the veth interfaces in this namespace that begin with `prefix`, or did when they were
+/// made.
 ///
 /// # Errors
 ///
@@ -185,50 +214,28 @@ pub fn list(prefix: &str) -> Result<Vec<String>, VethError> {
     Ok(ends.into_iter().map(|end| end.name).collect())
 }
 
-/// Addresses of the pods that this node knows, whatever any ledger says: it routes to them, or
-/// has their hardware address at one of the interfaces whose names begin with `prefix`.
+/// Addresses of the pods that this node knows, whatever any ledger says: it routes to them, has
+/// their hardware address at one of the interfaces whose names begin with `prefix`, or such an
+/// interface says that they are its pod's.
 ///
 /// # Errors
 ///
 /// When the kernel does not list its routes, interfaces or neighbours.
 pub fn present_pods(prefix: &str) -> Result<Vec<IpAddr>, VethError> {
-    let mut kernel = open()?;
-    let routes = request::routes(&mut kernel).map_err(refused(|| "listing routes".to_owned()))?;
-    let routed = routes.iter().filter(|route| route.is_to_pod());
-    let mut pods: Vec<_> = routed.filter_map(|route| route.destination).collect();
-    let wired = wired_pods(&mut kernel, prefix)?;
-    pods.extend(wired.into_iter().map(|(_, address)| address));
+    let seen = Seen::read(&mut open()?)?;
+    let routed = seen.routes.iter().filter(|route| route.is_to_pod());
+    let mut pods: Vec<_> = routed.filter_map(request::Route::address).collect();
+    let ends = seen.links.iter().filter(|link| link.is_veth);
+    for end in ends.filter(|link| compare::given_name(link, prefix).starts_with(prefix)) {
+        let known = seen.neighbours.iter();
+        let known = known.filter(|known| known.index == end.index);
+        pods.extend(known.map(|known| known.address));
+        let told = end.alias.as_deref().and_then(Wiring::parse);
+        pods.extend(told.into_iter().flat_map(|wiring| wiring.addresses));
+    }
     pods.sort_unstable();
     pods.dedup();
     Ok(pods)
-}
-
-/// Puts back the routes to pods that somebody has removed, and returns whose they are. The pods'
-/// permanent neighbour entries, which only this node's root can make, tell where they belong; so
-/// neither the ledger nor the namespaces of the pods are needed, nor more than `CAP_NET_ADMIN`.
-///
-/// # Errors
-///
-/// When the kernel does not list what it has, or refuses a route.
-pub fn restore_routes(prefix: &str) -> Result<Vec<IpAddr>, VethError> {
-    let mut kernel = open()?;
-    let wired = wired_pods(&mut kernel, prefix)?;
-    let routes = request::routes(&mut kernel).map_err(refused(|| "listing routes".to_owned()))?;
-    let is_routed = |(index, address): &(u32, IpAddr)| {
-        routes.iter().any(|route| {
-            route.is_to_pod() && route.destination == Some(*address) && route.oif == Some(*index)
-        })
-    };
-    let mut restored = Vec::new();
-    for (index, address) in wired.into_iter().filter(|pod| !is_routed(pod)) {
-        match kernel.request(request::add_host_route(index, address, POD_PLACE)) {
-            Ok(()) => restored.push(address),
-            // The pod has gone in the same moment, or its interface is down.
-            Err(cause) if is_gone(&cause) => {}
-            Err(cause) => return Err(refused(|| format!("routing {address} to its pod"))(cause)),
-        }
-    }
-    Ok(restored)
 }
 
 /// Whether the node's end of any pod stands.
@@ -237,30 +244,7 @@ pub fn restore_routes(prefix: &str) -> Result<Vec<IpAddr>, VethError> {
 ///
 /// When the kernel does not list its interfaces.
 pub fn any_stands(prefix: &str) -> Result<bool, VethError> {
-    let links =
-        request::links(&mut open()?).map_err(refused(|| "listing interfaces".to_owned()))?;
-    Ok(links
-        .iter()
-        .any(|link| link.is_veth && link.name.starts_with(prefix)))
-}
-
-/// Index of the node's end and address of every pod that has one.
-fn wired_pods(kernel: &mut Conversation, prefix: &str) -> Result<Vec<(u32, IpAddr)>, VethError> {
-    let links = request::links(kernel).map_err(refused(|| "listing interfaces".to_owned()))?;
-    let neighbours = request::permanent_neighbours(kernel)
-        .map_err(refused(|| "listing neighbours".to_owned()))?;
-    let is_pods = |index| {
-        let mut links = links.iter().filter(|link| link.is_veth);
-        links.any(|link| link.index == index && link.name.starts_with(prefix))
-    };
-    Ok(neighbours
-        .into_iter()
-        .filter(|(index, _)| is_pods(*index))
-        .collect())
-}
-
-fn is_gone(cause: &io::Error) -> bool {
-    cause.kind() == io::ErrorKind::NotFound || matches!(cause.kind(), io::ErrorKind::NetworkDown)
+    Ok(!host_ends(prefix)?.is_empty())
 }
 
 /// The first own address of this namespace, with its interface, for which `matches` holds.
@@ -281,61 +265,32 @@ pub fn find_address(
     }))
 }
 
-/// Compares the pair, its addresses and its routes with what they should be.
+/// Compares everything that [`create`] makes with what there is.
 ///
 /// # Errors
 ///
 /// [`VethError::Damaged`] with the first difference, in words.
 pub fn check(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
     let mut kernel = open()?;
-    let host = existing(&mut kernel, &link.host_name, "on the node")?;
-    let routes = request::routes(&mut kernel).map_err(refused(|| "listing routes".to_owned()))?;
-    for address in &link.addresses {
-        let leads_there = routes.iter().any(|route| {
-            route.destination == Some(*address)
-                && route.table == TABLE
-                && route.oif == Some(host.index)
-        });
-        if !leads_there {
-            return Err(VethError::Damaged(format!(
-                "the node has no route to {address} by {}",
-                link.host_name
-            )));
-        }
-    }
-    pod.run(|| check_pod_end(link))?
-}
-
-fn check_pod_end(link: &PodLink) -> Result<(), VethError> {
-    let mut kernel = open()?;
-    let end = existing(&mut kernel, &link.pod_name, "in the pod")?;
-    if end.mac.as_deref() != Some(&link.pod_mac[..]) {
+    let seen = Seen::read(&mut kernel)?;
+    let Some(host) = seen.end(&link.host_name) else {
         return Err(VethError::Damaged(format!(
-            "{} in the pod is another interface than the one that was made",
-            link.pod_name
+            "there is no interface {} on the node",
+            link.host_name
         )));
+    };
+    let pod_end = compare::pod_end(&mut kernel, host);
+    let wiring = Wiring::of(link);
+    let differences = compare::differences(&seen, host, pod_end.as_ref(), &wiring);
+    if let Some(first) = differences.first() {
+        return Err(VethError::Damaged(format!("{} ({})", first, host.name)));
     }
-    let listed = request::addresses(&mut kernel);
-    let listed = listed.map_err(refused(|| "listing addresses".to_owned()))?;
-    let routes = request::routes(&mut kernel).map_err(refused(|| "listing routes".to_owned()))?;
-    for address in &link.addresses {
-        if !listed.contains(&(end.index, *address)) {
-            return Err(VethError::Damaged(format!(
-                "{address} is not on {} in the pod",
-                link.pod_name
-            )));
-        }
-        let gateway = gateway_of(address);
-        let leads_out = |route: &request::Route| {
-            route.gateway == Some(gateway)
-                && route.oif == Some(end.index)
-                && route.prefix_length == 0
-        };
-        if !routes.iter().any(leads_out) {
-            return Err(VethError::Damaged(format!(
-                "the pod has no default route via {gateway}"
-            )));
-        }
+    pod.run(|| pod_end::check(link, host))??;
+    if !host.is_operational {
+        return Err(VethError::Damaged(format!(
+            "{} on the node has no carrier",
+            link.host_name
+        )));
     }
     Ok(())
 }
@@ -370,17 +325,17 @@ fn create_pair(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
 /// Readies the node's end before it carries anything, and returns its index.
 fn raise_host_end(link: &PodLink) -> Result<u32, VethError> {
     let name = link.host_name.as_str();
-    let v6 = link.addresses.iter().any(IpAddr::is_ipv6);
-    let (_, errors) = sysctl::keep_pod_end(name, v6);
+    let wiring = Wiring::of(link);
+    let (_, errors) = sysctl::keep_pod_end(name, wiring.has_v6());
     if let Some(error) = errors.into_iter().next() {
         return Err(error.into());
     }
     let index = index_of(name)?;
     let mut steps = vec![(
         format!("bringing up {name}"),
-        request::set_up_as(index, &link.owner),
+        request::set_up_as(index, &wiring.to_alias()),
     )];
-    if v6 {
+    if wiring.has_v6() {
         steps.push((
             format!("giving {GATEWAY_V6} to {name}"),
             request::add_address(index, GATEWAY_V6.into(), 64),
@@ -388,35 +343,6 @@ fn raise_host_end(link: &PodLink) -> Result<u32, VethError> {
     }
     carry_out(steps)?;
     Ok(index)
-}
-
-fn set_up_pod_end(link: &PodLink) -> Result<(), VethError> {
-    let name = link.pod_name.as_str();
-    if link.addresses.iter().any(IpAddr::is_ipv6) {
-        sysctl::ensure_of_interface(IpFamily::V6, name, "disable_ipv6", "0")?;
-        sysctl::ensure_of_interface(IpFamily::V6, name, "accept_ra", "0")?;
-    }
-    let index = index_of(name)?;
-    let raising = format!("bringing up {name} in the pod");
-    let mut steps = vec![(raising, request::set_up(index))];
-    for address in &link.addresses {
-        let gateway = gateway_of(address);
-        steps.push((
-            format!("giving {address} to {name} in the pod"),
-            request::add_address(index, *address, request::host_prefix(address)),
-        ));
-        steps.push((
-            format!("naming the gateway {gateway} in the pod"),
-            request::add_neighbour(index, gateway, link.host_mac),
-        ));
-        let routing = || format!("routing by {gateway} in the pod");
-        if gateway.is_ipv4() {
-            let route = request::add_host_route(index, gateway, request::Place::MAIN);
-            steps.push((routing(), route));
-        }
-        steps.push((routing(), request::add_default_route(index, gateway)));
-    }
-    carry_out(steps)
 }
 
 fn route_to_pod(link: &PodLink, index: u32) -> Result<(), VethError> {

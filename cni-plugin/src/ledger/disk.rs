@@ -36,12 +36,7 @@ impl Folder {
             DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         }
         judge(path, is_content)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path.join(LOCK))?;
+        let lock = open_lock(&path.join(LOCK))?;
         // Whoever holds it is done in milliseconds, or dies at its deadline.
         while !process::try_lock(&lock)? {
             thread::sleep(LOCK_POLL);
@@ -64,7 +59,8 @@ impl Folder {
                 continue;
             };
             if name.ends_with(UNFINISHED) {
-                fs::remove_file(self.path.join(&name))?;
+                // A disk that refuses is for those to tell who must write.
+                let _ = fs::remove_file(self.path.join(&name));
             } else {
                 names.push(name);
             }
@@ -105,6 +101,20 @@ impl Folder {
 
     fn flush(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
+    }
+}
+
+/// On a file system that is read-only by now the lock keeps readers apart from each other.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let opened = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path);
+    match opened {
+        Err(cause) if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        opened => opened,
     }
 }
 

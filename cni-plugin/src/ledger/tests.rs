@@ -38,11 +38,28 @@ fn attachment(id: &str) -> Attachment {
 }
 
 fn reserve(ledger: &mut Ledger, id: &str, cidr: &str) -> Result<IpAddr, Failure> {
+    reserve_in(ledger, id, cidr, None)
+}
+
+fn reserve_in(
+    ledger: &mut Ledger,
+    id: &str,
+    cidr: &str,
+    sandbox: Option<Sandbox>,
+) -> Result<IpAddr, Failure> {
     let supply = Supply {
         cidrs: &[cidr.parse().unwrap()],
         present: &[],
+        interfaces: &[],
     };
-    let record = ledger.reserve("net", &attachment(id), &supply)?;
+    let attachment = attachment(id);
+    let claim = Claim {
+        network: "net",
+        attachment: &attachment,
+        sandbox,
+        destinations: Vec::new(),
+    };
+    let record = ledger.reserve(claim, &supply)?;
     Ok(record.addresses[0])
 }
 
@@ -77,11 +94,16 @@ fn what_the_kernel_routes_is_not_given_away() {
     let supply = Supply {
         cidrs: &["10.0.0.0/29".parse().unwrap()],
         present: &["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()],
+        interfaces: &[],
     };
-    let record = scratch
-        .open("b", 1)
-        .reserve("net", &attachment("a"), &supply)
-        .unwrap();
+    let attachment = attachment("a");
+    let claim = Claim {
+        network: "net",
+        attachment: &attachment,
+        sandbox: None,
+        destinations: Vec::new(),
+    };
+    let record = scratch.open("b", 1).reserve(claim, &supply).unwrap();
     assert_eq!(record.addresses, ["10.0.0.3".parse::<IpAddr>().unwrap()]);
 }
 
@@ -106,10 +128,15 @@ fn a_full_pool_says_so_and_abandoned_records_refill_it() {
     }
     let refused = reserve(&mut ledger, "c", "10.0.0.0/30").unwrap_err();
     assert_eq!(refused.code(), Code::NoAddressLeft);
+    assert!(
+        refused
+            .to_string()
+            .contains("2 by pods without an interface")
+    );
     drop(ledger);
     let mut later = scratch.open("b", 161);
     let alive = [attachment("a").host_name()];
-    assert!(later.release_abandoned(&alive).unwrap());
+    later.release_dead(&alive, || Ok(alive.to_vec())).unwrap();
     assert_eq!(
         reserve(&mut later, "c", "10.0.0.0/30").unwrap().to_string(),
         "10.0.0.2"
@@ -162,7 +189,93 @@ fn a_record_that_is_used_again_does_not_count_as_abandoned() {
     // another pod needs an address.
     let again = reserve(&mut scratch.open("b", 120), "a", "10.0.0.0/30").unwrap();
     assert_eq!(again, first);
-    assert!(!scratch.open("b", 121).release_abandoned(&[]).unwrap());
+    let mut other = scratch.open("b", 121);
+    other.release_dead(&[], || Ok(Vec::new())).unwrap();
+    assert_eq!(other.records().count(), 1);
+}
+
+#[test]
+fn a_lease_whose_sandbox_has_gone_is_free_at_once() {
+    let scratch = Scratch::new("sandbox");
+    let sandboxes = Scratch::new("sandboxes");
+    fs::create_dir_all(&sandboxes.0).unwrap();
+    let mut ledger = scratch.open("b", 100);
+    for id in ["gone", "replaced", "alive"] {
+        let path = sandboxes.0.join(id);
+        fs::write(&path, "").unwrap();
+        let sandbox = Sandbox::at(&path).unwrap();
+        reserve_in(&mut ledger, id, "10.0.0.0/29", Some(sandbox)).unwrap();
+    }
+    let other = sandboxes.0.join("another");
+    fs::write(&other, "").unwrap();
+    fs::rename(&other, sandboxes.0.join("replaced")).unwrap();
+    fs::remove_file(sandboxes.0.join("gone")).unwrap();
+    drop(ledger);
+    let mut ledger = scratch.open("b", 101);
+    // An interface that appeared since the first look belongs to an ADD that is still going on.
+    let late = vec![attachment("gone").host_name()];
+    ledger.release_dead(&[], || Ok(late)).unwrap();
+    let left = |ledger: &Ledger| {
+        let mut ids: Vec<_> = ledger
+            .records()
+            .map(|(_, record)| record.unwrap().attachment.container_id.clone())
+            .collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(left(&ledger), ["alive", "gone"]);
+    ledger.release_dead(&[], || Ok(Vec::new())).unwrap();
+    assert_eq!(left(&ledger), ["alive"]);
+}
+
+#[test]
+fn an_add_finds_out_that_its_lease_was_taken_for_dead() {
+    let scratch = Scratch::new("lost");
+    let mut ledger = scratch.open("b", 1);
+    reserve(&mut ledger, "a", "10.0.0.0/29").unwrap();
+    let record = ledger.records().next().unwrap().1.unwrap().clone();
+    drop(ledger);
+    assert!(still_holds(&scratch.0, &record).unwrap());
+    let mut ledger = scratch.open("b", 2);
+    ledger.release(&record.attachment.host_name()).unwrap();
+    drop(ledger);
+    assert!(!still_holds(&scratch.0, &record).unwrap());
+    // The same pod, by a later ADD: that one has them.
+    reserve(&mut scratch.open("b", 3), "a", "10.0.0.0/29").unwrap();
+    assert!(!still_holds(&scratch.0, &record).unwrap());
+}
+
+#[test]
+fn a_record_of_an_older_version_is_read() {
+    let text = r#"{"schema":"podmesh.attachment/v1","network":"net","containerID":"a",
+        "ifname":"eth0","addresses":["10.0.0.1"],"boot":"b","since":7}"#;
+    let record: Record = serde_json::from_str(text).unwrap();
+    assert_eq!(record.destinations.len(), 2);
+    assert!(record.destinations.iter().all(|one| one.prefix_len() == 0));
+}
+
+#[test]
+fn an_attachment_that_stands_needs_nothing_written() {
+    let scratch = Scratch::new("standing");
+    fs::create_dir_all(&scratch.0).unwrap();
+    let here = Sandbox::at(&std::env::temp_dir()).unwrap();
+    let elsewhere = Sandbox::at(Path::new("/")).unwrap();
+    let mut ledger = scratch.open("b", 1);
+    reserve_in(&mut ledger, "a", "10.0.0.0/29", Some(here.clone())).unwrap();
+    let attachment = attachment("a");
+    let stands = |interfaces: &[String], sandbox: &Sandbox, cidr: &str| {
+        let supply = Supply {
+            cidrs: &[cidr.parse().unwrap()],
+            present: &[],
+            interfaces,
+        };
+        ledger.standing(&attachment, sandbox, &supply).is_some()
+    };
+    let there = [attachment.host_name()];
+    assert!(stands(&there, &here, "10.0.0.0/29"));
+    assert!(!stands(&[], &here, "10.0.0.0/29"));
+    assert!(!stands(&there, &elsewhere, "10.0.0.0/29"));
+    assert!(!stands(&there, &here, "10.1.0.0/29"));
 }
 
 #[test]

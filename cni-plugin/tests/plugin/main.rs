@@ -3,8 +3,11 @@
 
 mod attach;
 mod detach;
+mod disk;
 mod guard;
+mod mend;
 mod namespaces;
 mod node;
+mod second;
 mod storm;
 mod words;

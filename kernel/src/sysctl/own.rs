@@ -37,7 +37,7 @@ impl fmt::Display for Repair {
 }
 
 /// One key of one family, and its value.
-type Setting = (IpFamily, &'static str, &'static str);
+pub(crate) type Setting = (IpFamily, &'static str, &'static str);
 
 /// Of the mesh interface.
 const DEVICE: [Setting; 2] = [
@@ -80,6 +80,14 @@ pub fn keep_pod_end(interface: &str, v6: bool) -> (Vec<Repair>, Vec<SysctlError>
         errors.extend(others);
     }
     (repairs, errors)
+}
+
+/// What [`keep_pod_end`] compares, of the families that the kernel has.
+pub(crate) fn pod_end_settings(v6: bool) -> impl Iterator<Item = Setting> {
+    let more = POD_END_WITH_V6.into_iter().filter(move |_| v6);
+    let has_v6 = has_family(IpFamily::V6);
+    let all = POD_END.into_iter().chain(more);
+    all.filter(move |(family, ..)| has_v6 || *family == IpFamily::V4)
 }
 
 fn keep(interface: &str, settings: &[Setting]) -> (Vec<Repair>, Vec<SysctlError>) {

@@ -8,8 +8,10 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
+use ipnet::IpNet;
+
 use crate::{
-    blocking_netlink::{Conversation, Message, Reply},
+    blocking_netlink::{Attributes, Conversation, Message, Reply},
     route::{MAIN_TABLE, POD_PROTOCOL, TABLE},
 };
 
@@ -24,16 +26,28 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_GETNEIGH: u16 = 30;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const RTM_GETRULE: u16 = 34;
 
 const LINK_HEADER_BYTES: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_OPERSTATE: u16 = 16;
 const IF_OPER_UP: u8 = 6;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_TARGET_NETNSID: u16 = 46;
+const IFLA_INET_CONF: u16 = 1;
+const IFLA_INET6_CONF: u16 = 2;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const FAMILY_V4: u16 = 2;
+const FAMILY_V6: u16 = 10;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -49,11 +63,21 @@ const ROUTE_HEADER_BYTES: usize = 12;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
 const RTA_TABLE: u16 = 15;
 const RTN_UNICAST: u8 = 1;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 const PROTOCOL_BOOT: u8 = 3;
+/// The gateway is on the link whatever the routes say.
+const RTNH_F_ONLINK: u32 = 4;
+
+const RULE_HEADER_BYTES: usize = 12;
+const FRA_SRC: u16 = 2;
+const FRA_PRIORITY: u16 = 6;
+const FRA_TABLE: u16 = 15;
+const FRA_PROTOCOL: u16 = 21;
+const FR_ACT_TO_TBL: u8 = 1;
 
 const NEIGHBOUR_HEADER_BYTES: usize = 12;
 const NDA_DST: u16 = 1;
@@ -68,16 +92,45 @@ pub(super) struct Found {
     /// Up, with a carrier, and switched on by the kernel.
     pub(super) is_operational: bool,
     pub(super) is_veth: bool,
-    pub(super) mac: Option<Vec<u8>>,
+    pub(super) mac: Option<[u8; 6]>,
+    pub(super) mtu: u32,
     pub(super) alias: Option<String>,
+    /// Index of its counterpart, and the kernel's number for the namespace of that, if another.
+    pub(super) peer: Option<u32>,
+    pub(super) peer_namespace: Option<u32>,
+    pub(super) settings: Settings,
+}
+
+/// The kernel's settings of one interface, as the kernel lists them with it; empty for a family
+/// that it doesn't have.
+#[derive(Default)]
+pub(super) struct Settings {
+    pub(super) v4: Vec<u32>,
+    pub(super) v6: Vec<u32>,
+    pub(super) v6_address_mode: Option<u32>,
+}
+
+/// What matters of a neighbour that was told and not learned.
+pub(super) struct Neighbour {
+    pub(super) index: u32,
+    pub(super) address: IpAddr,
+    pub(super) mac: Option<[u8; 6]>,
+}
+
+/// What matters of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SourceRule {
+    pub(super) source: IpAddr,
+    pub(super) table: u32,
 }
 
 /// What matters of a route.
 pub(super) struct Route {
     pub(super) table: u32,
     pub(super) protocol: u8,
-    pub(super) prefix_length: u8,
-    pub(super) destination: Option<IpAddr>,
+    pub(super) is_unicast: bool,
+    pub(super) prefix: Option<IpNet>,
+    pub(super) metric: u32,
     pub(super) gateway: Option<IpAddr>,
     pub(super) oif: Option<u32>,
 }
@@ -86,6 +139,12 @@ impl Route {
     /// Whether it is one of those that lead to this node's pods.
     pub(super) fn is_to_pod(&self) -> bool {
         self.table == TABLE && self.protocol == POD_PROTOCOL
+    }
+
+    /// The address that it is for, if it is for one alone.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        let prefix = self.prefix?;
+        (prefix.prefix_len() == prefix.max_prefix_len()).then(|| prefix.addr())
     }
 }
 
@@ -134,6 +193,38 @@ pub(super) fn delete_link(index: u32) -> Message {
 
 pub(super) fn set_up(index: u32) -> Message {
     Message::new(RTM_NEWLINK, 0, &link_header(index, IFF_UP))
+}
+
+pub(super) fn set_down(index: u32) -> Message {
+    let mut header = link_header(index, 0);
+    if let Some(mask) = header.get_mut(12..16) {
+        mask.copy_from_slice(&IFF_UP.to_ne_bytes());
+    }
+    Message::new(RTM_NEWLINK, 0, &header)
+}
+
+pub(super) fn set_name(index: u32, name: &str) -> Message {
+    let mut message = Message::new(RTM_NEWLINK, 0, &link_header(index, 0));
+    message.text(IFLA_IFNAME, name);
+    message
+}
+
+pub(super) fn set_mac(index: u32, mac: [u8; 6]) -> Message {
+    let mut message = Message::new(RTM_NEWLINK, 0, &link_header(index, 0));
+    message.bytes(IFLA_ADDRESS, &mac);
+    message
+}
+
+pub(super) fn set_mtu(index: u32, mtu: u32) -> Message {
+    let mut message = Message::new(RTM_NEWLINK, 0, &link_header(index, 0));
+    message.number(IFLA_MTU, mtu);
+    message
+}
+
+pub(super) fn set_alias(index: u32, alias: &str) -> Message {
+    let mut message = Message::new(RTM_NEWLINK, 0, &link_header(index, 0));
+    message.bytes(IFLA_IFALIAS, alias.as_bytes());
+    message
 }
 
 /// The kernel takes the alias before it switches the interface on, and both under one lock, so that
@@ -187,19 +278,102 @@ pub(super) fn add_host_route(index: u32, address: IpAddr, place: Place) -> Messa
     message
 }
 
-/// Never in the place of another: the pod may have more interfaces than this one.
-pub(super) fn add_default_route(index: u32, gateway: IpAddr) -> Message {
-    let mut message = route(&gateway, 0, Place::MAIN, SCOPE_UNIVERSE);
+/// Never in the place of another: the pod may have more interfaces than this one. An IPv4 gateway
+/// counts as being on the link, whatever routes to it there are.
+pub(super) fn add_route(index: u32, prefix: &IpNet, gateway: IpAddr, table: u32) -> Message {
+    let place = Place {
+        table,
+        protocol: PROTOCOL_BOOT,
+    };
+    let flags = if gateway.is_ipv4() { RTNH_F_ONLINK } else { 0 };
+    let mut message = route_with_flags(
+        &gateway,
+        prefix.prefix_len(),
+        place,
+        (SCOPE_UNIVERSE, flags),
+    );
     message.add_flags(Message::EXCLUSIVE);
+    if prefix.prefix_len() > 0 {
+        message.bytes(RTA_DST, &octets(&prefix.network()));
+    }
     message
         .bytes(RTA_GATEWAY, &octets(&gateway))
         .number(RTA_OIF, index);
     message
 }
 
+pub(super) fn add_rule(rule: &SourceRule, priority: u32) -> Message {
+    let mut message = source_rule(RTM_NEWRULE, Message::CREATE | Message::EXCLUSIVE, rule);
+    message.number(FRA_PRIORITY, priority);
+    message
+}
+
+pub(super) fn delete_rule(rule: &SourceRule) -> Message {
+    source_rule(RTM_DELRULE, 0, rule)
+}
+
+fn source_rule(kind: u16, flags: u16, rule: &SourceRule) -> Message {
+    let length = host_prefix(&rule.source);
+    let header = [
+        family(&rule.source),
+        0,
+        length,
+        0,
+        0,
+        0,
+        0,
+        FR_ACT_TO_TBL,
+        0,
+        0,
+        0,
+        0,
+    ];
+    let mut message = Message::new(kind, flags, &header);
+    message
+        .bytes(FRA_SRC, &octets(&rule.source))
+        .number(FRA_TABLE, rule.table)
+        .bytes(FRA_PROTOCOL, &[POD_PROTOCOL]);
+    message
+}
+
+/// The rules of the plugin that send an address of this namespace to a table.
+pub(super) fn source_rules(kernel: &mut Conversation) -> io::Result<Vec<SourceRule>> {
+    let replies = kernel.dump(Message::new(RTM_GETRULE, 0, &[0; RULE_HEADER_BYTES]))?;
+    let rules = replies.iter().filter_map(|reply| {
+        let attributes = reply.attributes(RULE_HEADER_BYTES);
+        let is_ours = attributes.find(FRA_PROTOCOL) == Some(&[POD_PROTOCOL]);
+        let rule = SourceRule {
+            source: attributes.find(FRA_SRC).and_then(address_of)?,
+            table: attributes.number(FRA_TABLE)?,
+        };
+        is_ours.then_some(rule)
+    });
+    Ok(rules.collect())
+}
+
 pub(super) fn find_link(kernel: &mut Conversation, name: &str) -> io::Result<Found> {
     let mut message = Message::new(RTM_GETLINK, 0, &[0; LINK_HEADER_BYTES]);
     message.text(IFLA_IFNAME, name);
+    let replies = kernel.get(message)?;
+    let found = replies.iter().find_map(found_link);
+    found.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// The interface with this index.
+pub(super) fn link(kernel: &mut Conversation, index: u32) -> io::Result<Found> {
+    let replies = kernel.get(Message::new(RTM_GETLINK, 0, &link_header(index, 0)))?;
+    let found = replies.iter().find_map(found_link);
+    found.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// The interface with this index in the namespace that the kernel has given this number.
+pub(super) fn link_elsewhere(
+    kernel: &mut Conversation,
+    index: u32,
+    namespace: u32,
+) -> io::Result<Found> {
+    let mut message = Message::new(RTM_GETLINK, 0, &link_header(index, 0));
+    message.number(IFLA_TARGET_NETNSID, namespace);
     let replies = kernel.get(message)?;
     let found = replies.iter().find_map(found_link);
     found.ok_or_else(|| io::ErrorKind::NotFound.into())
@@ -227,15 +401,20 @@ pub(super) fn routes(kernel: &mut Conversation) -> io::Result<Vec<Route>> {
     Ok(replies.iter().filter_map(found_route).collect())
 }
 
-/// Index and address of every neighbour that was told and not learned.
-pub(super) fn permanent_neighbours(kernel: &mut Conversation) -> io::Result<Vec<(u32, IpAddr)>> {
+/// Every neighbour that was told and not learned.
+pub(super) fn permanent_neighbours(kernel: &mut Conversation) -> io::Result<Vec<Neighbour>> {
     let question = Message::new(RTM_GETNEIGH, 0, &[0; NEIGHBOUR_HEADER_BYTES]);
     let replies = kernel.dump(question)?;
     let neighbours = replies.iter().filter_map(|reply| {
         let [low, high] = *reply.payload.get(8..10)?.first_chunk()?;
-        let address = reply.attributes(NEIGHBOUR_HEADER_BYTES).find(NDA_DST)?;
+        let attributes = reply.attributes(NEIGHBOUR_HEADER_BYTES);
         let is_permanent = u16::from_ne_bytes([low, high]) & NUD_PERMANENT != 0;
-        Some((reply.header_number(4)?, address_of(address)?)).filter(|_| is_permanent)
+        let neighbour = Neighbour {
+            index: reply.header_number(4)?,
+            address: address_of(attributes.find(NDA_DST)?)?,
+            mac: attributes.find(NDA_LLADDR).and_then(mac_of),
+        };
+        is_permanent.then_some(neighbour)
     });
     Ok(neighbours.collect())
 }
@@ -257,19 +436,45 @@ fn found_link(reply: &Reply) -> Option<Found> {
         is_up: reply.header_number(8)? & IFF_UP != 0,
         is_operational: attributes.find(IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
         is_veth: kind.as_deref() == Some("veth"),
-        mac: attributes.find(IFLA_ADDRESS).map(<[u8]>::to_vec),
+        mac: attributes.find(IFLA_ADDRESS).and_then(mac_of),
+        mtu: attributes.number(IFLA_MTU).unwrap_or(0),
         alias: attributes.text(IFLA_IFALIAS),
+        peer: attributes.number(IFLA_LINK),
+        peer_namespace: attributes.number(IFLA_LINK_NETNSID),
+        settings: found_settings(attributes.nested(IFLA_AF_SPEC)),
     })
 }
 
+fn found_settings(families: Attributes<'_>) -> Settings {
+    let numbers = |bytes: Option<&[u8]>| {
+        let (words, _) = bytes.unwrap_or_default().as_chunks::<4>();
+        words.iter().copied().map(u32::from_ne_bytes).collect()
+    };
+    let v6 = families.nested(FAMILY_V6);
+    let mode = v6.find(IFLA_INET6_ADDR_GEN_MODE);
+    Settings {
+        v4: numbers(families.nested(FAMILY_V4).find(IFLA_INET_CONF)),
+        v6: numbers(v6.find(IFLA_INET6_CONF)),
+        v6_address_mode: mode.and_then(|mode| mode.first().copied().map(u32::from)),
+    }
+}
+
 fn found_route(reply: &Reply) -> Option<Route> {
-    let [_, prefix_length, _, _, table, protocol] = *reply.payload.first_chunk::<6>()?;
+    let [family, prefix_length, _, _, table, protocol, _, kind] =
+        *reply.payload.first_chunk::<8>()?;
     let attributes = reply.attributes(ROUTE_HEADER_BYTES);
+    let everything = match family {
+        2 => Some(IpAddr::from([0; 4])),
+        10 => Some(IpAddr::from([0; 16])),
+        _ => None,
+    };
+    let destination = attributes.find(RTA_DST).and_then(address_of).or(everything);
     Some(Route {
         table: attributes.number(RTA_TABLE).unwrap_or(u32::from(table)),
         protocol,
-        prefix_length,
-        destination: attributes.find(RTA_DST).and_then(address_of),
+        is_unicast: kind == RTN_UNICAST,
+        prefix: destination.and_then(|address| IpNet::new(address, prefix_length).ok()),
+        metric: attributes.number(RTA_PRIORITY).unwrap_or(0),
         gateway: attributes.find(RTA_GATEWAY).and_then(address_of),
         oif: attributes.number(RTA_OIF),
     })
@@ -285,22 +490,20 @@ fn link_header(index: u32, flags: u32) -> Vec<u8> {
 }
 
 fn route(address: &IpAddr, prefix_length: u8, place: Place, scope: u8) -> Message {
+    route_with_flags(address, prefix_length, place, (scope, 0))
+}
+
+fn route_with_flags(
+    address: &IpAddr,
+    prefix_length: u8,
+    place: Place,
+    (scope, flags): (u8, u32),
+) -> Message {
     // Tables beyond 255 are named by the attribute alone.
     let table = u8::try_from(place.table).unwrap_or(0);
-    let header = [
-        family(address),
-        prefix_length,
-        0,
-        0,
-        table,
-        place.protocol,
-        scope,
-        RTN_UNICAST,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let mut header = vec![family(address), prefix_length, 0, 0];
+    header.extend_from_slice(&[table, place.protocol, scope, RTN_UNICAST]);
+    header.extend_from_slice(&flags.to_ne_bytes());
     let mut message = Message::new(RTM_NEWROUTE, Message::CREATE, &header);
     message.number(RTA_TABLE, place.table);
     message
@@ -318,6 +521,10 @@ fn octets(address: &IpAddr) -> Vec<u8> {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
     }
+}
+
+fn mac_of(bytes: &[u8]) -> Option<[u8; 6]> {
+    bytes.try_into().ok()
 }
 
 fn address_of(bytes: &[u8]) -> Option<IpAddr> {

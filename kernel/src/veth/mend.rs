@@ -1,0 +1,286 @@
+//! Keeps the node's ends of pods as ADD made them, with nothing but `CAP_NET_ADMIN`.
+//!
+//! What a pod should have is read from the alias of its node's end and remembered as long as that
+//! exists. A pair of a version that wrote no such alias is learned once from its routes and
+//! permanent neighbours while they stand, and then has an alias, too.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use crate::blocking_netlink::Conversation;
+
+use super::{
+    GATEWAY_V6, VethError,
+    alias::{self, Wiring},
+    compare::{self, Seen, Stage},
+    open, refused,
+    request::{self, Found},
+};
+
+/// Plugins that are chained behind ours change a pod within this time after its pair is there, for
+/// instance its hardware address, of which this namespace hears nothing.
+const YOUTH: Duration = Duration::from_secs(10);
+/// Digits in the names that the plugin gives.
+const NAME_DIGITS: usize = 11;
+
+/// Compares and repairs; remembers what it has seen wired.
+#[derive(Debug, Default)]
+pub struct Mender {
+    known: BTreeMap<u32, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    wiring: Wiring,
+    since: Instant,
+}
+
+/// What [`Mender::mend`] did and could not do. Each line names the pod.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Mended {
+    /// What was put right.
+    pub repaired: Vec<String>,
+    /// What is still wrong: at most one line per pod.
+    pub troubles: Vec<String>,
+    /// Whether another look is due soon, since a pod is being changed by whoever comes after ADD.
+    pub is_young: bool,
+}
+
+impl Mender {
+    /// One look at all pairs whose names begin with `prefix`, or did when they were made.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not list what it has.
+    pub fn mend(&mut self, prefix: &str) -> Result<Mended, VethError> {
+        let mut kernel = open()?;
+        let mut mended = Mended::default();
+        let mut seen = Seen::read(&mut kernel)?;
+        self.recognise(&seen, prefix);
+        let mut look = Look {
+            kernel: &mut kernel,
+            troubled: BTreeSet::new(),
+            mended: &mut mended,
+        };
+        self.restore_aliases(&seen, &mut look);
+        let pairs = self.usable(&seen, &mut look);
+        for stage in Stage::ALL {
+            if look.repair(&seen, &pairs, stage) && stage != Stage::Rest {
+                seen = Seen::read(look.kernel)?;
+            }
+        }
+        look.pods_that_changed(&pairs);
+        mended.is_young = self
+            .known
+            .values()
+            .any(|known| known.since.elapsed() < YOUTH);
+        Ok(mended)
+    }
+
+    /// Takes up what is new, and forgets what has gone.
+    fn recognise(&mut self, seen: &Seen, prefix: &str) {
+        let is_there = |index: &u32| {
+            let mut pairs = seen.links.iter().filter(|link| link.is_veth);
+            pairs.any(|link| link.index == *index)
+        };
+        self.known.retain(|index, _| is_there(index));
+        for link in seen.links.iter().filter(|link| link.is_veth) {
+            if self.known.contains_key(&link.index) {
+                continue;
+            }
+            let told = link.alias.as_deref().and_then(Wiring::parse);
+            let told = told.filter(|wiring| wiring.host_name.starts_with(prefix));
+            let is_ours = is_name_of_plugin(&link.name, prefix) && link.is_up;
+            let wiring = told.or_else(|| is_ours.then(|| learn(seen, link)).flatten());
+            if let Some(wiring) = wiring {
+                let since = Instant::now();
+                self.known.insert(link.index, Known { wiring, since });
+            }
+        }
+    }
+
+    fn restore_aliases(&self, seen: &Seen, look: &mut Look<'_>) {
+        for link in &seen.links {
+            let Some(known) = self.known.get(&link.index) else {
+                continue;
+            };
+            let alias = known.wiring.to_alias();
+            if link.alias.as_ref() != Some(&alias) {
+                let done = look.kernel.request(request::set_alias(link.index, &alias));
+                let done = done.map_err(refused(|| "naming the node's end".to_owned()));
+                let what = "the node's end does not say whose it is";
+                look.note((link.index, &known.wiring), what, done.map(|()| true));
+            }
+        }
+    }
+
+    /// Whose name and addresses nobody else claims. The interface that has its name comes first:
+    /// an alias can be copied.
+    fn usable(&self, seen: &Seen, look: &mut Look<'_>) -> Vec<Pair> {
+        let mut pairs: Vec<_> = seen
+            .links
+            .iter()
+            .filter_map(|link| Some((link, &self.known.get(&link.index)?.wiring)))
+            .collect();
+        pairs.sort_by_key(|(link, wiring)| (link.name != wiring.host_name, link.index));
+        let mut names = BTreeSet::new();
+        let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut usable = Vec::new();
+        for (link, wiring) in pairs {
+            let is_taken = seen
+                .links
+                .iter()
+                .any(|other| other.index != link.index && other.name == wiring.host_name);
+            if is_taken || !names.insert(&wiring.host_name) {
+                let sentence = format!(
+                    "the interface {} says that it is this pod's {}, which is another interface; \
+                     `ip link del` the wrong one",
+                    link.name, wiring.host_name
+                );
+                look.trouble(wiring, &sentence);
+            } else if let Some(address) = wiring.addresses.iter().find(|a| addresses.contains(*a)) {
+                let sentence = format!("another pod of this node has {address}, too");
+                look.trouble(wiring, &sentence);
+            } else {
+                addresses.extend(&wiring.addresses);
+                usable.push(Pair {
+                    index: link.index,
+                    wiring: wiring.clone(),
+                    pod_end: compare::pod_end(look.kernel, link),
+                });
+            }
+        }
+        usable
+    }
+}
+
+/// A pair that is nobody else's.
+struct Pair {
+    index: u32,
+    wiring: Wiring,
+    /// `None` where the kernel doesn't tell.
+    pod_end: Option<Found>,
+}
+
+/// One look, and what comes of it.
+struct Look<'a> {
+    kernel: &'a mut Conversation,
+    /// Pods that have their line already.
+    troubled: BTreeSet<String>,
+    mended: &'a mut Mended,
+}
+
+impl Look<'_> {
+    /// Repairs what differs and is of that stage. True if something was changed.
+    fn repair(&mut self, seen: &Seen, pairs: &[Pair], stage: Stage) -> bool {
+        let before = self.mended.repaired.len();
+        for Pair {
+            index,
+            wiring,
+            pod_end,
+        } in pairs
+        {
+            let Some(end) = seen.links.iter().find(|link| link.index == *index) else {
+                continue;
+            };
+            let differences = compare::differences(seen, end, pod_end.as_ref(), wiring);
+            for difference in differences.iter().filter(|one| one.stage() == stage) {
+                let done = difference.repair(self.kernel, end, wiring);
+                self.note((*index, wiring), &difference.to_string(), done);
+            }
+        }
+        self.mended.repaired.len() > before
+    }
+
+    /// What this namespace can see of a pod and can't, or mustn't, put right.
+    fn pods_that_changed(&mut self, pairs: &[Pair]) {
+        for Pair {
+            wiring, pod_end, ..
+        } in pairs
+        {
+            let Some(pod_end) = pod_end else {
+                continue;
+            };
+            if !pod_end.is_up {
+                self.trouble(wiring, "its own end is down, inside the pod");
+            } else if pod_end.mac != Some(wiring.pod_mac) {
+                self.trouble(
+                    wiring,
+                    "its hardware address was changed after it was attached, by which the kernel \
+                     forgets the pod's gateway; attach it anew without that",
+                );
+            }
+        }
+    }
+
+    fn note(&mut self, (index, wiring): (u32, &Wiring), what: &str, done: Result<bool, VethError>) {
+        match done {
+            Ok(false) => {}
+            Ok(true) => {
+                let line = format!("{}: {what}", wiring.pod_in_words());
+                self.mended.repaired.push(line);
+            }
+            // The next look begins with the link itself.
+            Err(VethError::Refused { cause, .. }) if cause.kind() == io::ErrorKind::NetworkDown => {
+            }
+            Err(error) => {
+                // A pod that has gone in the same moment is no trouble.
+                if request::link(self.kernel, index).is_ok() {
+                    self.trouble(wiring, &error.to_string());
+                }
+            }
+        }
+    }
+
+    fn trouble(&mut self, wiring: &Wiring, sentence: &str) {
+        let pod = wiring.pod_in_words();
+        let line = format!("{pod}: {sentence}");
+        if self.troubled.insert(pod) {
+            self.mended.troubles.push(line);
+        }
+    }
+}
+
+/// How a pair stands that doesn't tell: only one that is whole, since this is done once.
+fn learn(seen: &Seen, link: &Found) -> Option<Wiring> {
+    let told = seen.neighbours.iter();
+    let told: Vec<_> = told.filter(|known| known.index == link.index).collect();
+    let pod_mac = told.first()?.mac?;
+    let mut addresses: Vec<_> = told.iter().map(|known| known.address).collect();
+    let routes = seen.routes.iter();
+    let mut routed: Vec<_> = routes
+        .filter(|route| route.is_to_pod() && route.oif == Some(link.index))
+        .filter_map(request::Route::address)
+        .collect();
+    addresses.sort_unstable();
+    routed.sort_unstable();
+    let has_v6 = addresses.iter().any(IpAddr::is_ipv6);
+    let is_whole = addresses == routed
+        && alias::are_a_pods(&addresses)
+        && told.iter().all(|known| known.mac == Some(pod_mac))
+        && alias::is_station(pod_mac)
+        && has_v6 == seen.holds_address(link.index, GATEWAY_V6.into());
+    is_whole.then(|| Wiring {
+        host_name: link.name.clone(),
+        host_mac: link.mac.unwrap_or_default(),
+        pod_mac,
+        pod_name: String::from("-"),
+        pod: String::from("-"),
+        addresses,
+        owner: link
+            .alias
+            .clone()
+            .filter(|one| !alias::is_alias(one))
+            .unwrap_or_default(),
+    })
+}
+
+fn is_name_of_plugin(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|digits| {
+        digits.len() == NAME_DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    })
+}
