@@ -16,8 +16,8 @@ PROGRAMS := meshd meshctl planet podmesh
 
 # What the lab uses; the programs themselves use none of it. netbase has the protocols' names, without
 # which nft doesn't read them.
-DEPS := iproute2 nftables netbase iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools python3
-DEP_COMMANDS := ip nft ping conntrack ethtool iperf3 tcpdump ps strace wireguard-go wg python3
+DEPS := iproute2 nftables iptables netbase iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools python3
+DEP_COMMANDS := ip nft iptables ping conntrack ethtool iperf3 tcpdump ps strace wireguard-go wg python3
 
 .PHONY: help build deps root check test sim lab-test demo soak bench peers fuzz install uninstall clean-lab man
 

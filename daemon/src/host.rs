@@ -4,6 +4,8 @@
 //! somebody changed something, and every half minute. It also tells which underlay addresses the node
 //! has. When meshd ends, everything stays: pods keep talking, and nothing leaves in plaintext.
 
+mod errand;
+mod firewalls;
 mod settings;
 
 use std::io;
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podmesh_engine::host_plan::HostPlan;
+use podmesh_kernel::firewall::{Advice, Traffic};
 use podmesh_kernel::host::{HostState, Inside, Outcome, PeerRoute, Problem, Reconciler};
 use podmesh_kernel::mark::Mark;
 use podmesh_kernel::netlink::Netlink;
@@ -25,8 +28,10 @@ use podmesh_proto::mark::Mark as UnderlayMark;
 use podmesh_proto::node_file::NodeFile;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 
+use self::errand::Errand;
+use self::firewalls::Firewalls;
 use crate::config::{is_excluded, mark_remark};
 use crate::kept::Kept;
 use crate::node_file::NodeFiles;
@@ -46,11 +51,6 @@ const MOST_TROUBLES: usize = 8;
 /// After something went wrong.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Between two pieces of work that looks at everything in a table of the kernel's.
-const REST: Duration = Duration::from_secs(2);
-/// So many times what the work has taken, where that is longer: a twentieth of a processor.
-const REST_FOR_WORK: u32 = 20;
-
 /// What the configuration says about the host.
 #[derive(Debug, Clone)]
 pub(crate) struct HostConfig {
@@ -62,6 +62,8 @@ pub(crate) struct HostConfig {
     pub(crate) local_devices: Vec<String>,
     /// The mark of the underlay's datagrams.
     pub(crate) mark: UnderlayMark,
+    /// The first UDP port of the tunnels.
+    pub(crate) port: Option<u16>,
 }
 
 /// How the host is.
@@ -75,6 +77,9 @@ pub(crate) struct HostReport {
     pub(crate) problems: Vec<String>,
     /// What somebody should look at, without pods being in danger.
     pub(crate) remarks: Vec<String>,
+    /// Firewalls of others that drop packets of pods or tunnels. No reason to attach no pod: a runtime
+    /// would take the whole node for broken, and it isn't.
+    pub(crate) refusals: Vec<Advice>,
     /// The files for other programs, as they were written.
     pub(crate) files: Vec<Kept>,
 }
@@ -135,44 +140,6 @@ impl Host {
     }
 }
 
-/// Work that many occasions ask for and that costs more than most of them: after each time it rests.
-struct Errand {
-    is_due: bool,
-    not_before: Instant,
-}
-
-impl Errand {
-    /// Due at once.
-    fn new() -> Self {
-        Self {
-            is_due: true,
-            not_before: Instant::now(),
-        }
-    }
-
-    fn ask(&mut self) {
-        self.is_due = true;
-    }
-
-    /// When it is to be done, if it is.
-    fn at(&self) -> Option<Instant> {
-        self.is_due.then_some(self.not_before)
-    }
-
-    /// Does it if it is due, and gives what came of it.
-    fn run<T>(&mut self, work: impl FnOnce() -> T) -> Option<T> {
-        let begin = Instant::now();
-        if !self.is_due || begin < self.not_before {
-            return None;
-        }
-        self.is_due = false;
-        let outcome = work();
-        let end = Instant::now();
-        self.not_before = end + REST.max((end - begin) * REST_FOR_WORK);
-        Some(outcome)
-    }
-}
-
 struct Keeper {
     netlink: Arc<Netlink>,
     reconciler: Reconciler,
@@ -187,6 +154,7 @@ struct Keeper {
     was_member: bool,
     /// Connections that began while the guard was away are forgotten.
     strays: Errand,
+    firewalls: Firewalls,
 }
 
 impl Keeper {
@@ -203,6 +171,7 @@ impl Keeper {
             pods_are_young: false,
             was_member: true,
             strays: Errand::new(),
+            firewalls: Firewalls::new(),
         })
     }
 
@@ -237,22 +206,41 @@ impl Keeper {
         plans: &mut watch::Receiver<Option<HostPlan>>,
         look_again: Instant,
     ) -> bool {
-        let errand = self.strays.at();
-        let end = errand.map_or(look_again, |at| at.min(look_again));
-        let something = async {
-            tokio::select! {
-                changed = plans.changed() => changed.is_ok(),
-                change = self.watcher.next() => {
-                    match change {
-                        Ok(change) if change.guard || change.overrun => self.strays.ask(),
-                        Ok(_) => {}
-                        Err(_) => sleep(RETRY).await,
-                    }
-                    true
+        loop {
+            // What the last look could have done and hasn't has no object.
+            let now = Instant::now();
+            let errands = [self.strays.at(), self.firewalls.errand.at()];
+            let later = errands.into_iter().flatten().filter(|at| *at > now);
+            let end = later.fold(look_again, Instant::min);
+            let change = tokio::select! {
+                changed = plans.changed() => return changed.is_ok(),
+                change = self.watcher.next() => change,
+                () = sleep_until(end) => {
+                    // Where notices can't be had, this is all there is.
+                    self.firewalls.errand.ask();
+                    return true;
                 }
+            };
+            let Ok(change) = change else {
+                sleep(RETRY).await;
+                return true;
+            };
+            if change.guard || change.overrun {
+                self.strays.ask();
             }
-        };
-        timeout_at(end, something).await.unwrap_or(true)
+            if change.firewall || change.overrun {
+                self.firewalls.errand.ask();
+            }
+            // Others may change theirs all the time; they are looked at when that is due.
+            let is_due = self
+                .firewalls
+                .errand
+                .at()
+                .is_some_and(|at| at <= Instant::now());
+            if is_due || !change.is_firewall_alone() {
+                return true;
+            }
+        }
     }
 
     async fn look(&mut self, plan: Option<&HostPlan>) -> HostReport {
@@ -269,6 +257,13 @@ impl Keeper {
             Ok(addresses) => report.underlay = addresses,
             Err(error) => report.remarks.push(error.to_string()),
         }
+        report.refusals = match plan {
+            Some(plan) if report.device.is_some() => {
+                self.firewalls
+                    .look(&traffic(plan, &self.config, &report.underlay))
+            }
+            _ => Vec::new(),
+        };
         report
     }
 
@@ -372,18 +367,22 @@ impl Keeper {
             Ok(true) => self.strays.ask(),
             Err(error) => report.problems.push(error.to_string()),
         }
-        match self.strays.run(|| nft::forget_strays(&rules)) {
-            None | Some(Ok(0)) => {}
-            Some(Ok(number)) => {
-                tracing::info!(number, "forgot connections that had begun untranslated");
-                if number >= nft::MOST_STRAYS {
-                    self.strays.ask();
+        let begin = Instant::now();
+        if self.strays.begin(begin) {
+            match nft::forget_strays(&rules) {
+                Ok(0) => {}
+                Ok(number) => {
+                    tracing::info!(number, "forgot connections that had begun untranslated");
+                    if number >= nft::MOST_STRAYS {
+                        self.strays.ask();
+                    }
                 }
+                Err(error) => tracing::warn!(
+                    reason = %error,
+                    "connections that began while nftables rules were missing can't be forgotten"
+                ),
             }
-            Some(Err(error)) => tracing::warn!(
-                reason = %error,
-                "connections that began while nftables rules were missing can't be forgotten"
-            ),
+            self.strays.end(begin, Instant::now());
         }
     }
 
@@ -523,6 +522,22 @@ fn mark(mark: UnderlayMark) -> Mark {
     Mark {
         value: mark.value(),
         mask: mark.mask(),
+    }
+}
+
+/// What passes this node, for the judgement of others' firewalls.
+fn traffic(plan: &HostPlan, config: &HostConfig, underlay: &[IpAddr]) -> Traffic {
+    Traffic {
+        device: plan.device.clone(),
+        veth_prefix: VETH_PREFIX.to_owned(),
+        own_pod_cidrs: usable(&plan.pod_cidrs),
+        protected: usable(&plan.protected),
+        port: config.port,
+        mark: mark(config.mark),
+        underlay: [
+            underlay.iter().any(IpAddr::is_ipv4),
+            underlay.iter().any(IpAddr::is_ipv6),
+        ],
     }
 }
 

@@ -13,6 +13,7 @@ mod release;
 pub mod address;
 pub mod alarm;
 pub mod descriptors;
+pub mod firewall;
 pub mod host;
 pub mod link;
 pub mod mark;

@@ -71,6 +71,16 @@ impl Change {
         *self == Self::default()
     }
 
+    /// Whether nothing has changed but the nftables tables of others.
+    #[must_use]
+    pub fn is_firewall_alone(&self) -> bool {
+        let firewall = Self {
+            firewall: true,
+            ..Self::default()
+        };
+        *self == firewall
+    }
+
     fn add(&mut self, message_type: u16, payload: &[u8]) {
         match message_type {
             NEW_GENERATION => {}

@@ -98,7 +98,7 @@ pub(crate) async fn prepare(
         queues,
         outbox: Outbox::new(0, LONGEST_CONTROL.max(longest)),
         links: PlanetLinks::new(events, LastGood::load(&dir), config.mark.value()),
-        host: Host::start(host_config(config), files, reports)?,
+        host: Host::start(host_config(config, port), files, reports)?,
         report: HostReport::default(),
         writer,
         held: super::Held::default(),
@@ -142,12 +142,13 @@ pub(crate) fn inherit(cli: &Cli, config: &Config) -> Result<Inheritance, StartFa
     }
 }
 
-fn host_config(config: &Config) -> HostConfig {
+fn host_config(config: &Config, port: Option<u16>) -> HostConfig {
     HostConfig {
         device: config.device.clone(),
         exclude_interfaces: config.exclude_interfaces.clone(),
         local_devices: config.local_devices.clone(),
         mark: config.mark,
+        port,
     }
 }
 

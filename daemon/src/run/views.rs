@@ -112,11 +112,15 @@ impl Node {
             entry("MESH-HOST-003", &message, next)
         });
         let ledger = self.ledger.health(clock::now().moment);
+        let refusals = self.report.refusals.iter();
+        let refusals =
+            refusals.map(|refusal| entry("MESH-FIREWALL-001", &refusal.message, &refusal.next));
         problems
             .chain(disk)
             .chain(ledger)
             .chain(join)
             .chain(doors)
+            .chain(refusals)
             .chain(remarks)
             .collect()
     }

@@ -187,6 +187,19 @@ impl Meshd {
         number.expect("a figure").parse().expect("a number")
     }
 
+    /// Time of a processor that it has taken so far.
+    pub(crate) fn worked(&self) -> Duration {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = fs::read_to_string(path).expect("a running process");
+        // Behind the name; the two figures are in hundredths of a second.
+        let figures = stat.rsplit(") ").next().expect("figures");
+        let ticks = figures.split(' ').skip(11).take(2);
+        let ticks: u64 = ticks
+            .map(|tick| tick.parse::<u64>().expect("a number"))
+            .sum();
+        Duration::from_millis(ticks * 10)
+    }
+
     pub(crate) fn wait(&mut self) -> Option<i32> {
         self.child.wait().expect("an ended process").code()
     }

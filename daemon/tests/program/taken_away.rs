@@ -140,3 +140,39 @@ fn an_interface_that_takes_the_place_of_ours_is_named_in_health() {
             && node.ip(&["-d", "link", "show", "mesh0"]).contains("tun")
     });
 }
+
+#[test]
+fn a_firewall_that_cuts_the_tunnels_off_is_named_and_forgotten_in_time() {
+    let node = Node::new();
+    let _meshd = started(&node);
+    let refused = || node.ask(REQUESTS[0]).contains("MESH-FIREWALL-001");
+    assert!(!refused());
+    let rules =
+        "table inet theirs { chain out { type filter hook output priority 0; policy drop; }\n}";
+    node.run(&["nft", rules]);
+    wait_until(PATIENCE, refused);
+    let status = node.ask(REQUESTS[0]);
+    assert!(
+        status.contains("chain out of table inet theirs"),
+        "{status}"
+    );
+    // The command as it is told to people.
+    let command = status.split('`').find(|part| part.contains("insert rule"));
+    let command = command.expect("a command").replace("\\\"", "\"");
+    node.run(&["sh", "-c", &command]);
+    wait_until(PATIENCE, || !refused());
+}
+
+#[test]
+fn a_node_that_waits_for_a_network_sleeps() {
+    let node = Node::new();
+    let meshd = started(&node);
+    std::thread::sleep(Duration::from_millis(500));
+    let before = meshd.worked();
+    std::thread::sleep(Duration::from_secs(2));
+    let worked = meshd.worked() - before;
+    assert!(
+        worked < Duration::from_millis(400),
+        "{worked:?} of two seconds"
+    );
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod connections;
+mod firewall;
 mod namespaces;
 
 use std::{
@@ -188,6 +189,10 @@ fn source_seen(receiver: &UdpSocket) -> Option<IpAddr> {
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
         Err(error) => panic!("{error}"),
     }
+}
+
+fn arrived(receiver: &UdpSocket) -> bool {
+    receiver.recv_from(&mut [0; 64]).is_ok()
 }
 
 #[test]

@@ -1,0 +1,193 @@
+//! What other people's firewalls do to the packets of podmesh: chains of nftables, made by `nft`,
+//! firewalld, Docker or iptables-nft, that drop every packet of some kind.
+//!
+//! No table can overrule another's refusal, so that all that can be done is to name the chain and the
+//! command that helps. A chain is reported only when it would certainly drop every packet between pods
+//! of two nodes or of this one, or every datagram of the tunnels: a condition that can't be judged may
+//! let packets pass, and so may one that names podmesh's interfaces or ranges together with a port.
+//! A rule about ports or protocols alone lets nothing pass that was not meant.
+//!
+//! Rules of iptables-legacy are outside of nftables and are not judged; [`legacy_tables`] tells of them.
+
+mod advice;
+mod compat;
+mod condition;
+mod evaluate;
+mod expression;
+mod lookup;
+mod packet;
+mod registers;
+mod ruleset;
+
+use std::{collections::BTreeSet, fmt, fs, io};
+
+use ipnet::IpNet;
+
+use crate::mark::Mark;
+
+use self::packet::Way;
+
+pub use self::advice::Advice;
+
+/// What podmesh sends and receives here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traffic {
+    /// Name of the mesh interface.
+    pub device: String,
+    /// What the names of pod interfaces on the host begin with.
+    pub veth_prefix: String,
+    /// This node's pod CIDRs.
+    pub own_pod_cidrs: Vec<IpNet>,
+    /// Every overlay and pod range of the network.
+    pub protected: Vec<IpNet>,
+    /// The first UDP port of the tunnels.
+    pub port: Option<u16>,
+    /// The mark on their datagrams.
+    pub mark: Mark,
+    /// Whether this node has addresses of IPv4, and of IPv6, by which its tunnels reach others.
+    pub underlay: [bool; 2],
+}
+
+impl Traffic {
+    fn has_underlay(&self, is_ipv4: bool) -> bool {
+        let [v4, v6] = self.underlay;
+        if is_ipv4 { v4 } else { v6 }
+    }
+}
+
+/// A chain of somebody else's that drops what podmesh lives by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refusal {
+    /// Where it is.
+    pub(crate) chain: Place,
+    /// The hook's name, as `nft` writes it.
+    pub(crate) hook: Hook,
+    /// What it drops.
+    pub(crate) ways: BTreeSet<Way>,
+    /// Whether nothing but its policy does.
+    pub(crate) by_policy: bool,
+    /// A chain that is asked first and is kept for rules like ours.
+    pub(crate) entrance: Option<String>,
+    /// The tunnels' port.
+    pub(crate) port: Option<u16>,
+    /// Name of the mesh interface.
+    pub(crate) device: String,
+    /// What the names of pod interfaces begin with.
+    pub(crate) veth_prefix: String,
+}
+
+/// A chain by its names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Place {
+    pub(crate) family: Family,
+    pub(crate) table: String,
+    pub(crate) chain: String,
+}
+
+/// A family of nftables that IP packets of hosts and routers pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Family {
+    Inet,
+    Ip,
+    Ip6,
+}
+
+/// Where on a packet's way a chain is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Hook {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+}
+
+/// The chains of others that certainly drop one kind of podmesh's packets or another, sorted. Cost: one
+/// listing of all chains, and the rules of those that are reached.
+///
+/// # Errors
+///
+/// The kernel has no nftables, the caller may not read them, or they change all the time.
+pub fn refusals(traffic: &Traffic) -> io::Result<Vec<Refusal>> {
+    let mut ruleset = ruleset::Ruleset::read()?;
+    evaluate::refusals(&mut ruleset, traffic)
+}
+
+/// Tables of iptables-legacy and ip6tables-legacy in this namespace that can drop packets; nobody but
+/// root may ask, and nothing is known to others.
+#[must_use]
+pub fn legacy_tables() -> Vec<String> {
+    let read = |program: &str, path: &str| {
+        let names = fs::read_to_string(path).unwrap_or_default();
+        let mut tables: Vec<_> = names.lines().map(str::to_owned).collect();
+        tables.retain(|table| table == "filter");
+        tables
+            .iter()
+            .map(|table| format!("{program} -t {table}"))
+            .collect::<Vec<_>>()
+    };
+    let mut found = read("iptables-legacy", "/proc/thread-self/net/ip_tables_names");
+    found.extend(read(
+        "ip6tables-legacy",
+        "/proc/thread-self/net/ip6_tables_names",
+    ));
+    found
+}
+
+impl Family {
+    const ALL: [Self; 3] = [Self::Inet, Self::Ip, Self::Ip6];
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Inet => 1,
+            Self::Ip => 2,
+            Self::Ip6 => 10,
+        }
+    }
+
+    fn of(number: u8) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|family| family.number() == number)
+    }
+
+    /// Whether packets of that kind pass its chains.
+    fn has(self, is_ipv4: bool) -> bool {
+        match self {
+            Self::Inet => true,
+            Self::Ip => is_ipv4,
+            Self::Ip6 => !is_ipv4,
+        }
+    }
+}
+
+impl Hook {
+    const ALL: [Self; 5] = [
+        Self::Prerouting,
+        Self::Input,
+        Self::Forward,
+        Self::Output,
+        Self::Postrouting,
+    ];
+
+    /// The kernel's numbers are the positions in [`Hook::ALL`].
+    fn of(number: u32) -> Option<Self> {
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+        })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {} {}", self.family, self.table, self.chain)
+    }
+}

@@ -1,0 +1,391 @@
+//! Firewalls of others in front of the mesh: what is reported, that the command which is named helps, and
+//! that nobody is accused who lets podmesh pass.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use podmesh_kernel::firewall::{self, Traffic};
+
+use super::{MARK, Scene, arrived, namespaces::Namespace, udp};
+
+fn traffic() -> Traffic {
+    let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    Traffic {
+        device: "mesh0".to_owned(),
+        veth_prefix: "pm".to_owned(),
+        own_pod_cidrs: ranges(&["10.42.3.0/24", "fd12:3456:789a:103::/64"]),
+        protected: ranges(&["10.42.0.0/16", "10.77.0.0/16", "fd12:3456:789a::/48"]),
+        port: Some(7077),
+        mark: MARK,
+        underlay: [true, true],
+    }
+}
+
+/// Messages and commands.
+fn refusals(node: &Namespace) -> Vec<(String, String)> {
+    let found = node.run(|| firewall::refusals(&traffic()).unwrap());
+    found
+        .iter()
+        .map(|refusal| (refusal.advice().message, refusal.command()))
+        .collect()
+}
+
+/// Docker's own rules, shortened.
+const DOCKER: &str = "
+    $x -N DOCKER-USER; $x -N DOCKER; $x -N DOCKER-ISOLATION
+    $x -A DOCKER-USER -j RETURN
+    $x -A DOCKER-ISOLATION -i docker0 ! -o docker0 -j DROP
+    $x -A DOCKER-ISOLATION -j RETURN
+    $x -A FORWARD -j DOCKER-USER
+    $x -A FORWARD -j DOCKER-ISOLATION
+    $x -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    $x -A FORWARD -o docker0 -j DOCKER
+    $x -A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+    $x -P FORWARD DROP";
+
+const KUBE: &str = "
+    $x -N KUBE-FORWARD
+    $x -A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD
+    $x -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+    $x -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
+    $x -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
+
+/// What ufw makes of "deny", shortened.
+const UFW: &str = "
+    $x -N ufw-before-forward; $x -N ufw-user-forward; $x -N ufw-reject-forward
+    $x -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    $x -A ufw-before-forward -p icmp --icmp-type echo-request -j ACCEPT
+    $x -A ufw-before-forward -j ufw-user-forward
+    $x -A ufw-user-forward -p tcp --dport 443 -j ACCEPT
+    $x -A ufw-reject-forward -m limit --limit 3/min -j LOG
+    $x -A ufw-reject-forward -j REJECT
+    $x -A FORWARD -j ufw-before-forward
+    $x -A FORWARD -j ufw-reject-forward
+    $x -P FORWARD DROP";
+
+const FIREWALLD: &str = "
+table inet firewalld {
+  chain filter_INPUT { type filter hook input priority 10; policy accept;
+    ct state { established, related } accept
+    iifname lo accept
+    tcp dport 22 accept
+    reject with icmpx admin-prohibited
+  }
+  chain filter_FORWARD { type filter hook forward priority 10; policy accept;
+    ct state { established, related } accept
+    ct status dnat accept
+    iifname lo accept
+    ct state invalid drop
+    jump filter_FORWARD_ZONES
+    reject with icmpx admin-prohibited
+  }
+  chain filter_FORWARD_ZONES {
+    iifname eth0 goto filter_FWD_public
+    goto filter_FWD_public
+  }
+  chain filter_FWD_public {
+    jump filter_FWD_public_allow
+    reject with icmpx admin-prohibited
+  }
+  chain filter_FWD_public_allow { meta l4proto icmp accept; }
+}";
+
+fn tables(rules: &str) -> String {
+    let run = |program: &str| format!("x={program}\n{rules}\n");
+    run("iptables") + &run("ip6tables").replace("-p icmp --icmp-type", "-p icmpv6 --icmpv6-type")
+}
+
+/// As a file, so that neither shell nor `ip netns` touches the quotes.
+fn load(node: &Namespace, rules: &str) {
+    let file = std::env::temp_dir().join(format!("{}.rules", node.name()));
+    std::fs::write(&file, rules).unwrap();
+    node.command(&format!("nft -f {}", file.display()));
+    std::fs::remove_file(&file).unwrap();
+}
+
+/// Runs a command as it is told to people.
+fn obey(node: &Namespace, command: &str) {
+    let file = std::env::temp_dir().join(format!("{}.command", node.name()));
+    std::fs::write(&file, command).unwrap();
+    node.command(&format!("sh -e {}", file.display()));
+    std::fs::remove_file(&file).unwrap();
+}
+
+/// Rules, what is said of them, and the commands that are named.
+struct Case {
+    rules: Rules,
+    said: &'static [&'static str],
+    commands: &'static [&'static str],
+}
+
+enum Rules {
+    /// Of `nft`.
+    Nft(&'static str),
+    /// Lines of a shell in which `$x` is iptables and ip6tables in turn.
+    Both(&'static str),
+    /// Lines of a shell.
+    Shell(&'static str),
+}
+
+const CASES: [Case; 8] = [
+    Case {
+        rules: Rules::Both(DOCKER),
+        said: &[
+            "chain FORWARD of table ip filter (forward hook)",
+            "chain FORWARD of table ip6 filter",
+        ],
+        commands: &[
+            "iptables -I DOCKER-USER -i pm+ -j ACCEPT",
+            "ip6tables -I DOCKER-USER -o pm+",
+        ],
+    },
+    Case {
+        rules: Rules::Shell("iptables -P FORWARD DROP"),
+        said: &["chain FORWARD of table ip filter (forward hook), its policy is drop"],
+        commands: &["iptables -I FORWARD -i pm+"],
+    },
+    Case {
+        rules: Rules::Both(UFW),
+        said: &[
+            "chain FORWARD of table ip filter (forward hook), a rule of it",
+            "table ip6 filter",
+        ],
+        commands: &["iptables -I FORWARD -o pm+"],
+    },
+    Case {
+        rules: Rules::Nft(FIREWALLD),
+        said: &[
+            "drops all packets of pods: chain filter_FORWARD of table inet firewalld (forward hook), a rule",
+        ],
+        commands: &[
+            "nft 'insert rule inet firewalld filter_FORWARD iifname \"pm*\" accept; insert rule",
+        ],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table ip t { chain c { type filter hook forward priority 0
+                iifname \"pm*\" oifname \"mesh0\" drop; }\n}",
+        ),
+        said: &["drops packets of pods to other nodes: chain c"],
+        commands: &["insert rule ip t c iifname"],
+    },
+    Case {
+        rules: Rules::Shell("iptables -t raw -A PREROUTING -i mesh0 -j DROP"),
+        said: &["drops packets of other nodes to pods: chain PREROUTING of table ip raw"],
+        commands: &["iptables -t raw -I PREROUTING -i mesh0 -j ACCEPT"],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table inet t { chain out { type filter hook postrouting priority 0; policy drop
+                oifname eth0 accept; }\n}",
+        ),
+        said: &[
+            "all packets of pods: chain out of table inet t (postrouting hook), its policy is drop",
+        ],
+        commands: &["insert rule inet t out oifname \"mesh0\" accept"],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table inet t { chain out { type filter hook output priority 0; policy drop
+                oifname lo accept; tcp dport 443 accept; ct state established accept; }\n}",
+        ),
+        said: &["drops the datagrams of the tunnels: chain out of table inet t (output hook)"],
+        commands: &["insert rule inet t out udp sport 7077 accept"],
+    },
+];
+
+#[test]
+fn firewalls_that_refuse_pods_are_named_with_a_command_that_helps() {
+    for (number, case) in CASES.iter().enumerate() {
+        let node = Namespace::new(&format!("fw{number}"));
+        match case.rules {
+            Rules::Nft(rules) => load(&node, rules),
+            Rules::Both(rules) => obey(&node, &tables(rules)),
+            Rules::Shell(rules) => obey(&node, rules),
+        }
+        let found = refusals(&node);
+        for wanted in case.said {
+            let is_said = found.iter().any(|(said, _)| said.contains(wanted));
+            assert!(is_said, "{number}: {found:?}");
+        }
+        for wanted in case.commands {
+            let is_said = found.iter().any(|(_, said)| said.contains(wanted));
+            assert!(is_said, "{number}: {found:?}");
+        }
+        assert_eq!(found.len(), case.said.len(), "{number}: {found:?}");
+        for (_, command) in &found {
+            obey(&node, command);
+        }
+        assert_eq!(refusals(&node), [], "{number}: what was named has to help");
+    }
+}
+
+#[test]
+fn nobody_is_accused_who_lets_podmesh_pass_or_may_do_so() {
+    let chain = |rules: &str| {
+        format!("table inet t {{
+            set trusted {{ type ipv4_addr; flags interval; elements = {{ 192.168.0.0/16, 10.42.0.0/16 }} }}
+            set some {{ type ipv4_addr; elements = {{ 10.42.3.17 }} }}
+            set inside {{ type ifname; elements = {{ \"lo\", \"pm12345678\" }} }}
+            map by {{ type ifname : verdict; elements = {{ \"eth0\" : drop, \"mesh0\" : accept }} }}
+            chain ours {{ iifname \"pm*\" accept; oifname \"pm*\" accept; }}
+            chain c {{ type filter hook forward priority 0; policy drop; {rules} }}
+        }}")
+    };
+    for rules in [
+        "iifname \"pm*\" accept; oifname \"pm*\" accept;",
+        "jump ours;",
+        "goto ours;",
+        "ct state new jump ours;",
+        "ip saddr 10.42.0.0/16 accept; ip6 saddr fd12:3456:789a::/48 accept;",
+        "ip saddr 10.0.0.0/8 accept; ip6 saddr fd00::/8 accept;",
+        "ip saddr @trusted accept; ip6 daddr ::/0 accept;",
+        // Some pods, some ports, some time: nobody knows what for.
+        "ip saddr @some accept; meta nfproto ipv6 accept; iifname mesh0 accept;",
+        "ip saddr 10.42.3.17 accept; meta nfproto ipv6 accept; iifname mesh0 accept; iifname @inside accept;",
+        "iifname \"pm12345678\" accept; oifname \"pm12345678\" accept;",
+        "iifname \"pm*\" tcp dport 443 accept; oifname \"pm*\" tcp dport 443 accept;",
+        "limit rate 10/second accept;",
+        "fib daddr type local accept;",
+        "meta l4proto tcp accept;",
+        "tcp dport 1024-65535 accept;",
+        "iifname vmap @by; oifname vmap @by; iifname . oifname vmap { \"pm*\" . \"pm*\" : accept };",
+        "meta mark set 0x1; meta mark 0x1 accept;",
+        "iifname != \"eth0\" accept;",
+        "ip protocol != icmp accept; ip6 nexthdr != icmpv6 accept;",
+        "ct state != established accept;",
+        "accept;",
+    ] {
+        let node = Namespace::new("fw-passes");
+        load(&node, &chain(rules));
+        assert_eq!(refusals(&node), [], "{rules}");
+    }
+    let node = Namespace::new("fw-quiet");
+    obey(&node, &tables(KUBE));
+    node.command(
+        "iptables -A FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables -P FORWARD DROP
+         iptables -P INPUT DROP; iptables -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+    );
+    load(
+        &node,
+        "table inet asleep { flags dormant; chain c { type filter hook forward priority 0; policy drop; }\n}",
+    );
+    load(
+        &node,
+        "table inet v6 { chain c { type filter hook output priority 0; meta nfproto ipv6 drop; }\n}",
+    );
+    assert_eq!(refusals(&node), []);
+}
+
+#[test]
+fn rules_that_concern_others_hide_no_refusal() {
+    let chain = |rules: &str| {
+        format!("table inet t {{
+            set lans {{ type ipv4_addr; flags interval; elements = {{ 192.168.0.0/16, 172.16.0.0/12 }} }}
+            map by {{ type ifname : verdict; elements = {{ \"eth0\" : accept, \"lo\" : accept }} }}
+            chain c {{ type filter hook forward priority 0; policy drop; {rules} }}
+        }}")
+    };
+    for rules in [
+        "",
+        "iifname \"docker0\" accept; iifname \"p*\" oifname \"eth0\" drop;",
+        "iif lo accept;",
+        "iifname { lo, eth0, docker0 } accept;",
+        "iifname vmap @by;",
+        "ip saddr @lans accept; ip daddr 10.43.0.0/16 accept; ip6 saddr fd99::/48 accept;",
+        "ip saddr { 10.41.0.0/16, 10.43.0.0/16 } accept; ip saddr 10.40.0.0-10.41.255.255 accept;",
+        "tcp dport { 22, 443 } accept; meta l4proto { icmp, ipv6-icmp } accept; udp sport 53 accept;",
+        "ct state vmap { established : accept, related : accept, invalid : drop };",
+        "ct state established,related accept; ct status dnat accept; ct mark 7 accept;",
+        "meta mark and 0x4000 == 0x4000 accept; meta mark 0x9 accept;",
+        "iifname . oifname { \"eth0\" . \"docker0\" } accept;",
+        "meta l4proto tcp reject with tcp reset; reject;",
+        "counter; log prefix \"x\"; jump inner;",
+        "ip saddr 10.0.0.0/8 ip daddr 172.16.0.0/12 accept;",
+    ] {
+        let node = Namespace::new("fw-refuses");
+        let inner = "table inet t { chain inner { iifname eth0 accept; return; }\n}";
+        load(&node, inner);
+        load(&node, &chain(rules));
+        let found = refusals(&node);
+        assert_eq!(found.len(), 1, "{rules}: {found:?}");
+        assert!(
+            found[0].0.contains("all packets of pods"),
+            "{rules}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn the_rules_of_kube_proxy_hide_no_refusal() {
+    let node = Namespace::new("fw-kube");
+    obey(&node, &tables(KUBE));
+    assert_eq!(refusals(&node), []);
+    obey(&node, "ip6tables -P FORWARD DROP");
+    let found = refusals(&node);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].1.starts_with("ip6tables -I FORWARD -i pm+"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn what_is_told_is_what_happens_to_packets() {
+    let scene = Scene::new("fwreal");
+    scene.node.command("ip route add 10.42.9.8/31 dev mesh0");
+    scene.outside.command("ip route add 10.0.0.0/8 dev far");
+    let peer = udp(&scene.outside, "10.42.9.9:9000");
+    let pod = udp(&scene.pod, "10.42.3.2:0");
+    let passes = || {
+        pod.send_to(b"x", "10.42.9.9:9000").unwrap();
+        arrived(&peer)
+    };
+    assert!(passes() && refusals(&scene.node).is_empty());
+    load(&scene.node, FIREWALLD);
+    assert!(!passes());
+    let found = refusals(&scene.node);
+    assert_eq!(found.len(), 1, "{found:?}");
+    obey(&scene.node, &found[0].1);
+    assert!(passes());
+    scene.node.command("nft delete table inet firewalld");
+    obey(&scene.node, &tables(DOCKER));
+    assert!(!passes());
+    for (_, command) in refusals(&scene.node) {
+        obey(&scene.node, &command);
+    }
+    assert!(passes());
+}
+
+#[test]
+fn tables_of_iptables_legacy_are_known_to_exist() {
+    let node = Namespace::new("fw-legacy");
+    assert_eq!(node.run(firewall::legacy_tables), Vec::<String>::new());
+    node.command("iptables-legacy -P FORWARD DROP; ip6tables-legacy -t mangle -P FORWARD ACCEPT");
+    let found: BTreeSet<_> = node.run(firewall::legacy_tables).into_iter().collect();
+    assert_eq!(
+        found,
+        BTreeSet::from(["iptables-legacy -t filter".to_owned()])
+    );
+}
+
+#[test]
+fn thousands_of_foreign_rules_are_no_burden() {
+    let node = Namespace::new("fw-many");
+    let mut rules = String::from("table ip kube-proxy {\n");
+    for number in 0..3_000 {
+        rules += &format!(
+            "chain service-{number} {{ ip daddr 10.96.1.1 tcp dport {number} drop; accept; }}\n"
+        );
+    }
+    rules += "chain f { type filter hook forward priority 0; policy drop; ip daddr 10.96.0.0/16 jump service-1;\n";
+    for number in 0..2_000 {
+        rules += &format!("ip daddr 10.96.{}.{} drop;\n", number / 250, number % 250);
+    }
+    rules += "}\n}\n";
+    load(&node, &rules);
+    let begin = Instant::now();
+    assert_eq!(refusals(&node).len(), 1);
+    let taken = begin.elapsed();
+    println!("one look at 3,000 chains and 2,000 rules took {taken:?}");
+    assert!(taken.as_secs() < 5, "{taken:?}");
+}
