@@ -263,7 +263,8 @@ fn changes_state(request: &Request) -> bool {
         | Request::Routes
         | Request::Ready
         | Request::Ping { .. }
-        | Request::Network => false,
+        | Request::Network
+        | Request::Registry => false,
     }
 }
 

@@ -52,6 +52,7 @@ mod statements;
 mod syncing;
 mod tunnel_work;
 
+pub use self::directory::Told;
 pub(crate) use self::joining::printable;
 use self::pings::Ping;
 use self::renewing::Renewing;
@@ -195,10 +196,10 @@ impl Engine {
         &mut self,
         statement: Signed<RootStatement>,
         now: Now,
-    ) -> Result<(), RequestError> {
-        self.take_operators_statement(&statement, now)?;
+    ) -> Result<Told, RequestError> {
+        let told = self.take_operators_statement(&statement, now)?;
         self.settle(now);
-        Ok(())
+        Ok(told)
     }
 
     /// Something happened on the control connection to a planet.

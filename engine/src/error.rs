@@ -136,12 +136,31 @@ pub enum RequestError {
     #[error("the statement is not valid: {0}")]
     Statement(#[from] CertificateError),
     /// A statement that is older than what the node has.
-    #[error("the network document is version {given}, this node already has version {known}")]
+    #[error("this is edition {given} of the network, and the node has edition {known} already")]
     Older {
         /// Given.
         given: u64,
         /// Known.
         known: u64,
+    },
+    /// Another document than the node's under the same number.
+    #[error(
+        "the node has another edition {edition} of the network, which the root has signed as well; \
+         nothing was changed"
+    )]
+    OtherEdition {
+        /// Of both.
+        edition: u64,
+    },
+    /// An external peer that wants what somebody has.
+    #[error("external peer {peer} can't have {wanted}: {holder} has it")]
+    Held {
+        /// The external peer.
+        peer: Name,
+        /// What it wants.
+        wanted: String,
+        /// Who has it.
+        holder: String,
     },
     /// Can't be signed.
     #[error("the document can not be made: {0}")]

@@ -26,6 +26,7 @@ use podmesh_proto::statements::{Kept, Statements};
 use podmesh_proto::time::UnixSeconds;
 
 mod departures;
+mod externals;
 pub mod holdings;
 pub mod lies;
 mod quarantine;
@@ -34,6 +35,7 @@ mod untimely;
 
 use self::departures::Departed;
 pub use self::departures::Parting;
+use self::externals::Externals;
 use self::holdings::{Holdings, MemberId, of_member};
 use self::lies::{Lie, Lies, Source};
 use self::quarantine::Quarantine;
@@ -46,12 +48,11 @@ pub struct Members {
     network_statement: Signed<RootStatement>,
     own: NodeId,
     known: BTreeMap<NodeId, Known>,
-    externals: BTreeMap<PublicKey, ExternalPeer>,
+    externals: Externals,
     holdings: Holdings,
     quarantine: Quarantine,
     revoked: BTreeMap<NodeId, UnixSeconds>,
     revoked_tokens: BTreeMap<TokenId, UnixSeconds>,
-    revoked_externals: BTreeMap<PublicKey, UnixSeconds>,
     resolved: BTreeMap<NodeId, UnixSeconds>,
     departed: BTreeMap<NodeId, Departed>,
     statements: Statements,
@@ -97,12 +98,11 @@ impl Members {
             network_statement,
             own,
             known: BTreeMap::new(),
-            externals: BTreeMap::new(),
+            externals: Externals::default(),
             holdings: Holdings::default(),
             quarantine: Quarantine::default(),
             revoked: BTreeMap::new(),
             revoked_tokens: BTreeMap::new(),
-            revoked_externals: BTreeMap::new(),
             resolved: BTreeMap::new(),
             departed: BTreeMap::new(),
             statements: Statements::default(),
@@ -154,7 +154,7 @@ impl Members {
 
     /// The external peers that are routed to.
     pub fn externals(&self) -> impl Iterator<Item = &ExternalPeer> {
-        self.externals.values()
+        self.externals.known.values().map(|(peer, _)| peer)
     }
 
     /// The external peer with this key.
@@ -341,6 +341,10 @@ impl Members {
             self.yield_to(&member, &collisions, now);
             collisions = self.holdings.collisions(id, &wanted);
         }
+        if !collisions.is_empty() && !self.known.contains_key(&member.node) {
+            self.externals_give_way(&member, &collisions, (source, now));
+            collisions = self.holdings.collisions(id, &wanted);
+        }
         let contested = self.quarantine.contested_by(&member.node, &wanted);
         let decided = self.resolved.contains_key(&member.node);
         if collisions.is_empty() && (contested.is_none() || decided) {
@@ -389,6 +393,7 @@ impl Members {
             self.holdings.remove(id, &of_member(&known.member));
             self.changed.insert(id);
             self.readmit(id);
+            self.recall_externals();
         }
     }
 

@@ -27,6 +27,7 @@ use crate::peer::{External, Peer};
 use crate::tunnel::Tunnel;
 
 mod health;
+mod registry;
 
 impl Engine {
     /// The node as a whole. The shell fills in the interface's index, shards and offloads, and the memory.

@@ -13,7 +13,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use podmesh_proto::id::PlanetId;
+use podmesh_proto::id::{NetworkId, PlanetId};
+use podmesh_proto::local_api::RegistryView;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
@@ -48,6 +49,10 @@ pub enum Request {
         /// In its text form.
         statement: String,
     },
+    /// The newest edition of the network.
+    Network,
+    /// Who and what the books name.
+    Registry,
     /// To grant although something may be missing in the books.
     TrustEmpty,
     /// For everything that it keeps.
@@ -63,6 +68,17 @@ pub enum Request {
 pub enum Response {
     /// Answers [`Request::Status`].
     Status(Box<PlanetStatus>),
+    /// Answers [`Request::Network`].
+    Network {
+        /// As [`podmesh_proto::signed::Signed::to_base64`] makes it.
+        statement: String,
+        /// The network.
+        id: NetworkId,
+        /// Its edition.
+        version: u64,
+    },
+    /// Answers [`Request::Registry`].
+    Registry(Box<RegistryView>),
     /// Done; one sentence.
     Done {
         /// The sentence.
@@ -200,7 +216,11 @@ async fn converse(
 }
 
 async fn answer(request: Request, may_change: bool, questions: &mpsc::Sender<Asked>) -> Response {
-    if !may_change && !matches!(request, Request::Status) {
+    let reads = matches!(
+        request,
+        Request::Status | Request::Network | Request::Registry
+    );
+    if !may_change && !reads {
         return Response::Failed {
             message: "only root and the planet's own user may do this; use sudo".to_owned(),
             permission: true,

@@ -324,6 +324,12 @@ fn describe(status: &PlanetStatus) -> String {
             .iter()
             .map(|error| format!("can't write: {error}")),
     );
+    lines.extend(
+        status
+            .remarks
+            .iter()
+            .map(|remark| format!("look: {remark}")),
+    );
     let online = status.members.iter().filter(|member| member.online).count();
     lines.push(format!(
         "{} members, {online} connected; {} admitted without a claim; receipt {}; {} relay sessions, {} frames relayed",
@@ -381,9 +387,10 @@ fn finish(response: Response) -> Result<(), Problem> {
             if permission { PERMISSION } else { FAILED },
             message,
         )),
-        Response::Status(_) | Response::Backup { .. } => {
-            Err(Problem::failed("the planet's answer makes no sense"))
-        }
+        Response::Status(_)
+        | Response::Backup { .. }
+        | Response::Network { .. }
+        | Response::Registry(_) => Err(Problem::failed("the planet's answer makes no sense")),
     }
 }
 

@@ -24,6 +24,7 @@ pub mod view;
 mod admission;
 mod claims;
 mod driving;
+mod externals;
 mod greeting;
 mod random;
 mod reconciling;
@@ -96,6 +97,8 @@ pub struct Planet {
     pending: Option<Pending>,
     waiting: VecDeque<Input>,
     write_error: Option<String>,
+    /// Somebody has another document of the root for this edition of the network.
+    other_edition: Option<statements::OtherEdition>,
     /// What holds already and could not be made durable yet.
     unsaved: Vec<Change>,
     unsaved_retry_at: Moment,
@@ -194,6 +197,7 @@ impl Planet {
             pending: None,
             waiting: VecDeque::new(),
             write_error: None,
+            other_edition: None,
             unsaved,
             unsaved_retry_at: now.moment,
             flush_at: None,

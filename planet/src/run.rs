@@ -6,8 +6,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use podmesh_proto::armor;
+use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::PlanetId;
 use podmesh_proto::key::SigningKey;
+use podmesh_proto::local_api::RegistryView;
 use podmesh_proto::network::{Network, RootStatement};
 use podmesh_proto::signed::Signed;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -114,7 +116,7 @@ fn before_adoption(store: &mut DiskStore, planet: &PlanetId, request: Request) -
             Err(problem) => Response::failed(problem.to_string()),
         },
         Request::Statement { .. } => Response::failed("another planet runs there"),
-        Request::TrustEmpty | Request::Backup { .. } => {
+        Request::TrustEmpty | Request::Backup { .. } | Request::Network | Request::Registry => {
             Response::failed("this planet serves no network yet; run `planet adopt FILE` first")
         }
     }
@@ -214,6 +216,13 @@ async fn relay_question(
         Request::Status => ask(&mind, Question::Status)
             .await
             .map(|status| Response::Status(Box::new(status))),
+        Request::Registry => ask(&mind, Question::Registry)
+            .await
+            .map(|registry| match registry {
+                Ok(registry) => Response::Registry(Box::new(registry)),
+                Err(message) => Response::failed(message),
+            }),
+        Request::Network => ask(&mind, Question::Registry).await.map(document),
         Request::TrustEmpty => ask(&mind, Question::TrustEmpty).await.map(done),
         Request::Statement {
             planet: Some(meant),
@@ -242,6 +251,25 @@ async fn relay_question(
     };
     let response = response.unwrap_or_else(|| Response::failed("the planet is stopping"));
     let _ = answer.send(response);
+}
+
+/// The document in a registry, with what names it.
+fn document(registry: Result<RegistryView, String>) -> Response {
+    let read = registry.and_then(|registry| {
+        let read = Signed::<RootStatement>::from_base64(&registry.statement)
+            .map_err(CertificateError::from)
+            .and_then(|statement| Network::from_statement(&statement));
+        let network = read.map_err(|error| error.to_string())?;
+        Ok((registry.statement, network))
+    });
+    match read {
+        Ok((statement, network)) => Response::Network {
+            statement,
+            id: network.id,
+            version: network.version,
+        },
+        Err(message) => Response::failed(message),
+    }
 }
 
 async fn ask<T>(
@@ -277,6 +305,7 @@ fn unadopted(planet: PlanetId) -> PlanetStatus {
         arbiter: false,
         not_granting: Some("this planet serves no network yet; run `planet adopt FILE`".to_owned()),
         write_error: None,
+        remarks: Vec::new(),
         sequence: 0,
         members: Vec::new(),
         pending: 0,

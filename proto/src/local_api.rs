@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Name, NetworkId, NodeId, PlanetId};
 use crate::key::PublicKey;
 
+mod registry;
+
+pub use self::registry::{RegisteredExternal, RegisteredNode, RegistryView, TokenUse};
+
 /// Names of the versioned schemas.
 pub mod schema {
     /// Of [`super::StatusView`].
@@ -79,6 +83,9 @@ pub enum Request {
         /// Why not, if not: one sentence.
         trouble: Option<String>,
     },
+    /// Names, keys, addresses and uses of tokens, for whoever holds the root key. Anybody in the
+    /// socket's group.
+    Registry,
     /// Take new keys for tunnels and probes. Root only.
     RotateKeys {
         /// Take a new identity key, too; the node's id stays.
@@ -117,6 +124,8 @@ pub enum Response {
         /// Its version.
         version: u64,
     },
+    /// Answers [`Request::Registry`].
+    Registry(Box<RegistryView>),
     /// Done: answers [`Request::Join`], [`Request::Leave`], [`Request::Statement`],
     /// [`Request::RotateKeys`], [`Request::Ledger`].
     Done {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use podmesh_engine::engine::Told;
 use podmesh_engine::error::{PingError, RequestError};
 use podmesh_proto::local_api::{Failure, FailureCode, PingView, Request, Response};
 use podmesh_proto::signed::Signed;
@@ -86,6 +87,7 @@ impl Node {
             Request::Statement { statement } => self.take_statement(&statement),
             Request::Network => self.network(),
             Request::Ledger { trouble } => self.take_ledger_news(trouble),
+            Request::Registry => self.registry(),
         };
         let _ = asked.answer.send(response);
     }
@@ -137,7 +139,7 @@ impl Node {
             Err(error) => return failed(FailureCode::Usage, error.to_string()),
         };
         match self.engine.handle_statement(statement, clock::now()) {
-            Ok(()) => done("the node has taken the statement and passes it on"),
+            Ok(told) => done(&taken(told)),
             Err(error) => not_done(&error),
         }
     }
@@ -154,6 +156,14 @@ impl Node {
                 id: network.id,
                 version: network.version,
             },
+            Err(error) => failed(FailureCode::Failed, error.to_string()),
+        }
+    }
+
+    fn registry(&self) -> Response {
+        match self.engine.registry() {
+            Ok(Some(registry)) => Response::Registry(Box::new(registry)),
+            Ok(None) => not_done(&RequestError::NotJoined),
             Err(error) => failed(FailureCode::Failed, error.to_string()),
         }
     }
@@ -259,12 +269,48 @@ pub(super) fn done(message: &str) -> Response {
     }
 }
 
+/// Who hears of a statement, in words.
+fn taken(told: Told) -> String {
+    let Told {
+        news,
+        planets,
+        peers,
+    } = told;
+    let known = if news { "taken" } else { "known already" };
+    if planets == 0 && peers == 0 {
+        return format!(
+            "{known}; no planet is connected and no peer is reachable, so nobody else has been told yet: \
+             this node tells them as soon as one is, or hand it to another node with \
+             `meshctl network publish`"
+        );
+    }
+    let many = |count: usize, what: &str| match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    };
+    format!(
+        "{known}, and told to {} and {}",
+        many(planets, "planet"),
+        many(peers, "peer")
+    )
+}
+
 pub(super) fn not_done(error: &RequestError) -> Response {
     let (code, next) = match error {
         RequestError::NotJoined => (FailureCode::NotReady, Some("`meshctl join` first")),
         RequestError::NotActive => (FailureCode::NotReady, Some("`meshctl status` says why")),
         RequestError::Renewing => (FailureCode::NotReady, None),
         RequestError::Statement(_) => (FailureCode::Usage, None),
+        RequestError::Older { .. } | RequestError::OtherEdition { .. } => (
+            FailureCode::Failed,
+            Some("`meshctl network pull` where the root key is, then make the change again"),
+        ),
+        RequestError::Held { .. } => (
+            FailureCode::Failed,
+            Some(
+                "choose a name, key and addresses that nobody has; `meshctl peers --wide` lists them",
+            ),
+        ),
         _ => (FailureCode::Failed, None),
     };
     Response::Failed(Failure {

@@ -21,6 +21,17 @@ use crate::membership::holdings::MemberId;
 use crate::membership::lies::{Lie, Source};
 use crate::timers::Timer;
 
+/// What became of a statement that the operator handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    /// Whether this node didn't know it.
+    pub news: bool,
+    /// Planets that are connected and are told.
+    pub planets: usize,
+    /// Members to whom a path is up; they tell it on.
+    pub peers: usize,
+}
+
 /// Bytes of memberships in one message of a report, below the limit of a message by a good margin.
 const MAX_REPORT: usize = 44 * 1024;
 
@@ -176,9 +187,14 @@ impl Engine {
         (source, fresh): (Source, bool),
         now: Now,
     ) -> bool {
+        let syncing = self.planets.syncing(now.moment);
         let Some(members) = &mut self.members else {
             return false;
         };
+        if !syncing {
+            // Whom this node knows was there before; nobody loses a place to what is said now.
+            members.start_batch();
+        }
         let version = members.network().version;
         match members.apply(statement, source, now.unix) {
             Ok(true) => {
@@ -221,27 +237,33 @@ impl Engine {
         self.gossip_statement(statement, source, now);
     }
 
+    /// A statement by way of this node's operator: whom it is told to, or why it is not taken. What the
+    /// network has of it already is told again, as it may not have reached everybody.
     pub(super) fn take_operators_statement(
         &mut self,
         statement: &Signed<RootStatement>,
         now: Now,
-    ) -> Result<(), RequestError> {
+    ) -> Result<Told, RequestError> {
         let members = self.members.as_ref().ok_or(RequestError::NotJoined)?;
-        let known = members.network().version;
-        if let RootStatement::Network(network) = members.network().verify(statement)?
-            && network.version < known
-        {
-            let given = network.version;
-            return Err(RequestError::Older { given, known });
-        }
-        if !self.take_statement(statement, (Source::Operator, true), now) {
-            // Known here, but perhaps not to the planets.
-            let planets: Vec<PlanetId> = self.planets.connected().collect();
-            for planet in planets {
-                self.say(planet, NodeMessage::Statement(Box::new(statement.clone())));
+        may_take(members, statement)?;
+        let news = self.take_statement(statement, (Source::Operator, true), now);
+        let planets: Vec<PlanetId> = self.planets.connected().collect();
+        if !news {
+            for planet in &planets {
+                self.say(*planet, NodeMessage::Statement(Box::new(statement.clone())));
             }
+            self.gossip_statement(statement, Source::Operator, now);
         }
-        Ok(())
+        let reachable = self.peers.nodes();
+        let peers = reachable
+            .filter(|peer| peer.session && peer.link.lock().path.is_some())
+            .count();
+        let planets = planets.len();
+        Ok(Told {
+            news,
+            planets,
+            peers,
+        })
     }
 
     pub(super) fn begin_report(&mut self, planet: PlanetId, now: Now) {
@@ -275,6 +297,34 @@ impl Engine {
         }
         let memberships = part.into_iter().map(|(_, one)| one).collect();
         self.say(planet, NodeMessage::Report { memberships });
+    }
+}
+
+/// Whether what the operator hands over fits what this node knows: nothing is replaced by another word
+/// under the same number, and nobody's place is given to a second one.
+fn may_take(members: &Members, statement: &Signed<RootStatement>) -> Result<(), RequestError> {
+    let known = members.network();
+    match known.verify(statement)? {
+        RootStatement::Network(given) if given.version < known.version => {
+            Err(RequestError::Older {
+                given: given.version,
+                known: known.version,
+            })
+        }
+        RootStatement::Network(given) if given.version == known.version && given != *known => {
+            Err(RequestError::OtherEdition {
+                edition: known.version,
+            })
+        }
+        RootStatement::External(peer) => match members.held_against(&peer) {
+            Some((collision, holder)) => Err(RequestError::Held {
+                peer: peer.name,
+                wanted: collision.wanted.to_string(),
+                holder,
+            }),
+            None => Ok(()),
+        },
+        _ => Ok(()),
     }
 }
 

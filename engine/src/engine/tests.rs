@@ -16,6 +16,7 @@ use podmesh_proto::planet_api::{
 use podmesh_proto::signed::Signed;
 
 use crate::drops::DropReason;
+use crate::error::RequestError;
 use crate::limits;
 use crate::output::{Output, PlanetEvent, Received};
 use crate::path_id::SocketId;
@@ -191,6 +192,48 @@ fn laptop(world: &World, keys: &Keys) -> Signed<RootStatement> {
         endpoint: None,
         issued: START,
     }))
+}
+
+#[test]
+fn an_operator_can_replace_nothing_under_its_number_and_give_nobodys_place_away() {
+    let mut world = World::new(2);
+    world.join_all();
+    let now = world.now;
+    let edition = |version, address: &str| {
+        let mut network = world.authority.network.clone();
+        network.version = version;
+        network.planets[0].address = address.to_owned();
+        world.authority.say(&RootStatement::Network(network))
+    };
+    let (two, other, old) = (
+        edition(2, "192.0.2.9:7077"),
+        edition(2, "192.0.2.8:7077"),
+        edition(1, "192.0.2.7:7077"),
+    );
+    let thief = world.authority.say(&RootStatement::External(ExternalPeer {
+        network: world.authority.network.id,
+        name: name("phone"),
+        wireguard: Keys::new(60).wireguard.public(),
+        prefixes: nets(&["10.77.0.0/24"]),
+        endpoint: None,
+        issued: START,
+    }));
+    let engine = &mut world.engines[0];
+    let told = engine.handle_statement(two.clone(), now).unwrap();
+    assert!(
+        told.news && told.planets == 1 && told.peers == 1,
+        "{told:?}"
+    );
+    let told = engine.handle_statement(two.clone(), now).unwrap();
+    assert!(!told.news && told.planets == 1, "{told:?}");
+    let refused = engine.handle_statement(other, now);
+    assert_eq!(refused, Err(RequestError::OtherEdition { edition: 2 }));
+    let refused = engine.handle_statement(old, now);
+    assert_eq!(refused, Err(RequestError::Older { given: 1, known: 2 }));
+    assert_eq!(engine.network_statement(), Some(two));
+    let refused = engine.handle_statement(thief, now).unwrap_err();
+    assert!(refused.to_string().contains("has it"), "{refused}");
+    assert!(engine.status(now).health.is_empty());
 }
 
 #[test]

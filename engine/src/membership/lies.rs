@@ -48,6 +48,8 @@ pub enum Lie {
     Superseded,
     /// A second successor of one document.
     Forked,
+    /// Two documents of the root for one edition of the network.
+    TwoEditions,
 }
 
 impl Lie {
@@ -66,6 +68,7 @@ impl Lie {
             Self::Forged => "MESH-TRUST-009",
             Self::Superseded => "MESH-TRUST-010",
             Self::Forked => "MESH-TRUST-011",
+            Self::TwoEditions => "MESH-TRUST-012",
         }
     }
 
@@ -87,6 +90,10 @@ impl Lie {
             Self::Forked => {
                 "the state known first stays; if the node didn't do this itself, its keys are stolen: \
                  revoke it with `meshctl node revoke NAME`"
+            }
+            Self::TwoEditions => {
+                "where the root key is, make one that is newer than both: `meshctl network pull`, then \
+                 the change that is missing"
             }
             Self::FalseMember
             | Self::SwappedKey

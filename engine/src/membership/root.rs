@@ -2,13 +2,12 @@
 
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{NodeId, TokenId};
-use podmesh_proto::key::PublicKey;
-use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
+use podmesh_proto::network::{Network, RootStatement};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 
 use super::Members;
-use super::holdings::{MemberId, of_external, of_member};
+use super::holdings::{MemberId, of_member};
 use super::lies::{Lie, Source};
 use crate::limits;
 use crate::mutation::{self, Mutant};
@@ -74,14 +73,24 @@ impl Members {
         source: Source,
         now: UnixSeconds,
     ) -> bool {
-        if network.version <= self.network.version {
-            if network.version < self.network.version {
-                let sentence = format!(
-                    "edition {} of the network was served, known is {}",
-                    network.version, self.network.version
-                );
-                let told = ("network".to_owned(), sentence);
-                self.lies.note(Lie::OldState, source, told, now);
+        let (given, known) = (network.version, self.network.version);
+        if given <= known {
+            // Another signature of the root under the same words is no other edition.
+            let told = match given < known {
+                true => Some((
+                    Lie::OldState,
+                    format!("edition {given} of the network was served, known is {known}"),
+                )),
+                false => (network != self.network).then(|| {
+                    let sentence = format!(
+                        "another edition {given} of the network than this node's is in use"
+                    );
+                    (Lie::TwoEditions, sentence)
+                }),
+            };
+            if let Some((lie, sentence)) = told {
+                self.lies
+                    .note(lie, source, ("network".to_owned(), sentence), now);
             }
             return false;
         }
@@ -122,59 +131,6 @@ impl Members {
         let news = known.is_none_or(|known| issued < known);
         if news {
             self.revoked_tokens.insert(token, issued);
-        }
-        news
-    }
-
-    fn take_external(&mut self, peer: ExternalPeer, source: Source, now: UnixSeconds) -> bool {
-        let key = peer.wireguard;
-        let revoked = self.revoked_externals.get(&key);
-        let known = self.externals.get(&key);
-        if revoked.is_some_and(|at| *at >= peer.issued)
-            || known.is_some_and(|known| known.issued > peer.issued)
-            || key.is_low_order()
-        {
-            return false;
-        }
-        let id = MemberId::External(key);
-        let wanted = of_external(&peer);
-        if let Some(collision) = self.holdings.collisions(id, &wanted).first() {
-            let holder = self.name_of(collision.holder);
-            let sentence = format!(
-                "external peer {} claims {}, which {holder} holds",
-                peer.name, collision.wanted
-            );
-            let told = (key.to_string(), sentence);
-            self.lies.note(Lie::Conflict, source, told, now);
-            return true;
-        }
-        if let Some(before) = self.externals.remove(&key) {
-            self.holdings.remove(id, &of_external(&before));
-        }
-        self.lies.settle(&key.to_string());
-        self.holdings.insert(id, &wanted);
-        self.externals.insert(key, peer);
-        self.changed.insert(id);
-        true
-    }
-
-    fn revoke_external(&mut self, key: PublicKey, issued: UnixSeconds) -> bool {
-        let later = self
-            .externals
-            .get(&key)
-            .is_some_and(|peer| peer.issued > issued);
-        if later {
-            return false;
-        }
-        let revoked = self.revoked_externals.get(&key).copied();
-        let news = revoked.is_none();
-        let latest = revoked.map_or(issued, |revoked| revoked.max(issued));
-        self.revoked_externals.insert(key, latest);
-        if let Some(before) = self.externals.remove(&key) {
-            let id = MemberId::External(key);
-            self.holdings.remove(id, &of_external(&before));
-            self.changed.insert(id);
-            self.readmit(id);
         }
         news
     }

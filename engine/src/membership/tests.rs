@@ -5,6 +5,7 @@ use podmesh_proto::network::{ExternalPeer, Network, PlanetEntry, RetiredPlanet, 
 use super::*;
 use crate::testing::{Authority, Draft, Keys, START, name, nets};
 
+mod externals;
 mod renewals;
 
 const ME: u8 = 9;
@@ -445,6 +446,7 @@ fn external_peers_come_and_go_by_the_root_and_collide_like_everybody() {
     table.say(&peer(&["10.77.0.200/32"], 2));
     assert!(table.members.external(&key).is_some());
     assert!(table.codes().is_empty());
+    table.members.start_batch();
     let mut rogue = table.draft(2);
     rogue.overlay4 = Some("10.77.0.200".parse().unwrap());
     assert_eq!(table.learn(&rogue), Learned::Refused);

@@ -1,4 +1,5 @@
-//! What meshctl says to a planet: statements of the root, in the words of the nodes' local socket.
+//! What meshctl says to a planet, in the words of the nodes' local socket: statements of the root, and
+//! questions about what they are about.
 
 use podmesh_proto::armor::Armor;
 use podmesh_proto::error::DecodeError;
@@ -19,8 +20,10 @@ pub(super) fn request(line: &str) -> Option<Result<Request, String>> {
                 })
                 .map_err(|error| error.to_string()),
         ),
+        local_api::Request::Network => Some(Ok(Request::Network)),
+        local_api::Request::Registry => Some(Ok(Request::Registry)),
         _ => Some(Err(
-            "a planet takes statements of the root alone; ask a node's meshd for the rest"
+            "a planet takes statements of the root and tells whom it knows; ask a node's meshd for the rest"
                 .to_owned(),
         )),
     }
@@ -42,6 +45,16 @@ pub(super) fn response(response: Response) -> local_api::Response {
             permission: true,
         } => failed(FailureCode::Permission, message),
         Response::Failed { message, .. } => failed(FailureCode::Failed, message),
+        Response::Registry(registry) => local_api::Response::Registry(registry),
+        Response::Network {
+            statement,
+            id,
+            version,
+        } => local_api::Response::Network {
+            statement,
+            id,
+            version,
+        },
         Response::Status(_) | Response::Backup { .. } => failed(
             FailureCode::Failed,
             "the planet answered another question".to_owned(),

@@ -14,12 +14,13 @@ use podmesh_proto::error::CertificateError;
 use podmesh_proto::frame;
 use podmesh_proto::id::{Name, NodeId, TokenId};
 use podmesh_proto::key::{PublicKey, VerifyingKey};
-use podmesh_proto::network::{ExternalPeer, Network, RootStatement};
+use podmesh_proto::network::{Network, RootStatement};
 use podmesh_proto::renewal::Renewed;
 use podmesh_proto::signed::Signed;
 use podmesh_proto::statements::Statements;
 use podmesh_proto::time::UnixSeconds;
 
+use crate::rules::externals::Externals;
 use crate::rules::numbers::Numbers;
 use crate::rules::records::{Admission, Change, Origin, ReceiptedClaim, Record, RecordKey};
 
@@ -122,7 +123,7 @@ pub struct Books {
     revoked_nodes: BTreeSet<NodeId>,
     revoked_tokens: BTreeMap<TokenId, UnixSeconds>,
     resolved: BTreeSet<NodeId>,
-    externals: BTreeMap<PublicKey, ExternalPeer>,
+    pub(super) externals: Externals,
     loose: Vec<(u64, u64)>,
     trusted: u64,
     /// Statements that were put and don't count, since this was asked last.
@@ -147,7 +148,7 @@ impl Books {
             revoked_nodes: BTreeSet::new(),
             revoked_tokens: BTreeMap::new(),
             resolved: BTreeSet::new(),
-            externals: BTreeMap::new(),
+            externals: Externals::default(),
             loose: Vec::new(),
             trusted: 0,
             outdated: Vec::new(),
@@ -257,9 +258,9 @@ impl Books {
         self.uses.get(token)
     }
 
-    /// External peers.
-    pub fn externals(&self) -> impl Iterator<Item = &ExternalPeer> {
-        self.externals.values()
+    /// How many uses of each join token are spent.
+    pub fn uses(&self) -> impl Iterator<Item = (&TokenId, usize)> {
+        self.uses.iter().map(|(token, spent)| (token, spent.len()))
     }
 
     /// What the root said and still counts, but for the network itself.
@@ -376,7 +377,7 @@ impl Books {
                 let holder = Holder::Node(node, &entry.certificate.name);
                 entry.prefixes().map(move |prefix| (holder, prefix))
             });
-        let externals = self.externals.values().flat_map(|peer| {
+        let externals = self.externals().flat_map(|peer| {
             let holder = Holder::External(&peer.name);
             peer.prefixes.iter().map(move |prefix| (holder, *prefix))
         });
@@ -423,6 +424,7 @@ impl Books {
             }
             Record::Replaced { former, by } => {
                 self.replaced.insert(*former, *by);
+                self.recall_externals();
             }
             Record::Loose(numbers) => self.loose.clone_from(numbers),
             Record::Trusted(number) => self.trusted = *number,
@@ -449,12 +451,14 @@ impl Books {
             }
             RecordKey::Admission(node) => {
                 self.entries.remove(node);
+                self.recall_externals();
             }
             RecordKey::Claim(node) => {
                 if let Some(entry) = self.entries.get_mut(node) {
                     entry.claim = None;
                     entry.member = None;
                 }
+                self.recall_externals();
             }
             RecordKey::Departure(node) => {
                 self.departures.remove(node);
@@ -514,10 +518,12 @@ impl Books {
         };
         // Expiry is judged at each use, by the clock of that moment.
         let Some(chain) = entry.membership() else {
+            self.judge_externals_beside(node);
             return;
         };
         entry.length = frame::encode(&chain, "membership").map_or(usize::MAX, |bytes| bytes.len());
         entry.member = chain.prove(&self.network).ok();
+        self.judge_externals_beside(node);
     }
 
     /// Takes to heart what counts from here on.
@@ -526,6 +532,7 @@ impl Books {
             RootStatement::Network(_) => {}
             RootStatement::RevokeNode { node, .. } => {
                 self.revoked_nodes.insert(*node);
+                self.recall_externals();
             }
             RootStatement::RevokeToken { token, issued, .. } => {
                 let earliest = self.revoked_tokens.entry(*token).or_insert(*issued);
@@ -535,10 +542,12 @@ impl Books {
                 self.resolved.insert(*node);
             }
             RootStatement::External(peer) => {
-                self.externals.insert(peer.wireguard, peer.clone());
+                self.externals.all.insert(peer.wireguard, peer.clone());
+                self.judge_external(&peer.wireguard);
             }
             RootStatement::RevokeExternal { wireguard, .. } => {
-                self.externals.remove(wireguard);
+                self.externals.all.remove(wireguard);
+                self.judge_external(wireguard);
             }
         }
     }

@@ -7,7 +7,6 @@ use podmesh_proto::certificate::{Application, Claim, Departure};
 use podmesh_proto::frame;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::limits::MAX_RECORDS_PER_UPDATE;
-use podmesh_proto::network::RootStatement;
 use podmesh_proto::planet_api::{NodeMessage, PlanetMessage, Refusal, RefusalCode};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
@@ -239,24 +238,6 @@ impl Planet {
                 fire_in,
             };
             self.send(to, punch);
-        }
-    }
-
-    fn node_says(
-        &mut self,
-        connection: ConnectionId,
-        node: NodeId,
-        statement: &Signed<RootStatement>,
-        now: Now,
-    ) {
-        match self.judge_statement(statement) {
-            Ok((changes, _)) if changes.is_empty() => {}
-            Ok((changes, what)) => {
-                self.apply(&changes, now);
-                let happened = || vec![Then::Do(Action::Happened(what.clone()))];
-                self.remember(changes, happened(), happened());
-            }
-            Err(refusal) => self.refused(connection, node, refusal),
         }
     }
 

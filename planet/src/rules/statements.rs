@@ -1,13 +1,14 @@
 //! What the root says: believed, kept and passed on.
 
+use podmesh_proto::id::NodeId;
 use podmesh_proto::network::RootStatement;
-use podmesh_proto::planet_api::{Refusal, RefusalCode};
+use podmesh_proto::planet_api::{PlanetMessage, Refusal, RefusalCode};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
 use crate::rules::records::{Change, Record};
 use crate::rules::refusal::refuse;
-use crate::rules::{Action, Event, Planet, Then};
+use crate::rules::{Action, ConnectionId, Event, Planet, Then};
 
 impl Planet {
     /// What follows from a statement; nothing if it is known already.
@@ -26,12 +27,14 @@ impl Planet {
             if *statement == self.books.network_statement {
                 return known;
             }
+            if *network == self.books.network {
+                return known;
+            }
             if network.version <= present {
-                let reason = format!(
-                    "version {} of the network is not newer than version {present}, which the planet has",
-                    network.version
-                );
-                return Err(refuse(RefusalCode::Invalid, reason));
+                return Err(refuse(
+                    RefusalCode::Invalid,
+                    stale(network.version, present),
+                ));
             }
             let changes = vec![Change::Put(Record::Network(Box::new(statement.clone())))];
             return Ok((changes, Event::Statement(kind(&said))));
@@ -46,6 +49,94 @@ impl Planet {
         Ok((changes, Event::Statement(kind(&said))))
     }
 
+    /// A statement by way of a node: what it already holds, it holds, whoever else wants the same.
+    pub(super) fn node_says(
+        &mut self,
+        connection: ConnectionId,
+        node: NodeId,
+        statement: &Signed<RootStatement>,
+        now: Now,
+    ) {
+        match self.judge_statement(statement) {
+            Ok((changes, _)) if changes.is_empty() => {}
+            Ok((changes, what)) => {
+                self.apply(&changes, now);
+                let happened = || vec![Then::Do(Action::Happened(what.clone()))];
+                self.remember(changes, happened(), happened());
+            }
+            Err(refusal) => {
+                self.compare_edition(connection, node, statement);
+                self.refused(connection, node, refusal);
+            }
+        }
+    }
+
+    /// A member whose edition of the network is not this planet's gets to know that there is another.
+    fn compare_edition(
+        &mut self,
+        connection: ConnectionId,
+        node: NodeId,
+        statement: &Signed<RootStatement>,
+    ) {
+        if !self.may_ask(connection) {
+            return;
+        }
+        let Ok(RootStatement::Network(theirs)) = self.books.network.verify(statement) else {
+            return;
+        };
+        if theirs.version == self.books.network.version {
+            let who = self.name_of(&node);
+            let who = who.map_or_else(|| format!("node {}", node.short()), |name| name.to_string());
+            let edition = theirs.version;
+            self.other_edition = Some(OtherEdition { edition, who });
+        }
+        let network = Box::new(self.books.network_statement.clone());
+        self.send(connection, PlanetMessage::Statement(network));
+    }
+
+    /// Connections that hear what the root says.
+    fn listeners(&self) -> usize {
+        let all = self.connections.values();
+        all.filter(|connection| connection.told.is_some()).count()
+    }
+
+    /// What is wrong with what the root has said, as sentences for people.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        let present = self.books.network.version;
+        let other = self.other_edition.iter();
+        let other = other.filter(|other| other.edition == present).map(|other| {
+            format!(
+                "{} has another edition {present} of the network, which the root has signed as well; where the \
+                 root key is, make a newer one: `meshctl network pull`, then the change that is missing",
+                other.who
+            )
+        });
+        let aside = self.books.externals_aside().map(|sentence| {
+            format!("{sentence}; name it anew with `meshctl peer add-external`, or remove it")
+        });
+        other.chain(aside).collect()
+    }
+
+    /// What the operator alone is refused: a second holder of what somebody has.
+    fn judge_operators_statement(
+        &self,
+        statement: &Signed<RootStatement>,
+    ) -> Result<(Vec<Change>, Event), Refusal> {
+        let judged = self.judge_statement(statement)?;
+        if let Ok(RootStatement::External(peer)) = statement.unverified()
+            && !judged.0.is_empty()
+            && let Some((holder, what)) = self.books.held_against(&peer)
+        {
+            let reason = format!(
+                "external peer {} can't have its place: {holder} has {what}; choose a name, key and \
+                 addresses that nobody has",
+                peer.name
+            );
+            return Err(refuse(RefusalCode::Conflict, reason));
+        }
+        Ok(judged)
+    }
+
     /// A statement by way of the operator.
     pub(super) fn operator_says(
         &mut self,
@@ -54,7 +145,7 @@ impl Planet {
         now: Now,
     ) {
         let answer = |result| Then::Do(Action::Answer { request, result });
-        match self.judge_statement(statement) {
+        match self.judge_operators_statement(statement) {
             Ok((changes, Event::Statement(kind))) if changes.is_empty() => {
                 let result = Ok(format!("{kind}: known already"));
                 self.outbox.push_back(Action::Answer { request, result });
@@ -64,8 +155,7 @@ impl Planet {
                     Event::Statement(kind) => kind,
                     _ => "statement",
                 };
-                let count = self.online.len();
-                let result = Ok(format!("{kind}: kept, and told to {count} connected nodes"));
+                let result = Ok(format!("{kind}: {}", told(self.listeners())));
                 self.apply(&changes, now);
                 let failed = Err(format!(
                     "{kind}: in force, but the planet can't write it to its disk; free some space"
@@ -79,6 +169,36 @@ impl Planet {
                 self.outbox.push_back(Action::Answer { request, result });
             }
         }
+    }
+}
+
+/// Another document of the root for the edition that this planet has.
+pub(super) struct OtherEdition {
+    edition: u64,
+    who: String,
+}
+
+fn stale(given: u64, present: u64) -> String {
+    if given < present {
+        format!(
+            "this is edition {given} of the network, and the planet has edition {present} already"
+        )
+    } else {
+        format!(
+            "the planet has another edition {present} of the network, which the root has signed as well; \
+             nothing was changed"
+        )
+    }
+}
+
+/// Who hears of a statement, in words.
+fn told(count: usize) -> String {
+    match count {
+        0 => "kept; no member is connected here, so nobody has been told yet: this planet tells each that \
+              connects, or hand it to a node as well, with `meshctl network publish` there"
+            .to_owned(),
+        1 => "kept, and told to 1 connected node".to_owned(),
+        _ => format!("kept, and told to {count} connected nodes"),
     }
 }
 

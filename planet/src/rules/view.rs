@@ -1,13 +1,16 @@
 //! What a planet shows of itself to its operator.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
+use podmesh_proto::error::DecodeError;
 use podmesh_proto::id::{Name, NetworkId, NodeId, PlanetId};
+use podmesh_proto::local_api::{RegisteredExternal, RegisteredNode, RegistryView, TokenUse};
 use podmesh_proto::time::Now;
 use serde::{Deserialize, Serialize};
 
 use crate::rules::Planet;
+use crate::rules::books::Entry;
 use crate::rules::relaying::RelayCounters;
 
 /// Name of the schema of [`PlanetStatus`].
@@ -34,6 +37,9 @@ pub struct PlanetStatus {
     pub not_granting: Option<String>,
     /// Why the store couldn't be written the last time.
     pub write_error: Option<String>,
+    /// What somebody should look at, in sentences.
+    #[serde(default)]
+    pub remarks: Vec<String>,
     /// Highest receipt number.
     pub sequence: u64,
     /// Members, sorted by name.
@@ -118,12 +124,55 @@ impl Planet {
             arbiter: self.is_arbiter(),
             not_granting: self.relearning.why_not(&self.books, now.moment),
             write_error: self.write_error.clone(),
+            remarks: self.remarks(),
             sequence: self.relearning.highest(&self.books),
             pending: pending.count().try_into().unwrap_or(u64::MAX),
             members,
             relay_sessions: sessions.try_into().unwrap_or(u64::MAX),
             relay: relay.into(),
         }
+    }
+
+    /// Who and what the books name.
+    ///
+    /// # Errors
+    /// The document can't be encoded.
+    pub fn registry(&self, now: Now) -> Result<RegistryView, DecodeError> {
+        let books = &self.books;
+        let nodes = books.entries().filter(|(node, _)| !books.is_out(node));
+        let nodes = nodes.map(|(node, entry)| RegisteredNode {
+            id: *node,
+            name: entry.certificate.name.clone(),
+            wireguard: entry.keys().0,
+            prefixes: self.prefixes(node, entry),
+        });
+        let externals = books.named_externals().map(|peer| RegisteredExternal {
+            name: peer.name.clone(),
+            wireguard: peer.wireguard,
+            prefixes: peer.prefixes.clone(),
+            endpoint: peer.endpoint,
+            issued: peer.issued,
+        });
+        let tokens = books.uses().map(|(token, spent)| TokenUse {
+            token: *token,
+            used: u32::try_from(spent).unwrap_or(u32::MAX),
+        });
+        Ok(RegistryView {
+            statement: books.network_statement.to_base64()?,
+            nodes: nodes.collect(),
+            externals: externals.collect(),
+            tokens: tokens.collect(),
+            counts: self.is_arbiter() && self.relearning.why_not(books, now.moment).is_none(),
+        })
+    }
+
+    fn prefixes(&self, node: &NodeId, entry: &Entry) -> Vec<IpNet> {
+        let mut prefixes: Vec<IpNet> = entry.prefixes().collect();
+        let overlay6 = self.books.network.overlay6(node);
+        prefixes.push(IpNet::from(IpAddr::V6(overlay6)));
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        prefixes
     }
 
     fn member_status(&self, node: &NodeId, now: Now) -> Option<MemberStatus> {

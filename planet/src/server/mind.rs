@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use podmesh_proto::local_api::RegistryView;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::signed::Signed;
 use tokio::sync::{mpsc, oneshot};
@@ -50,6 +51,8 @@ pub enum Message {
 pub enum Question {
     /// How it is.
     Status(oneshot::Sender<PlanetStatus>),
+    /// Who and what it knows.
+    Registry(oneshot::Sender<Result<RegistryView, String>>),
     /// To take a statement of the root.
     Statement(
         Box<Signed<RootStatement>>,
@@ -209,6 +212,10 @@ impl Mind {
                     .relaying(|relaying| (relaying.counters(), relaying.sessions()));
                 let now = self.clock.now();
                 let _ = asker.send(self.planet.status(counters, sessions, now));
+            }
+            Question::Registry(asker) => {
+                let registry = self.planet.registry(self.clock.now());
+                let _ = asker.send(registry.map_err(|error| error.to_string()));
             }
             Question::Statement(statement, asker) => {
                 let request = self.remember(asker);

@@ -14,6 +14,7 @@ mod holding;
 mod joining;
 mod relearning;
 mod renewals;
+mod statements;
 mod telling;
 
 use ipnet::IpNet;

@@ -68,7 +68,12 @@ fn the_roots_new_edition_reaches_everybody_and_an_older_one_is_refused() {
     operator.ranges(|ranges| ranges.services = vec!["10.43.0.0/16".parse().unwrap()]);
     let new: Signed<RootStatement> = operator.network_statement.clone();
     stage.operator(&new).unwrap();
-    assert!(stage.operator(&old).unwrap_err().contains("not newer"));
+    assert!(
+        stage
+            .operator(&old)
+            .unwrap_err()
+            .contains("the planet has edition")
+    );
     assert!(stage.operator(&new).unwrap().contains("known"));
     stage.pass(Duration::from_millis(100));
     let told = stage.told(&a);
