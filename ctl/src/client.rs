@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use podmesh_proto::local_api::{
-    PeerDetail, PeerView, ReadyView, Request, Response, RouteView, StatusView,
+    PeerDetail, PeerView, ReadyView, RegistryView, Request, Response, RouteView, StatusView,
 };
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::signed::Signed;
@@ -40,11 +40,6 @@ impl Client {
     pub(crate) fn planet(socket: &Path) -> Self {
         let (socket, daemon) = (socket.to_owned(), "planet");
         Self { socket, daemon }
-    }
-
-    /// Whether there is no socket at all.
-    pub(crate) fn is_absent(&self) -> bool {
-        !self.socket.exists()
     }
 
     /// The node as a whole.
@@ -113,6 +108,17 @@ impl Client {
     pub(crate) fn network(&self) -> Result<Signed<RootStatement>, Problem> {
         match self.ask(Request::Network, VIEW)? {
             Response::Network { statement, .. } => Ok(Signed::from_base64(&statement)?),
+            _ => Err(self.misunderstood()),
+        }
+    }
+
+    /// Whom and what the daemon knows; its statement not yet verified.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(crate) fn registry(&self) -> Result<RegistryView, Problem> {
+        match self.ask(Request::Registry, VIEW)? {
+            Response::Registry(registry) => Ok(*registry),
             _ => Err(self.misunderstood()),
         }
     }

@@ -1,5 +1,6 @@
 //! The operator's folder of a network: its document, its root key, and a record of its join tokens.
 
+mod externals;
 mod record;
 
 use std::fs::{self, File};
@@ -12,6 +13,7 @@ use podmesh_proto::network::{Network, RootStatement};
 use podmesh_proto::signed::Signed;
 
 use crate::files;
+pub(crate) use crate::operator::externals::ExternalRecord;
 pub(crate) use crate::operator::record::{TokenRecord, TokenState};
 use crate::problem::{Exit, Problem};
 use crate::root_key::RootKeyFile;
@@ -22,9 +24,19 @@ pub(crate) const DOCUMENT: &str = "network.podmesh";
 /// Name of the root key's file.
 pub(crate) const ROOT_KEY: &str = "root.key";
 /// What a backup holds: everything but join tokens, which are secrets for other machines.
-pub(crate) const BACKED_UP: &[&str] = &[DOCUMENT, ROOT_KEY, SECOND_ROOT_KEY, record::FILE];
+pub(crate) const BACKED_UP: &[&str] = &[
+    DOCUMENT,
+    ROOT_KEY,
+    SECOND_ROOT_KEY,
+    record::FILE,
+    externals::FILE,
+];
 const SECOND_ROOT_KEY: &str = "root-2.key";
 const TOKENS: &str = "tokens";
+/// An edition that `network pull` put another one in the place of.
+const SET_ASIDE: &str = "network.podmesh.set-aside";
+/// Says that the document was signed here and nobody is known to have it.
+const UNPUBLISHED: &str = "unpublished";
 
 /// Where the network's folder is.
 #[derive(Debug, Args)]
@@ -185,6 +197,30 @@ impl Folder {
         Ok(folder.join(format!("{name}.token")))
     }
 
+    /// Whether nobody is known to have the edition in this folder.
+    pub(crate) fn is_unpublished(&self) -> bool {
+        self.path.join(UNPUBLISHED).exists()
+    }
+
+    /// Somebody has the edition in this folder.
+    ///
+    /// # Errors
+    /// The folder can't be written.
+    pub(crate) fn published(&self) -> Result<(), Problem> {
+        let path = self.path.join(UNPUBLISHED);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(files::problem("remove", &path, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where an edition is kept that another one was put in the place of.
+    pub(crate) fn set_aside(&self) -> PathBuf {
+        self.path.join(SET_ASIDE)
+    }
+
     /// Reads and verifies the network document.
     ///
     /// # Errors
@@ -228,14 +264,33 @@ impl Desk {
         &self.document
     }
 
-    /// Writes a new edition of the network document.
+    /// Writes an edition of the network document that this folder has signed and nobody has yet.
     ///
     /// # Errors
     /// It can't be written; then the old edition stays.
     pub(crate) fn replace(&self, document: &Signed<RootStatement>) -> Result<(), Problem> {
         let network = Network::from_statement(document)?;
         let text = document_text(document, &network)?;
+        let number = format!("{}\n", network.version);
+        files::replace(&self.folder.path.join(UNPUBLISHED), number.as_bytes())?;
         files::replace(&self.folder.document(), text.as_bytes())
+    }
+
+    /// Takes the edition that the network has. One of the same number that nobody has is kept beside it.
+    ///
+    /// # Errors
+    /// It can't be written; then the old edition stays.
+    pub(crate) fn take(&mut self, document: &Signed<RootStatement>) -> Result<(), Problem> {
+        let network = Network::from_statement(document)?;
+        if network != self.network && network.version <= self.network.version {
+            let own = document_text(&self.document, &self.network)?;
+            files::replace(&self.folder.path.join(SET_ASIDE), own.as_bytes())?;
+        }
+        let text = document_text(document, &network)?;
+        files::replace(&self.folder.document(), text.as_bytes())?;
+        self.document = document.clone();
+        self.network = network;
+        self.folder.published()
     }
 
     /// The tokens made so far.
@@ -244,6 +299,27 @@ impl Desk {
     /// The record can't be read.
     pub(crate) fn tokens(&self) -> Result<Vec<TokenRecord>, Problem> {
         record::read(&self.folder.path)
+    }
+
+    /// The external peers named so far and not removed.
+    ///
+    /// # Errors
+    /// The record can't be read.
+    pub(crate) fn externals(&self) -> Result<Vec<ExternalRecord>, Problem> {
+        let mut all = externals::read(&self.folder.path)?;
+        all.retain(|peer| peer.revoked.is_none());
+        Ok(all)
+    }
+
+    /// Records an external peer, or what has become of it, in the place of what was known of its key.
+    ///
+    /// # Errors
+    /// The record can't be read or written; then the old record stays.
+    pub(crate) fn record_external(&self, peer: ExternalRecord) -> Result<(), Problem> {
+        let mut all = externals::read(&self.folder.path)?;
+        all.retain(|known| known.wireguard != peer.wireguard);
+        all.push(peer);
+        externals::write(&self.folder.path, all)
     }
 
     /// Writes the record of tokens.

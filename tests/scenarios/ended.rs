@@ -43,7 +43,7 @@ fn pods_whose_node_is_no_member_any_more_send_nothing_in_plaintext() {
 
     let start = Instant::now();
     revoke(&mesh, stays, revoked);
-    leaves.meshctl(&["leave"]).unwrap();
+    leaves.meshctl(&["leave", "--yes"]).unwrap();
     loses.kill();
     std::fs::remove_dir_all(loses.state_dir()).unwrap();
     loses.start().unwrap();
@@ -138,7 +138,7 @@ fn comes_back((mesh, node): (&Mesh<'_>, &Node), pings: &PingMatrix, pods: [&Arc<
         node.delete_pod(pod).unwrap();
     }
     is_guarded(node);
-    node.meshctl(&["leave"]).unwrap();
+    node.meshctl(&["leave", "--yes"]).unwrap();
     is_bare(node);
 }
 
@@ -164,7 +164,7 @@ fn stays_closed_after_a_power_cut(node: &Node, pings: &PingMatrix, pod: Arc<Pod>
     thread::sleep(Duration::from_secs(2));
     is_refused(node);
     pings.remove(node.name()).unwrap();
-    node.meshctl(&["leave"]).unwrap();
+    node.meshctl(&["leave", "--yes"]).unwrap();
     is_bare(node);
 }
 
@@ -347,6 +347,6 @@ fn status(node: &Node) -> StatusView {
 
 fn revoke(mesh: &Mesh<'_>, at: &Node, node: &Node) {
     let folder = mesh.operator().folder().display().to_string();
-    at.meshctl(&["node", "revoke", node.name(), "--dir", &folder])
+    at.meshctl(&["node", "revoke", node.name(), "--yes", "--dir", &folder])
         .unwrap();
 }

@@ -103,7 +103,14 @@ fn a_stock_machine_speaks_for_itself_alone_and_can_be_put_out() {
     both_directions(&printer, node, &pod).unwrap();
 
     let folder = mesh.operator().folder().to_str().unwrap();
-    let remove = ["peer", "remove-external", "printer", "--dir", folder];
+    let remove = [
+        "peer",
+        "remove-external",
+        "printer",
+        "--yes",
+        "--dir",
+        folder,
+    ];
     node.meshctl(&remove).unwrap();
     assert!(!printer.pings_from(PRINTER, own(node).unwrap()).unwrap());
     assert!(external(node, "printer").is_err());

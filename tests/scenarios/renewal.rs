@@ -147,7 +147,7 @@ fn what_stands_is_kept_in(node: &Node, pings: &PingMatrix, pod: Arc<Pod>) {
     ended::is_out(node, NodeState::Ended);
     ended::is_closed(node);
     ended::is_refused(node);
-    node.meshctl(&["leave"]).unwrap();
+    node.meshctl(&["leave", "--yes"]).unwrap();
     ended::is_bare(node);
 }
 
@@ -189,7 +189,7 @@ fn revoke_short_token(lab: &Lab, mesh: &Mesh<'_>) {
     let socket = lab.planet("planet-1").unwrap().runtime_dir();
     let socket = socket.join("planet.sock");
     let to_planet = ["--planet-socket", socket.to_str().unwrap()];
-    let revoke = [&["token", "revoke", &id[..8]], &to_planet[..]].concat();
+    let revoke = [&["token", "revoke", &id[..8], "--yes"], &to_planet[..]].concat();
     mesh.operator().meshctl(&revoke).unwrap();
 }
 

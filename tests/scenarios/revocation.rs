@@ -90,7 +90,7 @@ fn a_node_that_leaves_is_let_go_and_may_come_back_as_itself() {
         .unwrap();
     let before = status(leaver).unwrap().node.unwrap();
 
-    leaver.meshctl(&["leave"]).unwrap();
+    leaver.meshctl(&["leave", "--yes"]).unwrap();
     let left = status(leaver).unwrap();
     assert_eq!((left.state, left.node), (NodeState::NotJoined, None));
     for peer in [one, two] {
@@ -123,7 +123,7 @@ fn a_node_that_leaves_with_every_planet_dead_is_let_go_by_whoever_hears_of_it() 
     planet.kill();
     away.power_cut().unwrap();
     let start = Instant::now();
-    leaver.meshctl(&["leave"]).unwrap();
+    leaver.meshctl(&["leave", "--yes"]).unwrap();
     knows_not(one, leaver.name()).unwrap();
     println!(
         "figure a peer let the leaver go after {:?}",
@@ -177,7 +177,7 @@ fn a_revoked_token_admits_nobody_more_and_hurts_no_member() {
     let socket = lab.planet("planet-1").unwrap().runtime_dir();
     let socket = socket.join("planet.sock");
     let to_planet = ["--planet-socket", socket.to_str().unwrap()];
-    let revoke = [&["token", "revoke", &id[..8]], &to_planet[..]].concat();
+    let revoke = [&["token", "revoke", &id[..8], "--yes"], &to_planet[..]].concat();
     mesh.operator().meshctl(&revoke).unwrap();
 
     late.start().unwrap();
@@ -303,7 +303,7 @@ fn behind_hard_nats() -> Lab {
 fn revoke(mesh: &Mesh<'_>, at: &Node, name: &str) -> Result<()> {
     let folder = mesh.operator().folder();
     let folder = folder.to_str().context("the lab's folder is not UTF-8")?;
-    at.meshctl(&["node", "revoke", name, "--dir", folder])
+    at.meshctl(&["node", "revoke", name, "--yes", "--dir", folder])
         .map(drop)
 }
 

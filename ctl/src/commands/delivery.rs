@@ -5,16 +5,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use podmesh_proto::armor::Armor;
-use podmesh_proto::network::RootStatement;
+use podmesh_proto::network::{Network, RootStatement};
 use podmesh_proto::signed::Signed;
 
 use crate::client::Client;
 use crate::commands::Context;
 use crate::files;
 use crate::problem::{Exit, Problem};
-
-/// Where a planet on this machine has its socket.
-const PLANET_SOCKET: &str = "/run/podmesh-planet/planet.sock";
+use crate::registry::{Registries, usual_planet};
 
 /// Where a statement goes.
 #[derive(Debug, Args)]
@@ -42,16 +40,49 @@ impl Delivery {
         if let Some(out) = &self.out {
             return self.write(context, statement, (out, what));
         }
-        let planet = Path::new(PLANET_SOCKET);
-        let message = match &self.planet_socket {
-            Some(socket) => Client::planet(socket).statement(statement)?,
-            None if context.meshd.is_absent() && planet.exists() => {
-                Client::planet(planet).statement(statement)?
-            }
-            None => context.meshd.statement(statement).map_err(both_ways)?,
-        };
+        let message = self
+            .hand_over(context, statement)
+            .map_err(with_next(statement))?;
         context.screen.remark(&format!("{what}: {message}"));
         Ok(())
+    }
+
+    /// Whether it only writes a file.
+    pub(crate) fn is_file(&self) -> bool {
+        self.out.is_some()
+    }
+
+    /// Whom the daemons of this machine know of `network`.
+    ///
+    /// # Errors
+    /// As [`Registries::ask`].
+    pub(crate) fn registries(
+        &self,
+        context: &Context,
+        network: &Network,
+    ) -> Result<Registries, Problem> {
+        Registries::ask(context, network, self.planet_socket.as_deref())
+    }
+
+    fn hand_over(
+        &self,
+        context: &Context,
+        statement: &Signed<RootStatement>,
+    ) -> Result<String, Problem> {
+        if let Some(socket) = &self.planet_socket {
+            return Client::planet(socket).statement(statement);
+        }
+        let planet = usual_planet().map(Client::planet);
+        match (context.meshd.statement(statement), planet) {
+            (Ok(message), _) => Ok(message),
+            // A meshd in no network, or none at all, is no hindrance where a planet is.
+            (Err(problem), Some(planet))
+                if matches!(problem.exit, Exit::Unreachable | Exit::NotReady) =>
+            {
+                planet.statement(statement)
+            }
+            (Err(problem), _) => Err(both_ways(problem)),
+        }
     }
 
     fn write(
@@ -71,6 +102,20 @@ impl Delivery {
             "next: meshctl network publish {out}, on a node or with --planet-socket"
         ));
         Ok(())
+    }
+}
+
+/// A refusal of a planet is one sentence; what to do follows from what was refused.
+fn with_next(statement: &Signed<RootStatement>) -> impl Fn(Problem) -> Problem {
+    let next = match statement.unverified() {
+        Ok(RootStatement::Network(_)) => {
+            Some("meshctl network pull, then make the change again, if it is still needed")
+        }
+        _ => None,
+    };
+    move |problem| match (&problem.next, next) {
+        (None, Some(next)) if problem.exit == Exit::Failed => problem.next(next),
+        _ => problem,
     }
 }
 

@@ -4,6 +4,7 @@ mod backup;
 mod create;
 mod planets;
 mod publish;
+mod pull;
 mod ranges;
 mod recover;
 mod show;
@@ -34,6 +35,8 @@ enum Action {
     RetirePlanet(planets::RetirePlanet),
     /// Hand the network's document, or statement files, to meshd or a planet
     Publish(publish::Publish),
+    /// Take the newest edition of the network's document into its folder
+    Pull(pull::Pull),
     /// Write the folder of the network into one file
     Backup(backup::Backup),
     /// Make the folder of the network from a backup
@@ -50,6 +53,7 @@ impl Network {
             Action::AddPlanet(add) => add.run(context),
             Action::RetirePlanet(retire) => retire.run(context),
             Action::Publish(publish) => publish.run(context),
+            Action::Pull(pull) => pull.run(context),
             Action::Backup(backup) => backup.run(context),
             Action::Restore(restore) => restore.run(context),
             Action::Recover(recover) => recover.run(context),

@@ -14,8 +14,10 @@ use crate::clock;
 use crate::commands::Context;
 use crate::commands::delivery::Delivery;
 use crate::commands::network::inside;
-use crate::operator::{Desk, Signer};
+use crate::confirm::Confirm;
+use crate::operator::{Desk, ExternalRecord, Signer};
 use crate::problem::{Exit, Problem};
+use crate::registry::{Holder, Registries, held};
 use crate::show::{Output, peers};
 
 /// Arguments of `meshctl peer`.
@@ -62,6 +64,8 @@ struct AddExternal {
 struct RemoveExternal {
     /// Its name, or its WireGuard public key
     peer: String,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     signer: Signer,
     #[command(flatten)]
@@ -110,47 +114,148 @@ impl AddExternal {
         if let Some(endpoint) = self.endpoint {
             check_endpoint(endpoint, &desk)?;
         }
-        let said = RootStatement::External(ExternalPeer {
+        self.free(context, &desk)?;
+        let peer = ExternalPeer {
             network: network.id,
             name: self.name.clone(),
             wireguard: self.key,
             prefixes: self.addresses.clone(),
             endpoint: self.endpoint,
             issued: clock::now_for_signing(network.issued)?,
-        });
+        };
+        let said = RootStatement::External(peer.clone());
         let statement = self.signer.sign(&desk, &said)?;
         let what = format!("external peer {}", self.name);
         self.delivery.send(context, &statement, &what)?;
+        desk.record_external(ExternalRecord::from(&peer))?;
         Ok(Exit::Ok)
+    }
+
+    /// Nobody has its name, its key or one of its addresses, as far as can be asked here.
+    fn free(&self, context: &Context, desk: &Desk) -> Result<(), Problem> {
+        let registries = self.delivery.registries(context, desk.network())?;
+        let mut holder = registries.holder(&self.name, &self.key, &self.addresses);
+        for peer in desk.externals()? {
+            if holder.is_some() || peer.wireguard == self.key {
+                continue;
+            }
+            let mine = (&self.name, &self.key, self.addresses.as_slice());
+            let theirs = (&peer.name, &peer.wireguard, peer.prefixes.as_slice());
+            holder = held(mine, theirs).map(|what| {
+                let who = format!("external peer {}", peer.name);
+                Holder { who, what }
+            });
+        }
+        if let Some(Holder { who, what }) = holder {
+            return Err(Problem::usage(format!(
+                "external peer {} can't have its place: {who} has {what}",
+                self.name
+            ))
+            .next("choose a name, key and addresses that nobody has; `meshctl peers --wide` lists them"));
+        }
+        if let Some(why) = registries.why_not() {
+            context.screen.remark(&format!(
+                "nobody here could be asked whether somebody has its addresses ({why}); who takes the \
+                 statement refuses it then"
+            ));
+        }
+        Ok(())
     }
 }
 
 impl RemoveExternal {
     fn run(self, context: &Context) -> Result<Exit, Problem> {
         let desk = self.signer.desk()?;
-        let wireguard = self.key(context)?;
+        let network = desk.network();
+        let known = self.known(context, &desk)?;
+        let (wireguard, words) = match &known {
+            Some(peer) => (peer.wireguard, format!("external peer {}", peer.name)),
+            None => {
+                let key = self.peer.parse()?;
+                (key, format!("the external peer with key {key}"))
+            }
+        };
+        self.confirm.ask(|| {
+            Ok(format!(
+                "{words} is put out of network {}: everybody closes its tunnel.",
+                network.name
+            ))
+        })?;
+        // Said with an earlier time than its naming, the removal would count for nothing.
+        let named = known.as_ref().map_or(network.issued, |peer| peer.issued);
+        let issued = clock::now_for_signing(network.issued.max(named))?;
         let said = RootStatement::RevokeExternal {
-            network: desk.network().id,
+            network: network.id,
             wireguard,
-            issued: clock::now_for_signing(desk.network().issued)?,
+            issued,
         };
         let statement = self.signer.sign(&desk, &said)?;
-        let what = format!("external peer with key {wireguard} removed");
-        self.delivery.send(context, &statement, &what)?;
+        self.delivery
+            .send(context, &statement, &format!("{words} removed"))?;
+        if let Some(peer) = known {
+            let revoked = Some(issued);
+            desk.record_external(ExternalRecord { revoked, ..peer })?;
+        }
         Ok(Exit::Ok)
     }
 
-    fn key(&self, context: &Context) -> Result<PublicKey, Problem> {
-        if let Ok(key) = self.peer.parse() {
-            return Ok(key);
+    /// The peer of this name or key, as a daemon or the folder's record knows it. A key that nobody knows
+    /// is enough.
+    fn known(&self, context: &Context, desk: &Desk) -> Result<Option<ExternalRecord>, Problem> {
+        let key = self.peer.parse::<PublicKey>().ok();
+        let registries = match self.delivery.registries(context, desk.network()) {
+            Err(_) if key.is_some() => None,
+            asked => Some(asked?),
+        };
+        let told = registries.iter().flat_map(|all| all.externals());
+        let told = told.map(|peer| ExternalRecord {
+            name: peer.name.clone(),
+            wireguard: peer.wireguard,
+            prefixes: peer.prefixes.clone(),
+            endpoint: peer.endpoint,
+            issued: peer.issued,
+            revoked: None,
+        });
+        let mut all: Vec<ExternalRecord> = told.chain(desk.externals()?).collect();
+        let meant = |peer: &ExternalRecord| match key {
+            Some(key) => peer.wireguard == key,
+            None => peer.name.as_str() == self.peer,
+        };
+        all.sort_by_key(|peer| (peer.wireguard, std::cmp::Reverse(peer.issued)));
+        all.dedup_by_key(|peer| peer.wireguard);
+        let names: Vec<String> = all.iter().map(|peer| peer.name.to_string()).collect();
+        all.retain(meant);
+        match (all.len(), key) {
+            (0, Some(_)) => Ok(None),
+            (0, None) => Err(self.unknown(registries.as_ref(), &names)),
+            (1, _) => Ok(all.pop()),
+            (count, _) => {
+                let keys: Vec<String> = all.iter().map(|peer| peer.wireguard.to_string()).collect();
+                let cause = format!(
+                    "'{}' is {count} external peers, with the keys {}",
+                    self.peer,
+                    keys.join(", ")
+                );
+                Err(Problem::usage(cause).next("write the key of the one that is meant"))
+            }
         }
-        let found = context.meshd.peer(&self.peer)?;
-        if found.peer.external {
-            return Ok(found.wireguard);
+    }
+
+    fn unknown(&self, registries: Option<&Registries>, names: &[String]) -> Problem {
+        let peer = &self.peer;
+        if registries.is_some_and(|all| all.is_node(peer)) {
+            return Problem::usage(format!("{peer} is a node, no external peer"))
+                .next(format!("meshctl node revoke {peer}"));
         }
-        Err(
-            Problem::usage(format!("{} is a node, no external peer", found.peer.name))
-                .next(format!("meshctl node revoke {}", found.peer.name)),
+        let known = if names.is_empty() {
+            "none is known here".to_owned()
+        } else {
+            format!("known here: {}", names.join(", "))
+        };
+        let cause = format!("no external peer is called '{peer}' ({known})");
+        Problem::new(Exit::NotFound, cause).next(
+            "write its WireGuard key, which needs nobody who knows it; `meshctl peers` on a node lists the \
+             external peers, `meshctl peer NAME` shows the key of one",
         )
     }
 }

@@ -24,7 +24,6 @@ pub(crate) struct TokenRecord {
     pub(crate) uses: u32,
     pub(crate) site: Option<Name>,
     pub(crate) groups: Vec<Name>,
-    pub(crate) relay: bool,
     pub(crate) ranges: Vec<IpNet>,
     /// Seconds.
     pub(crate) membership: Option<u64>,
@@ -70,7 +69,6 @@ impl From<&Grant> for TokenRecord {
             uses: grant.uses,
             site: grant.site.clone(),
             groups: grant.groups.clone(),
-            relay: grant.relay,
             ranges: grant.ranges.clone(),
             membership: grant.membership,
             for_name: grant.for_name.clone(),

@@ -83,7 +83,7 @@ fn a_join_waits_until_the_node_is_online_and_says_so() {
     assert_eq!(taken.lock().unwrap().as_deref(), Some(text.trim()));
     assert!(!(said.out + &said.err).contains("podmesh1-"));
 
-    desk.good(&["leave"]);
+    desk.good(&["leave", "--yes"]);
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use crate::book::Book;
 use crate::desk::{Desk, PLANET, set_mode};
-use crate::fake_daemon::{FakeDaemon, failed, peer, status};
+use crate::fake_daemon::{FakeDaemon, failed, status};
 use podmesh_proto::local_api::{Request, Response};
 
 #[test]
@@ -191,11 +192,11 @@ fn every_rule_for_peers_and_planets_is_told_in_one_sentence() {
 #[test]
 fn names_that_lead_to_the_wrong_kind_of_peer_are_refused() {
     let desk = Desk::with_network();
-    let _daemon = FakeDaemon::start(&desk.socket(), |request| match request {
-        Request::Peer { target } if target == "old-w3" => peer(2, "x"),
-        Request::Peer { .. } => peer(1, "x"),
-        _ => Response::Status(Box::new(status("online", "x"))),
-    });
+    let book =
+        Book::of(&desk)
+            .node("do-w1", 1, "10.77.0.1/32")
+            .external("old-w3", 2, "10.77.0.2/32");
+    let _daemon = book.serve(&desk.socket());
     desk.refused(
         &["node", "revoke", "old-w3"],
         3,

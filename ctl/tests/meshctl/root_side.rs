@@ -104,7 +104,6 @@ fn a_token_verifies_and_grants_what_was_asked() {
         "b",
         "--group",
         "a",
-        "--relay",
         "--range",
         "10.42.0.0/20",
         "--membership",
@@ -118,7 +117,7 @@ fn a_token_verifies_and_grants_what_was_asked() {
     assert_eq!(network, desk.network());
     assert_eq!(
         (grant.uses, grant.relay, grant.membership),
-        (3, true, Some(7_776_000))
+        (3, false, Some(7_776_000))
     );
     assert_eq!(grant.expires.0 - grant.issued.0, 600);
     assert_eq!(grant.site.unwrap().as_str(), "home");
@@ -158,7 +157,7 @@ fn tokens_are_listed_without_their_secrets_and_can_be_revoked() {
     let item = &listed["items"][0];
     assert_eq!(
         (&listed["schema"], &item["state"]),
-        (&"podmesh.tokens/v1".into(), &"valid".into())
+        (&"podmesh.tokens/v1".into(), &"not-expired".into())
     );
     let record = std::fs::read_to_string(desk.lab("tokens.json")).unwrap();
     let seed = text.parse::<JoinToken>().unwrap();
@@ -171,7 +170,7 @@ fn tokens_are_listed_without_their_secrets_and_can_be_revoked() {
     assert!(!record.contains(&seed));
     let id = item["id"].as_str().unwrap();
     let out = desk.at("revocation");
-    desk.good(&["token", "revoke", &id[..6], "--out", &out]);
+    desk.good(&["token", "revoke", &id[..6], "--yes", "--out", &out]);
     let said = desk.network().verify(&statement(Path::new(&out))).unwrap();
     let revoked =
         matches!(said, RootStatement::RevokeToken { token, .. } if token.to_string() == id);
@@ -290,7 +289,7 @@ fn statements_reach_meshd_or_a_planet_signed() {
     let (_meshd, kept) = collector(&desk.socket());
     let (_planet, kept_by_planet) = collector(&desk.path("planet.sock"));
     let (node, planet) = ("cd".repeat(32), desk.at("planet.sock"));
-    desk.good(&["node", "revoke", &node]);
+    desk.good(&["node", "revoke", &node, "--yes"]);
     desk.good(&["node", "resolve", &node]);
     desk.good(&[
         "peer",
@@ -303,7 +302,14 @@ fn statements_reach_meshd_or_a_planet_signed() {
         "--endpoint",
         "192.0.2.1:51820",
     ]);
-    desk.good(&["peer", "remove-external", KEY, "--planet-socket", &planet]);
+    desk.good(&[
+        "peer",
+        "remove-external",
+        KEY,
+        "-y",
+        "--planet-socket",
+        &planet,
+    ]);
     let network = desk.network();
     let said = kept.lock().unwrap();
     let said: Vec<RootStatement> = said
@@ -333,7 +339,7 @@ fn planets_change_by_new_editions_that_need_no_new_join() {
         format!("b={}@[2001:db8::1]:7077", "cd".repeat(32)),
     );
     desk.good(&["network", "add-planet", &new]);
-    desk.good(&["network", "retire-planet", "planet-1"]);
+    desk.good(&["network", "retire-planet", "planet-1", "--yes"]);
     let third = format!("c={}@planet.example.org:443", "ef".repeat(32));
     desk.good(&["network", "add-planet", &third, "--replaces", "b"]);
     for (number, said) in kept.lock().unwrap().iter().enumerate() {
@@ -364,7 +370,7 @@ fn of_several_statement_files_the_good_ones_are_published() {
     let desk = Desk::with_network();
     let (_daemon, kept) = collector(&desk.socket());
     let good = desk.at("good");
-    desk.good(&["node", "revoke", &"cd".repeat(32), "--out", &good]);
+    desk.good(&["node", "revoke", &"cd".repeat(32), "--yes", "--out", &good]);
     let bad = desk.write("bad", "podmesh-statement1-AAAA");
     assert_eq!(desk.run(&["network", "publish", &good, &bad]).code, 9);
     assert_eq!(desk.run(&["network", "publish", &bad, &bad]).code, 1);

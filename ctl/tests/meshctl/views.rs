@@ -84,7 +84,7 @@ fn no_control_byte_of_a_peer_reaches_the_terminal() {
         &["ping", "x", "-c", "1"],
         &["ping", "x", "-c", "1", "--json"],
         &["wait", "--for", "cni", "--timeout", "1ms"],
-        &["leave"],
+        &["leave", "--yes"],
         &["version"],
         &["version", "--json"],
     ] {

@@ -75,7 +75,7 @@ pub(super) fn filling_up(stand: &Stand<'_>) -> Result<Said> {
             .any(|view| view.message.contains("No space"))
     })?;
     ensure!(after.node == before, "{before:?} became {:?}", after.node);
-    node.meshctl(&["leave"])?;
+    node.meshctl(&["leave", "--yes"])?;
     drop(meshd);
     Ok(Said {
         code: shown.status.code(),
@@ -183,7 +183,7 @@ fn change_something(stand: &Stand<'_>, node: &Node) -> Result<()> {
         .and_then(|token| token["id"].as_str())
         .context("no token is on record")?;
     let folder = text(stand.mesh().operator().folder())?;
-    node.meshctl(&["token", "revoke", id, "--dir", folder])
+    node.meshctl(&["token", "revoke", id, "--yes", "--dir", folder])
         .map(drop)
 }
 

@@ -148,7 +148,7 @@ impl<'lab> Stand<'lab> {
         let words = ["join", text(token)?, "--timeout", "4s"];
         let said = novice.meshctl_output(&words, PATIENCE)?;
         if status(novice)?.state != NodeState::NotJoined {
-            novice.meshctl(&["leave"])?;
+            novice.meshctl(&["leave", "--yes"])?;
         }
         Ok(said.into())
     }

@@ -194,7 +194,7 @@ impl<'lab> World<'lab> {
             })
         })
         .unwrap();
-        carol.meshctl(&["leave"]).unwrap();
+        carol.meshctl(&["leave", "--yes"]).unwrap();
         let token = self
             .mesh
             .operator()
@@ -375,7 +375,7 @@ impl<'lab> World<'lab> {
 
     /// The root revokes carol by bob's meshd; the planet tells nobody, the nodes tell each other.
     fn a_withheld_revocation_reaches_everybody(&self, thief: &Puppet) {
-        self.operate("bob", &["node", "revoke", "carol"]);
+        self.operate("bob", &["node", "revoke", "carol", "--yes"]);
         let others = ["alice", "bob"].map(|name| self.node(name));
         for node in others {
             wait::until("carol to be out", Duration::from_secs(10), || {

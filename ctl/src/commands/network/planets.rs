@@ -12,6 +12,8 @@ use podmesh_proto::signed::Signed;
 use crate::clock;
 use crate::commands::Context;
 use crate::commands::delivery::Delivery;
+use crate::commands::network::pull::bring_up_to_date;
+use crate::confirm::Confirm;
 use crate::operator::{Desk, Signer};
 use crate::problem::{Exit, Problem};
 
@@ -44,6 +46,8 @@ pub(crate) struct RetirePlanet {
     /// Name or key of the planet
     planet: String,
     #[command(flatten)]
+    confirm: Confirm,
+    #[command(flatten)]
     signer: Signer,
     #[command(flatten)]
     delivery: Delivery,
@@ -51,7 +55,7 @@ pub(crate) struct RetirePlanet {
 
 impl AddPlanet {
     pub(super) fn run(self, context: &Context) -> Result<Exit, Problem> {
-        let desk = self.signer.desk()?;
+        let desk = newest_desk(context, &self.signer, &self.delivery)?;
         let mut next = edition_after(desk.network())?;
         let place = match &self.replaces {
             Some(old) => retire(&mut next, old)?,
@@ -69,13 +73,21 @@ impl AddPlanet {
 
 impl RetirePlanet {
     pub(super) fn run(self, context: &Context) -> Result<Exit, Problem> {
-        let desk = self.signer.desk()?;
+        let desk = newest_desk(context, &self.signer, &self.delivery)?;
         let mut next = edition_after(desk.network())?;
         let place = retire(&mut next, &self.planet)?;
         let Some(first) = next.planets.first() else {
             return Err(Problem::usage("this is the only planet of the network")
                 .next("replace it: meshctl network add-planet NEW --replaces OLD"));
         };
+        self.confirm.ask(|| {
+            Ok(format!(
+                "Planet {} of network {} serves nobody any more: nodes leave it, what it signs from now on is \
+                 void.",
+                self.planet,
+                desk.network().name
+            ))
+        })?;
         if place == 0 {
             context
                 .screen
@@ -177,6 +189,14 @@ fn check_address(address: &str) -> Result<(), String> {
     if good { Ok(()) } else { Err(wrong) }
 }
 
+/// The folder, with the newest edition that can be asked for here.
+fn newest_desk(context: &Context, signer: &Signer, delivery: &Delivery) -> Result<Desk, Problem> {
+    let mut desk = signer.desk()?;
+    let registries = delivery.registries(context, desk.network())?;
+    bring_up_to_date(context, &mut desk, &registries)?;
+    Ok(desk)
+}
+
 fn edition_after(network: &Network) -> Result<Network, Problem> {
     let mut next = network.clone();
     next.version = next.version.saturating_add(1);
@@ -217,6 +237,9 @@ fn publish(
     desk.replace(&document)?;
     let what = format!("edition {version} of network {}", desk.network().name);
     deliver(context, delivery, &document, &what)?;
+    if !delivery.is_file() {
+        desk.folder().published()?;
+    }
     Ok(Exit::Ok)
 }
 
@@ -232,11 +255,14 @@ fn deliver(
         .map_err(|problem| {
             Problem {
         cause: format!("{what} is signed and kept, but not delivered: {}", problem.cause),
-        next: Some(
-            "meshctl network publish, on a node, with --planet-socket on a planet, or with --out"
-                .to_owned(),
-        ),
-        ..problem
+        // Whoever refuses it says what to do; who wasn't there can be tried again.
+        next: problem.next.filter(|_| problem.exit == Exit::Failed).or_else(|| {
+            Some(
+                "meshctl network publish, on a node, with --planet-socket on a planet, or with --out"
+                    .to_owned(),
+            )
+        }),
+        exit: problem.exit,
     }
         })
 }

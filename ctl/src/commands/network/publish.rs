@@ -27,9 +27,13 @@ pub(crate) struct Publish {
 impl Publish {
     pub(super) fn run(self, context: &Context) -> Result<Exit, Problem> {
         if self.files.is_empty() {
-            let (document, network) = self.place.folder()?.read()?;
+            let folder = self.place.folder()?;
+            let (document, network) = folder.read()?;
             let what = format!("edition {} of network {}", network.version, network.name);
             self.delivery.send(context, &document, &what)?;
+            if !self.delivery.is_file() {
+                folder.published()?;
+            }
             return Ok(Exit::Ok);
         }
         let mut problems = Vec::new();

@@ -38,9 +38,6 @@ pub(crate) struct Create {
     /// Group of its nodes (carried and shown, not enforced)
     #[arg(long = "group", value_name = "NAME")]
     groups: Vec<Name>,
-    /// Its nodes may relay for others
-    #[arg(long)]
-    relay: bool,
     /// Range in which its nodes may claim addresses [default: all ranges of the network]
     #[arg(long = "range", value_name = "CIDR")]
     ranges: Vec<IpNet>,
@@ -123,7 +120,8 @@ impl Create {
             uses: self.uses,
             site: self.site.clone(),
             groups,
-            relay: self.relay,
+            // No node relays for others; the field is part of what is signed.
+            relay: false,
             ranges: self.ranges.clone(),
             membership: self.membership,
             for_name: self.for_name.clone(),

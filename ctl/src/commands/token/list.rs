@@ -8,6 +8,7 @@ use crate::clock;
 use crate::commands::Context;
 use crate::operator::{Place, TokenRecord, TokenState};
 use crate::problem::{Exit, Problem};
+use crate::registry::{PlanetSocket, Registries};
 use crate::show::peers::{list, optional};
 use crate::show::quantity::{duration, relative};
 use crate::show::table::{Cell, Table};
@@ -21,19 +22,41 @@ pub(crate) struct List {
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
+    planet: PlanetSocket,
+    #[command(flatten)]
     output: Output,
 }
+
+/// A token's state with what is known of its uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// It admits further nodes.
+    Open,
+    /// It has not expired, and nobody who counts its uses was asked.
+    NotExpired,
+    /// All its uses are spent.
+    Spent,
+    Expired,
+    Revoked,
+}
+
+/// Uses that are spent, and whether that is all of them.
+type Spent = Option<(u32, bool)>;
 
 #[derive(Serialize)]
 struct TokenView<'a> {
     id: TokenId,
-    state: TokenState,
+    state: State,
     issued: String,
     expires: String,
     uses: u32,
+    /// Absent if nobody could be asked.
+    used: Option<u32>,
+    /// Whether more may be spent than `used`.
+    used_at_least: bool,
     site: Option<&'a str>,
     groups: Vec<&'a str>,
-    relay: bool,
     ranges: &'a [ipnet::IpNet],
     membership_s: Option<u64>,
     for_name: Option<&'a str>,
@@ -43,15 +66,52 @@ struct TokenView<'a> {
 
 impl List {
     pub(super) fn run(self, context: &Context) -> Result<Exit, Problem> {
-        let tokens = self.place.folder()?.open()?.tokens()?;
+        let desk = self.place.folder()?.open()?;
+        let tokens = desk.tokens()?;
+        let registries = Registries::ask(context, desk.network(), self.planet.path())?;
+        let spent = |token: &TokenRecord| registries.spent(&token.id);
         let screen = context.screen;
         if self.output.is_json() {
-            let items: Vec<TokenView<'_>> = tokens.iter().map(TokenView::from).collect();
+            let items = tokens.iter().map(|token| view(token, spent(token)));
+            let items: Vec<TokenView<'_>> = items.collect();
             screen.print_json(SCHEMA, &Items { items: &items })?;
         } else {
-            screen.print(&table(&tokens, screen))?;
+            screen.print(&table(&tokens, spent, screen))?;
+        }
+        if let Some(why) = registries.why_not().filter(|_| !tokens.is_empty()) {
+            screen.remark(&format!(
+                "how many uses are spent is unknown: {why}; run it beside meshd, or a planet (--planet-socket)"
+            ));
         }
         Ok(Exit::Ok)
+    }
+}
+
+fn state(token: &TokenRecord, spent: Spent) -> State {
+    match (token.state(clock::now()), spent) {
+        (TokenState::Revoked, _) => State::Revoked,
+        (TokenState::Expired, _) => State::Expired,
+        (TokenState::Valid, Some((used, _))) if used >= token.uses => State::Spent,
+        (TokenState::Valid, Some((_, true))) => State::Open,
+        (TokenState::Valid, _) => State::NotExpired,
+    }
+}
+
+fn uses(token: &TokenRecord, spent: Spent) -> String {
+    let of = token.uses;
+    match spent {
+        Some((used, whole)) if whole || used >= of => format!("{used} of {of}"),
+        Some((used, _)) if used > 0 => format!("at least {used} of {of}"),
+        _ => format!("unknown of {of}"),
+    }
+}
+
+fn view(token: &TokenRecord, spent: Spent) -> TokenView<'_> {
+    TokenView {
+        state: state(token, spent),
+        used: spent.map(|(used, _)| used),
+        used_at_least: spent.is_some_and(|(used, whole)| !whole && used < token.uses),
+        ..TokenView::from(token)
     }
 }
 
@@ -59,13 +119,14 @@ impl<'a> From<&'a TokenRecord> for TokenView<'a> {
     fn from(token: &'a TokenRecord) -> Self {
         Self {
             id: token.id,
-            state: token.state(clock::now()),
+            state: state(token, None),
+            used: None,
+            used_at_least: false,
             issued: token.issued.to_string(),
             expires: token.expires.to_string(),
             uses: token.uses,
             site: token.site.as_ref().map(|name| name.as_str()),
             groups: token.groups.iter().map(|name| name.as_str()).collect(),
-            relay: token.relay,
             ranges: &token.ranges,
             membership_s: token.membership,
             for_name: token.for_name.as_ref().map(|name| name.as_str()),
@@ -75,25 +136,27 @@ impl<'a> From<&'a TokenRecord> for TokenView<'a> {
     }
 }
 
-fn table(tokens: &[TokenRecord], screen: Screen) -> String {
+fn table(tokens: &[TokenRecord], spent: impl Fn(&TokenRecord) -> Spent, screen: Screen) -> String {
     let now = clock::now();
     let mut table = Table::new(&[
         "ID",
         "STATE",
         "MADE",
         "EXPIRES",
-        "USES",
+        "USED",
         "SITE",
         "GROUPS",
         "MEMBERSHIP",
         "FOR",
     ]);
     for token in tokens {
-        let (word, tone) = match token.state(now) {
-            // Whether its uses are spent only the planets know.
-            TokenState::Valid => ("not expired", Tone::Good),
-            TokenState::Expired => ("expired", Tone::Neutral),
-            TokenState::Revoked => ("revoked", Tone::Bad),
+        let spent = spent(token);
+        let (word, tone) = match state(token, spent) {
+            State::Open => ("open", Tone::Good),
+            State::NotExpired => ("not expired", Tone::Neutral),
+            State::Spent => ("spent", Tone::Neutral),
+            State::Expired => ("expired", Tone::Neutral),
+            State::Revoked => ("revoked", Tone::Bad),
         };
         let membership = token.membership.map(duration);
         table.row(vec![
@@ -101,7 +164,7 @@ fn table(tokens: &[TokenRecord], screen: Screen) -> String {
             Cell::toned(word, tone),
             relative(token.issued, now).into(),
             relative(token.expires, now).into(),
-            token.uses.to_string().into(),
+            uses(token, spent).into(),
             optional(token.site.as_ref()).into(),
             list(&token.groups).into(),
             membership.as_deref().unwrap_or("until revoked").into(),

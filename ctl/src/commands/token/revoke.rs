@@ -7,6 +7,7 @@ use podmesh_proto::network::RootStatement;
 use crate::clock;
 use crate::commands::Context;
 use crate::commands::delivery::Delivery;
+use crate::confirm::Confirm;
 use crate::operator::{Signer, TokenRecord};
 use crate::problem::{Exit, Problem};
 
@@ -15,6 +16,8 @@ use crate::problem::{Exit, Problem};
 pub(crate) struct Revoke {
     /// Id of the token, or its first digits, as `meshctl token list` shows it
     id: String,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     signer: Signer,
     #[command(flatten)]
@@ -26,6 +29,14 @@ impl Revoke {
         let desk = self.signer.desk()?;
         let mut tokens = desk.tokens()?;
         let token = self.find(&tokens)?;
+        self.confirm.ask(|| {
+            Ok(format!(
+                "Join token {} of network {} admits nobody any more, for good. Members that came by it stay; a \
+                 membership with an end is not renewed.",
+                token.short(),
+                desk.network().name
+            ))
+        })?;
         let network = desk.network().id;
         let issued = clock::now_for_signing(desk.network().issued)?;
         let said = RootStatement::RevokeToken {
