@@ -19,7 +19,7 @@ PROGRAMS := meshd meshctl planet podmesh
 DEPS := iproute2 nftables iptables netbase iputils-ping conntrack ethtool iperf3 tcpdump procps strace wireguard-go wireguard-tools python3
 DEP_COMMANDS := ip nft iptables ping conntrack ethtool iperf3 tcpdump ps strace wireguard-go wg python3
 
-.PHONY: help build deps root check test sim lab-test demo soak bench peers fuzz install uninstall clean-lab man
+.PHONY: help build deps root check test audit release-check sim lab-test demo soak bench peers fuzz install uninstall clean-lab man
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -55,6 +55,19 @@ lab-test: deps build ## the end-to-end scenarios on real NATs
 test: deps ## everything that CI runs
 	@$(CARGO) clippy --version >/dev/null 2>&1 && $(CARGO) fmt --version >/dev/null 2>&1 || { echo "== adding clippy and rustfmt to the toolchain"; rustup component add clippy rustfmt; }
 	./tests/run.sh
+
+# The database of advisories is fetched anew each time: yesterday's says nothing about today.
+audit: ## known advisories about everything in both lock files (needs the network)
+	@$(CARGO) deny --version >/dev/null 2>&1 || { echo "error: cargo-deny is missing" >&2; \
+	  echo "next: cargo install --locked cargo-deny, then make audit" >&2; exit 4; }
+	@for manifest in Cargo.toml tests/fuzz/Cargo.toml; do \
+	  $(CARGO) deny --locked --all-features --manifest-path $$manifest check --config $(CURDIR)/deny.toml advisories || { \
+	    echo "error: $$manifest has an advisory against it, or the database of advisories can't be fetched (see above)" >&2; \
+	    echo "next: cargo update -p CRATE, or run it where github.com can be reached; a release needs it green" >&2; exit 1; }; \
+	done
+	$(CARGO) deny --locked --all-features check bans licenses sources
+
+release-check: test audit ## what has to be green before a release
 
 demo: deps ## three sites, real NATs, pods; a planet dies, a node loses power
 	@echo "== building the programs (a few minutes the first time)"
