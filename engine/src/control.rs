@@ -108,7 +108,10 @@ mod tests {
             ids: vec![[0xff; 8]; 140],
         };
         assert!(ControlMessage::Held(Box::new(fullest)).encode(0).is_some());
-        let summary = Statements::default().summary(u64::MAX);
+        let summary = Statements::default().summary(podmesh_proto::statements::Edition {
+            version: u64::MAX,
+            document: [0xff; 8],
+        });
         let summary = ControlMessage::Summary(Box::new(summary));
         assert!(summary.encode(0).is_some(), "fits any tunnel");
         assert_eq!(ControlMessage::decode(&[]), None);

@@ -152,6 +152,12 @@ pub enum RequestError {
         /// Of both.
         edition: u64,
     },
+    /// A later word about the same subject, or one that is final, says the opposite.
+    #[error("it changes nothing: what the root said at {at} about the same one counts")]
+    Overtaken {
+        /// When the other was said.
+        at: podmesh_proto::time::UnixSeconds,
+    },
     /// An external peer that wants what somebody has.
     #[error("external peer {peer} can't have {wanted}: {holder} has it")]
     Held {

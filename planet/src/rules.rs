@@ -54,7 +54,7 @@ use crate::rules::bucket::Bucket;
 use crate::rules::directory::{Directory, Topic};
 use crate::rules::introductions::Introductions;
 use crate::rules::random::Random;
-use crate::rules::records::{Change, Record, RecordKey};
+use crate::rules::records::{Change, RecordKey};
 
 /// A connection that says nothing has this long to say hello.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -441,51 +441,6 @@ impl Planet {
             }
         }
         self.unsaved.extend(outdated);
-    }
-
-    fn announce(&mut self, record: &Record, now: Now) {
-        match record {
-            Record::Network(_) => {
-                self.news(Topic::Network, now.moment);
-                let nodes: Vec<NodeId> = self.books.entries().map(|(node, _)| *node).collect();
-                nodes
-                    .iter()
-                    .for_each(|node| self.announce_member(node, now));
-            }
-            Record::Statement(statement) => {
-                self.news(Topic::Statement(statement.hash()), now.moment);
-            }
-            Record::Admission(admission) => {
-                if let Ok(receipt) = admission.receipt.unverified() {
-                    self.announce_member(&receipt.node, now);
-                }
-            }
-            Record::Claim(claim) => {
-                if let Ok(receipt) = claim.receipt.unverified() {
-                    self.announce_member(&receipt.node, now);
-                }
-            }
-            Record::Renewal(renewed) => {
-                if let Ok(receipt) = renewed.receipt.unverified() {
-                    self.announce_renewal(&receipt.node, now);
-                }
-            }
-            Record::Departure(departure) => {
-                if let Ok(departure) = departure.unverified() {
-                    self.news(Topic::Left(departure.node), now.moment);
-                }
-            }
-            Record::Replaced { former, .. } => self.directory.forget_node(*former),
-            Record::Origin(_) | Record::Use { .. } | Record::Loose(_) | Record::Trusted(_) => {}
-        }
-    }
-
-    fn announce_member(&mut self, node: &NodeId, now: Now) {
-        if self.books.member(node, now.unix).is_some() {
-            self.news(Topic::Member(*node), now.moment);
-        } else {
-            self.directory.forget_node(*node);
-        }
     }
 
     fn news(&mut self, topic: Topic, now: Moment) {

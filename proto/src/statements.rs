@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{NodeId, TokenId};
 use crate::key::PublicKey;
-use crate::network::RootStatement;
+use crate::network::{Network, RootStatement};
 use crate::signed::Signed;
 use crate::time::UnixSeconds;
 
@@ -119,6 +119,15 @@ impl Statements {
         present.is_some_and(|(known, kept)| (kept.said.weight(), known) >= (said.weight(), hash))
     }
 
+    /// The statement that says the opposite about the same subject, and counts: a node can't be right and
+    /// out, and an external peer is in or out by the latest word.
+    #[must_use]
+    pub fn overtaken_by(&self, hash: &[u8; 32], said: &RootStatement) -> Option<&RootStatement> {
+        let other = self.all.get(self.subjects.get(&said.subject())?)?;
+        let opposite = std::mem::discriminant(&other.said) != std::mem::discriminant(said);
+        (opposite && self.is_over(hash, said)).then_some(&other.said)
+    }
+
     /// Keeps a verified statement, unless it [is over](Self::is_over); gives the hash of the one that it
     /// takes the place of.
     pub fn insert(
@@ -157,9 +166,9 @@ impl Statements {
         held.copied().collect()
     }
 
-    /// What to compare with another party; `edition` is the version of the network that is known.
+    /// What to compare with another party; `edition` is that of the network that is known.
     #[must_use]
-    pub fn summary(&self, edition: u64) -> Summary {
+    pub fn summary(&self, edition: Edition) -> Summary {
         let mut buckets = vec![ShortId::default(); usize::from(BUCKETS)];
         for hash in self.all.keys() {
             if let Some(digest) = buckets.get_mut(usize::from(bucket_of(hash))) {
@@ -175,7 +184,7 @@ impl Statements {
     /// The buckets in which the other party holds something else.
     #[must_use]
     pub fn differing(&self, other: &Summary) -> Vec<u8> {
-        let mine = self.summary(0);
+        let mine = self.summary(Edition::default());
         (0..BUCKETS)
             .filter(|bucket| mine.digest(*bucket) != other.digest(*bucket))
             .collect()
@@ -214,11 +223,39 @@ impl Statements {
     }
 }
 
+/// Which document of the network a party knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Edition {
+    /// Its version.
+    pub version: u64,
+    /// First bytes of its hash: the root may have signed two of one version.
+    pub document: ShortId,
+}
+
+impl Edition {
+    /// That of a network, as its root signed it.
+    #[must_use]
+    pub fn of(network: &Network, signed: &Signed<RootStatement>) -> Self {
+        Self {
+            version: network.version,
+            document: short(&signed.hash()),
+        }
+    }
+
+    /// Whether who knows `other` has something to learn from this one: it is newer, or another one of the
+    /// same version.
+    #[must_use]
+    pub fn is_news_to(&self, other: &Self) -> bool {
+        self.version > other.version
+            || (self.version == other.version && self.document != other.document)
+    }
+}
+
 /// One digest per bucket of what a party holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Version of the network that the party knows.
-    pub edition: u64,
+    /// Edition of the network that the party knows.
+    pub edition: Edition,
     buckets: Vec<ShortId>,
 }
 
@@ -381,7 +418,7 @@ mod tests {
                 there.insert(signed, said);
             }
         }
-        let differing = here.differing(&there.summary(1));
+        let differing = here.differing(&there.summary(Edition::default()));
         assert!((2..=6).contains(&differing.len()), "{differing:?}");
         let tell = |from: &Statements, to: &mut Statements, buckets: &[u8]| {
             let mut told = 0;
@@ -398,8 +435,39 @@ mod tests {
         assert_eq!(tell(&there, &mut here, &differing), 3);
         assert_eq!(tell(&here, &mut there, &differing), 3);
         assert_eq!(here, there);
-        assert_eq!(here.differing(&there.summary(1)), Vec::<u8>::new());
+        assert_eq!(
+            here.differing(&there.summary(Edition::default())),
+            Vec::<u8>::new()
+        );
         assert!(!differing.iter().any(|it| here.lacks_of(&there.held(*it))));
+    }
+
+    #[test]
+    fn an_edition_is_news_to_who_has_an_older_or_another_one() {
+        let edition = |version, byte| Edition {
+            version,
+            document: [byte; 8],
+        };
+        assert!(edition(2, 1).is_news_to(&edition(1, 1)));
+        assert!(edition(2, 1).is_news_to(&edition(2, 2)));
+        assert!(edition(2, 2).is_news_to(&edition(2, 1)));
+        assert!(!edition(2, 1).is_news_to(&edition(2, 1)));
+        assert!(!edition(2, 1).is_news_to(&edition(3, 2)));
+    }
+
+    #[test]
+    fn a_word_that_changes_nothing_is_told_from_one_that_is_known() {
+        let overtaken = |first: (Signed<RootStatement>, RootStatement),
+                         second: (Signed<RootStatement>, RootStatement)| {
+            let mut set = Statements::default();
+            set.insert(first.0, first.1);
+            set.overtaken_by(&second.0.hash(), &second.1).is_some()
+        };
+        assert!(overtaken(revoke(0, 5), resolve(9)), "out is out");
+        assert!(!overtaken(revoke(0, 5), revoke(0, 9)), "known");
+        assert!(!overtaken(resolve(5), revoke(0, 9)));
+        assert!(!overtaken(resolve(9), resolve(5)));
+        assert!(!overtaken(revoke(1, 5), resolve(9)), "another node");
     }
 
     #[test]
@@ -408,12 +476,12 @@ mod tests {
         let (signed, said) = revoke(1, 1);
         set.insert(signed, said);
         let short = Summary {
-            edition: 1,
+            edition: Edition::default(),
             buckets: vec![[1; 8]; 2],
         };
         assert!((1..=3).contains(&set.differing(&short).len()));
         let long = Summary {
-            edition: 1,
+            edition: Edition::default(),
             buckets: vec![[0; 8]; 400],
         };
         assert_eq!(set.differing(&long).len(), 1);

@@ -304,7 +304,12 @@ impl Engine {
 /// under the same number, and nobody's place is given to a second one.
 fn may_take(members: &Members, statement: &Signed<RootStatement>) -> Result<(), RequestError> {
     let known = members.network();
-    match known.verify(statement)? {
+    let said = known.verify(statement)?;
+    if let Some(other) = members.statements().overtaken_by(&statement.hash(), &said) {
+        let at = other.issued();
+        return Err(RequestError::Overtaken { at });
+    }
+    match said {
         RootStatement::Network(given) if given.version < known.version => {
             Err(RequestError::Older {
                 given: given.version,

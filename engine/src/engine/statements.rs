@@ -11,7 +11,7 @@ use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::planet_api::{NodeMessage, OLDEST_PROTOCOL};
 use podmesh_proto::signed::Signed;
-use podmesh_proto::statements::{BUCKETS, Held, Statements, Summary};
+use podmesh_proto::statements::{BUCKETS, Edition, Held, Statements, Summary};
 use podmesh_proto::time::{Moment, Now};
 
 use crate::control::{ControlMessage, MAX_CONTROL};
@@ -90,7 +90,7 @@ impl Engine {
         let Some(members) = &self.members else {
             return;
         };
-        let newer = summary.edition < members.network().version;
+        let newer = edition(members).is_news_to(&summary.edition);
         let network = newer.then(|| Box::new(members.network_statement().clone()));
         let with = self.comparing.planets.entry(planet).or_default();
         with.summary = Some(summary);
@@ -142,7 +142,7 @@ impl Engine {
     /// What is said to a member whose path has just come up: enough to compare with.
     pub(super) fn own_summary(&self) -> Option<ControlMessage> {
         let members = self.members.as_ref()?;
-        let summary = members.statements().summary(members.network().version);
+        let summary = members.statements().summary(edition(members));
         Some(ControlMessage::Summary(Box::new(summary)))
     }
 
@@ -151,7 +151,7 @@ impl Engine {
         let Some(members) = &self.members else {
             return;
         };
-        let newer = summary.edition < members.network().version;
+        let newer = edition(members).is_news_to(&summary.edition);
         let network = newer.then(|| Box::new(members.network_statement().clone()));
         let differs = !members.statements().differing(&summary).is_empty();
         if let Some(network) = network
@@ -407,6 +407,10 @@ fn portions(held: impl Iterator<Item = Held>) -> Vec<Vec<Held>> {
     portions
 }
 
+fn edition(members: &Members) -> Edition {
+    Edition::of(members.network(), members.network_statement())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -486,7 +490,10 @@ mod tests {
         for statement in &all[..2_990] {
             theirs.insert(statement.clone(), statement.unverified().unwrap());
         }
-        let first = planet_says(&mut world, PlanetMessage::Summary(theirs.summary(1)));
+        let first = planet_says(
+            &mut world,
+            PlanetMessage::Summary(theirs.summary(Edition::default())),
+        );
         let (mut differing, mut messages) = (Vec::new(), 0);
         for message in first {
             messages += 1;

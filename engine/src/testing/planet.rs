@@ -17,7 +17,7 @@ use podmesh_proto::planet_api::{
 use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
 use podmesh_proto::renewal::{RenewalReceipt, RenewalRequest, Renewed};
 use podmesh_proto::signed::Signed;
-use podmesh_proto::statements::{Held, Statements};
+use podmesh_proto::statements::{Edition, Held, Statements};
 
 use super::Keys;
 use super::world::{DELAY, PLANET, World, address_of};
@@ -218,7 +218,7 @@ impl World {
             }),
         );
         if member {
-            let summary = Statements::default().summary(0);
+            let summary = Statements::default().summary(Edition::default());
             self.planet_says(node, PlanetMessage::Summary(summary));
             let told = self.planet.told.get(&node).copied().unwrap_or(0);
             let records = self.planet.log.iter().skip(told).cloned().collect();

@@ -12,7 +12,7 @@ use podmesh_proto::id::NodeId;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::planet_api::PlanetMessage;
 use podmesh_proto::signed::Signed;
-use podmesh_proto::statements::{BUCKETS, Held};
+use podmesh_proto::statements::{BUCKETS, Edition, Held};
 use podmesh_proto::time::{Moment, Now};
 
 use crate::rules::bucket::Bucket;
@@ -115,7 +115,8 @@ impl Planet {
         if !self.compares(connection) {
             return;
         }
-        let summary = self.books.statements().summary(self.books.network.version);
+        let edition = Edition::of(&self.books.network, &self.books.network_statement);
+        let summary = self.books.statements().summary(edition);
         let version = self.directory.cursor().version;
         if let Some(known) = self.connections.get_mut(&connection) {
             known.comparing.summarized = version;

@@ -123,6 +123,18 @@ impl Planet {
         statement: &Signed<RootStatement>,
     ) -> Result<(Vec<Change>, Event), Refusal> {
         let judged = self.judge_statement(statement)?;
+        let books = self.books.statements();
+        if let Ok(said) = statement.unverified()
+            && let Some(other) = books.overtaken_by(&statement.hash(), &said)
+        {
+            let reason = format!(
+                "{}: it changes nothing, a {} of {} counts",
+                kind(&said),
+                kind(other),
+                other.issued()
+            );
+            return Err(refuse(RefusalCode::Conflict, reason));
+        }
         if let Ok(RootStatement::External(peer)) = statement.unverified()
             && !judged.0.is_empty()
             && let Some((holder, what)) = self.books.held_against(&peer)

@@ -8,6 +8,7 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
 use crate::rules::directory::Topic;
+use crate::rules::records::Record;
 use crate::rules::{COALESCE, ConnectionId, Planet, Told};
 
 /// Bytes of records in one update, below the limit of a message by a good margin.
@@ -31,6 +32,52 @@ enum News {
 }
 
 impl Planet {
+    /// A record is in the books: who hears of it hears of what it means.
+    pub(super) fn announce(&mut self, record: &Record, now: Now) {
+        match record {
+            Record::Network(_) => {
+                self.news(Topic::Network, now.moment);
+                let nodes: Vec<NodeId> = self.books.entries().map(|(node, _)| *node).collect();
+                nodes
+                    .iter()
+                    .for_each(|node| self.announce_member(node, now));
+            }
+            Record::Statement(statement) => {
+                self.news(Topic::Statement(statement.hash()), now.moment);
+            }
+            Record::Admission(admission) => {
+                if let Ok(receipt) = admission.receipt.unverified() {
+                    self.announce_member(&receipt.node, now);
+                }
+            }
+            Record::Claim(claim) => {
+                if let Ok(receipt) = claim.receipt.unverified() {
+                    self.announce_member(&receipt.node, now);
+                }
+            }
+            Record::Renewal(renewed) => {
+                if let Ok(receipt) = renewed.receipt.unverified() {
+                    self.announce_renewal(&receipt.node, now);
+                }
+            }
+            Record::Departure(departure) => {
+                if let Ok(departure) = departure.unverified() {
+                    self.news(Topic::Left(departure.node), now.moment);
+                }
+            }
+            Record::Replaced { former, .. } => self.directory.forget_node(*former),
+            Record::Origin(_) | Record::Use { .. } | Record::Loose(_) | Record::Trusted(_) => {}
+        }
+    }
+
+    pub(super) fn announce_member(&mut self, node: &NodeId, now: Now) {
+        if self.books.member(node, now.unix).is_some() {
+            self.news(Topic::Member(*node), now.moment);
+        } else {
+            self.directory.forget_node(*node);
+        }
+    }
+
     pub(super) fn tell_all(&mut self, now: Now) {
         let members: Vec<ConnectionId> = self
             .connections
