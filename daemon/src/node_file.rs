@@ -68,7 +68,12 @@ impl NodeFiles {
                 Err(cause) => trouble.push(format!("can't write {}: {cause}", path.display())),
             };
         for path in [&self.runtime, &self.state] {
-            note(path, replace_file(path, &bytes));
+            // A disk that takes nothing may have it already.
+            let outcome = match fs::read(path) {
+                Ok(there) if there == bytes => Ok(()),
+                _ => replace_file(path, &bytes),
+            };
+            note(path, outcome);
         }
         if let Some(path) = &self.subnet_env
             && let Some(text) = subnet_env(file)

@@ -27,7 +27,7 @@ use podmesh_kernel::process;
 use podmesh_kernel::tun::{TunDevice, TunQueue};
 use podmesh_proto::id::PlanetId;
 use podmesh_proto::local_api::{Failure, NodeState};
-use podmesh_proto::time::Now;
+use podmesh_proto::time::{Moment, Now};
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -59,6 +59,8 @@ const HELPERS: usize = 2;
 const BUDGET: usize = 64;
 /// Deadlines of requests and the device's presence are looked at this often.
 const TICK: Duration = Duration::from_secs(1);
+/// What the disk has refused is tried again this often.
+const NEXT_TRY: Duration = Duration::from_secs(5);
 /// For closing connections and for the disk, when meshd ends.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 const LAST_WRITE: Duration = Duration::from_secs(3);
@@ -80,6 +82,10 @@ struct Node {
     /// Why the last join failed, and what to do.
     join_trouble: Option<Failure>,
     ledger: LedgerNews,
+    /// A join without a person failed for a reason that passes.
+    join_waits: bool,
+    /// When what the disk refused is tried again.
+    next_try: Moment,
     identity: Identity,
     /// Bytes, of the interface.
     mtu: u32,
@@ -106,11 +112,16 @@ struct Inputs {
     heirs: mpsc::Receiver<Heir>,
 }
 
-/// Runs a node until a signal asks it to end.
+/// Runs a node until a signal asks it to end. What the service manager has kept open stays open until
+/// nothing of the start can fail any more, for the next try.
 ///
 /// # Errors
 /// Why it can't start; one sentence.
-pub(crate) fn serve(cli: &Cli, config: Config) -> Result<(), StartFailure> {
+pub(crate) fn serve(
+    cli: &Cli,
+    config: &Config,
+    has: (&Service, &mut Descriptors),
+) -> Result<(), StartFailure> {
     if let Err(error) = process::forbid_dumps() {
         tracing::debug!(reason = %error, "core files are not forbidden");
     }
@@ -123,7 +134,7 @@ pub(crate) fn serve(cli: &Cli, config: Config) -> Result<(), StartFailure> {
     let own = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let outcome = live(cli, &config, (&helpers, &own));
+    let outcome = live(cli, config, has, (&helpers, &own));
     // Whatever still hangs, a name's resolution for example, must not hold up the end.
     helpers.shutdown_background();
     outcome
@@ -133,15 +144,17 @@ pub(crate) fn serve(cli: &Cli, config: Config) -> Result<(), StartFailure> {
 fn live(
     cli: &Cli,
     config: &Config,
+    (service, kept): (&Service, &mut Descriptors),
     (helpers, own): (&Runtime, &Runtime),
 ) -> Result<(), StartFailure> {
-    let service = Service::from_environment();
     let mtu = helpers.block_on(device_mtu::choose(config));
-    let mut inherited = start::inherit(cli, config)?;
+    let mut inherited = start::inherit(cli, config, kept)?;
     loop {
-        let has = (inherited.descriptors, &service);
+        let has = (inherited.descriptors, service);
         let (node, inputs) = helpers.block_on(start::prepare(cli, config, mtu, has))?;
-        let life = decide(node, inputs, (inherited.predecessor, &service));
+        *kept = Descriptors::default();
+        service.begun();
+        let life = decide(node, inputs, (inherited.predecessor, service));
         let Some(descriptors) = own.block_on(life)? else {
             return Ok(());
         };
@@ -222,8 +235,9 @@ impl Node {
     /// node that was put out must hold, its engine says.
     fn clear_host_unless_member(&self) {
         let status = self.engine.status(clock::now());
+        let id = self.identity.is_kept().then(|| self.engine.node_id());
         tracing::info!(
-            node = self.engine.node_id().short(),
+            node = id.map(|id| id.short()),
             device = self.config.device,
             port = self.shards.shared().sockets.ports().first().copied(),
             state = ?status.state,
@@ -304,6 +318,13 @@ impl Node {
             self.host.look();
         }
         self.expire_requests();
+        if self.next_try <= clock::now().moment {
+            self.next_try = clock::now().moment + NEXT_TRY;
+            self.identity.try_again();
+            if std::mem::take(&mut self.join_waits) {
+                self.join_unattended();
+            }
+        }
     }
 
     /// Somebody deleted the interface: makes it anew and gives its queues to the shards.
@@ -345,6 +366,8 @@ impl Node {
             self.do_output(output);
         }
         if self.engine.take_moved() {
+            // No generation may be left that names the keys which are about to go.
+            self.held.wait_for(self.writer.outdate());
             self.do_in_order(Effect::KeysMoved);
         }
     }
@@ -352,7 +375,14 @@ impl Node {
     fn do_output(&mut self, output: Output) {
         match output {
             Output::Transmit(datagram) => self.transmit(&datagram),
-            Output::Planet { planet, message } => self.do_in_order(Effect::Planet(planet, message)),
+            Output::Planet { planet, message } => {
+                let effect = if self.brings_new_keys(&message) {
+                    Effect::NewKeys(planet, message)
+                } else {
+                    Effect::Planet(planet, message)
+                };
+                self.do_in_order(effect);
+            }
             Output::JoinDone(outcome) => self.do_in_order(Effect::JoinDone(outcome)),
             Output::Planets(planets) => self.do_in_order(Effect::Planets(planets)),
             Output::Reconnect(planet) => self.reconnect(planet),
@@ -399,17 +429,26 @@ impl Node {
     fn take_progress(&mut self, progress: &Progress) {
         let helpers = self.helpers.clone();
         let _there = helpers.enter();
-        for effect in self.held.release(progress.number) {
+        for effect in self.held.release(progress) {
             self.do_effect(effect);
+        }
+        if let Some(trouble) = &progress.trouble
+            && self.held.holds_keys()
+        {
+            self.postpone_rotation(trouble);
         }
     }
 
     fn do_effect(&mut self, effect: Effect) {
         match effect {
-            Effect::Planet(planet, message) => self.links.send(planet, *message),
+            Effect::Planet(planet, message) | Effect::NewKeys(planet, message) => {
+                self.links.send(planet, *message);
+            }
             Effect::Planets(planets) => self.links.keep(planets),
             Effect::JoinDone(outcome) => self.finish_join(outcome),
+            Effect::TokenUsed => self.let_token_go(),
             Effect::KeysMoved => self.finish_rotation(),
+            Effect::Left(answer, untold) => self.finish_leave(answer, &untold),
             Effect::ForgetKeys(answer, untold) => self.forget_keys(answer, &untold),
         }
     }

@@ -1,6 +1,7 @@
 //! The service manager's side: readiness, watchdog, credentials. The only place that reads the
 //! environment.
 
+use std::cell::Cell;
 use std::env;
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
@@ -19,6 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub(crate) struct Service {
     socket: Option<UnixDatagram>,
     has_watchdog: bool,
+    has_begun: Cell<bool>,
 }
 
 impl Service {
@@ -29,6 +31,7 @@ impl Service {
         Self {
             socket,
             has_watchdog,
+            has_begun: Cell::new(false),
         }
     }
 
@@ -37,9 +40,27 @@ impl Service {
         self.socket.is_some()
     }
 
+    /// The node lives: whatever fails from now on is no failed start.
+    pub(crate) fn begun(&self) {
+        self.has_begun.set(true);
+    }
+
+    /// Whether it does, or did.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun.get()
+    }
+
+    /// Why meshd hasn't started yet, for `systemctl status`.
+    pub(crate) fn waiting(&self, reason: &str) {
+        self.say(&format!(
+            "STATUS=can't start yet: {}",
+            reason.replace('\n', " ")
+        ));
+    }
+
     /// meshd has started.
     pub(crate) fn ready(&self) {
-        self.say("READY=1");
+        self.say("READY=1\nSTATUS=");
     }
 
     /// meshd still works; said far more often than any sensible watchdog wants to hear it.

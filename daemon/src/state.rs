@@ -60,13 +60,7 @@ impl StateDir {
                 wanted: 0o700,
             });
         }
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path.join(LOCK_FILE))
-            .map_err(unusable)?;
+        let lock = open_lock(path).map_err(unusable)?;
         let dir = Self {
             path: path.to_owned(),
             lock,
@@ -99,6 +93,19 @@ impl StateDir {
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// The file that is locked, for writing or not: a disk that takes nothing keeps nobody off the mesh. Where
+/// there is none and none can be made, the folder itself.
+fn open_lock(folder: &Path) -> io::Result<File> {
+    let path = folder.join(LOCK_FILE);
+    let mut options = OpenOptions::new();
+    let made = options.write(true).create(true).truncate(false).mode(0o600);
+    match made.open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        Err(_) => File::open(&path).or_else(|_| File::open(folder)),
+        Ok(file) => Ok(file),
     }
 }
 
@@ -158,7 +165,7 @@ pub(crate) enum StateError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        damage: &'static str,
+        damage: String,
     },
     /// Written by a later version of the program.
     #[error(

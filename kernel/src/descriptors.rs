@@ -39,6 +39,18 @@ impl Descriptors {
         self.0.is_empty()
     }
 
+    /// The same open files again, under numbers of their own.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let all = self.0.iter();
+        all.map(|(name, open)| Ok((name.clone(), open.try_clone()?)))
+            .collect::<io::Result<_>>()
+            .map(Self)
+    }
+
     /// Takes the one of this name.
     pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
         self.0.remove(name)

@@ -1,6 +1,6 @@
 //! The command line of `planet`.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use podmesh_proto::id::Name;
-use tracing_subscriber::EnvFilter;
+use podmesh_service::log;
+use podmesh_service::start::{Brake, patiently};
 
 use crate::admin::{self, Request, Response};
 use crate::config::{Config, RUNTIME_DIR, STATE_DIR, Service};
@@ -18,9 +19,6 @@ use crate::rules::records::Origin;
 use crate::rules::view::PlanetStatus;
 use crate::run;
 use crate::store::{DiskStore, StoreError, write_private};
-
-/// What a directive of the log's filter may say without a target.
-const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// The root server of a podmesh network: admits nodes, tells them about each other, introduces them
 /// and relays for them. It can't read their traffic and can't add a member.
@@ -54,23 +52,7 @@ enum Command {
         place: Place,
     },
     /// Serve until told to stop
-    Run {
-        /// Configuration file [default: /etc/podmesh/planet.toml, which may be missing]
-        #[arg(long)]
-        config: Option<PathBuf>,
-        /// Where the planet keeps its key and its books [default: /var/lib/podmesh-planet]
-        #[arg(long)]
-        state_dir: Option<PathBuf>,
-        /// Where the planet has its local socket [default: /run/podmesh-planet]
-        #[arg(long)]
-        runtime_dir: Option<PathBuf>,
-        /// UDP address and port, by default port 7077 of all addresses
-        #[arg(long)]
-        listen: Option<SocketAddr>,
-        /// Filter of the log
-        #[arg(long)]
-        log: Option<String>,
-    },
+    Run(Run),
     /// Show the running planet and its members
     Status {
         #[command(flatten)]
@@ -113,6 +95,25 @@ enum Command {
     },
 }
 
+#[derive(Debug, Clone, clap::Args)]
+struct Run {
+    /// Configuration file [default: /etc/podmesh/planet.toml, which may be missing]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where the planet keeps its key and its books [default: /var/lib/podmesh-planet]
+    #[arg(long)]
+    state_dir: Option<PathBuf>,
+    /// Where the planet has its local socket [default: /run/podmesh-planet]
+    #[arg(long)]
+    runtime_dir: Option<PathBuf>,
+    /// UDP address and port, by default port 7077 of all addresses
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Filter of the log
+    #[arg(long)]
+    log: Option<String>,
+}
+
 #[derive(Debug, clap::Args)]
 struct State {
     /// Where the planet keeps its key and its books
@@ -147,20 +148,7 @@ impl Cli {
                 print(&identity::read(&state.state_dir)?.planet_id().to_string())
             }
             Command::Adopt { file, place } => adopt(&file, &place),
-            Command::Run {
-                config,
-                state_dir,
-                runtime_dir,
-                listen,
-                log,
-            } => {
-                let mut loaded = Config::load(config.as_deref())?;
-                loaded.state_dir = state_dir.unwrap_or(loaded.state_dir);
-                loaded.runtime_dir = runtime_dir.unwrap_or(loaded.runtime_dir);
-                loaded.listen = listen.unwrap_or(loaded.listen);
-                loaded.log = log.unwrap_or(loaded.log);
-                serve(loaded)
-            }
+            Command::Run(run) => run.execute(),
             Command::Status { runtime, json } => status(&runtime.runtime_dir, json),
             Command::Statement { file, place } => {
                 let planet = identity::read(&place.state.state_dir)?.planet_id();
@@ -253,31 +241,45 @@ fn restore(file: &Path, state_dir: &Path) -> Result<(), Problem> {
     print("restored; once it runs, the planet asks its members for what came after the backup")
 }
 
-fn serve(config: Config) -> Result<(), Problem> {
-    // A bare word that is no level would be taken for a target, and silence everything else.
-    let bare = config.log.split(',').map(str::trim);
-    let mut bare = bare.filter(|word| !word.contains(['=', '[']));
-    if let Some(word) = bare.find(|word| !LEVELS.contains(&word.to_ascii_lowercase().as_str())) {
-        let message = format!(
-            "log = {} is not possible; '{word}' is no level; use {}, or target=level",
-            config.log,
-            LEVELS.join(", ")
+impl Run {
+    /// A planet that a service manager starts has patience with what keeps it from starting; a person
+    /// who starts one wants to know.
+    fn execute(self) -> Result<(), Problem> {
+        let service = Service::from_environment();
+        let attempt = || self.config().and_then(|config| serve(config, &service));
+        if !service.is_there() {
+            return attempt();
+        }
+        let brake = Brake::pull();
+        let outcome = patiently(
+            attempt,
+            || !service.has_begun(),
+            |problem| {
+                service.say(&format!("STATUS=can't start yet: {problem}"));
+                let message = format!("can't start yet, and tries again: {problem}");
+                log::complain("planet", &message);
+            },
         );
-        return Err(Problem::new(USAGE, message));
+        if outcome.is_ok() {
+            brake.forgive();
+        }
+        outcome
     }
-    let filter = EnvFilter::try_new(&config.log).map_err(|error| {
-        let message = format!(
-            "log = {} is not possible: {error}; use a level such as info",
-            config.log
-        );
-        Problem::new(USAGE, message)
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
-    let service = Service::from_environment();
+
+    /// The file's, under what the command line says.
+    fn config(&self) -> Result<Config, Problem> {
+        let mut loaded = Config::load(self.config.as_deref())?;
+        let own = self.clone();
+        loaded.state_dir = own.state_dir.unwrap_or(loaded.state_dir);
+        loaded.runtime_dir = own.runtime_dir.unwrap_or(loaded.runtime_dir);
+        loaded.listen = own.listen.unwrap_or(loaded.listen);
+        loaded.log = own.log.unwrap_or(loaded.log);
+        Ok(loaded)
+    }
+}
+
+fn serve(config: Config, service: &Service) -> Result<(), Problem> {
+    log::start(&config.log, "").map_err(|message| Problem::new(USAGE, message))?;
     guard_against_panics(&config.state_dir);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     tokio::runtime::Builder::new_multi_thread()
@@ -285,7 +287,7 @@ fn serve(config: Config) -> Result<(), Problem> {
         .enable_all()
         .build()
         .map_err(|error| Problem::failed(error.to_string()))?
-        .block_on(run::run(config, &service))
+        .block_on(run::run(config, service))
 }
 
 fn status(runtime_dir: &Path, json: bool) -> Result<(), Problem> {

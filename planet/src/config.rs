@@ -1,6 +1,7 @@
 //! The configuration file, parsed once into a [`Config`], and the little that comes from the
 //! environment (nothing but what the service manager says).
 
+use std::cell::Cell;
 use std::env;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -174,6 +175,7 @@ pub struct Service {
     socket: Option<UnixDatagram>,
     /// Between two signs of life.
     watchdog: Option<Duration>,
+    has_begun: Cell<bool>,
 }
 
 impl Service {
@@ -200,7 +202,29 @@ impl Service {
         let watchdog = interval
             .and_then(|interval| interval.parse().ok())
             .map(|interval: u64| Duration::from_micros(interval) / 3);
-        Self { socket, watchdog }
+        Self {
+            socket,
+            watchdog,
+            has_begun: Cell::new(false),
+        }
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// The planet has started: whatever fails from now on is no failed start.
+    pub fn ready(&self) {
+        self.has_begun.set(true);
+        self.say("READY=1\nSTATUS=");
+    }
+
+    /// Whether it has.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.has_begun.get()
     }
 
     /// How often it wants to hear that the planet is alive.

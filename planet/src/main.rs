@@ -1,10 +1,10 @@
 //! The `planet` program. Everything is in the library; here are only the two ends of the process.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use podmesh_planet::cli::Cli;
+use podmesh_service::log;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     match cli.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            let _ = writeln!(std::io::stderr(), "planet: {problem}");
+            log::complain("planet", &problem.to_string());
             ExitCode::from(problem.code)
         }
     }

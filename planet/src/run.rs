@@ -47,7 +47,7 @@ pub async fn run(config: Config, service: &Service) -> Result<(), Problem> {
     let (asking, mut questions) = mpsc::channel(QUESTIONS);
     let admin = tokio::spawn(admin.serve(asking));
     let mut stop = Stop::new()?;
-    service.say("READY=1");
+    service.ready();
     let clock = Clock::start();
     let Some((books, store)) = network(store, &key, (&mut questions, &mut stop, service)).await?
     else {

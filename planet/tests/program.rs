@@ -11,6 +11,7 @@ mod story;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -154,6 +155,62 @@ impl Drop for Place {
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn a_service_whose_start_fails_for_a_while_starts_as_soon_as_it_can() {
+    let place = Place::new();
+    fs::create_dir_all(place.runtime()).unwrap();
+    fs::set_permissions(place.runtime(), fs::Permissions::from_mode(0o700)).unwrap();
+    let ear = UnixDatagram::bind(place.folder.join("notify")).unwrap();
+    ear.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let hear = || {
+        let mut bytes = [0; 4_096];
+        let length = ear.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    };
+    let store = place.state().join("planet.redb");
+    let aside = place.folder.join("aside");
+    let address = place.address;
+    let taken = std::cell::RefCell::new(None);
+    type Step<'a> = &'a dyn Fn();
+    let faults: [(&str, Step<'_>, Step<'_>); 3] = [
+        ("no planet in", &|| {}, &|| drop(place.succeed(&["init"]))),
+        (
+            "can't listen on",
+            &|| *taken.borrow_mut() = Some(UdpSocket::bind(address).unwrap()),
+            &|| drop(taken.borrow_mut().take()),
+        ),
+        (
+            "can't use",
+            &|| {
+                fs::rename(&store, &aside).unwrap();
+                fs::create_dir(&store).unwrap();
+            },
+            &|| {
+                fs::remove_dir(&store).unwrap();
+                fs::rename(&aside, &store).unwrap();
+            },
+        ),
+    ];
+    for (word, begin, end) in faults {
+        begin();
+        let log = fs::File::create(place.folder.join("log")).unwrap();
+        let mut running = place
+            .command(&["run", "--listen", &address.to_string()])
+            .env("NOTIFY_SOCKET", place.folder.join("notify"))
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let said = hear();
+        assert!(said.starts_with("STATUS=") && said.contains(word), "{said}");
+        end();
+        while !hear().starts_with("READY=1") {}
+        let log = fs::read_to_string(place.folder.join("log")).unwrap();
+        assert_eq!(log.matches("can't start yet").count(), 1, "{log}");
+        running.kill().unwrap();
+        running.wait().unwrap();
+    }
 }
 
 #[test]

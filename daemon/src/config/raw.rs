@@ -13,7 +13,6 @@ use serde::Deserialize;
 use super::error::wrong;
 use super::{Config, ConfigError, TUNNELS};
 use crate::device_mtu;
-use crate::logs;
 use crate::offloads::OffloadSet;
 
 const MAX_SHARDS: usize = 64;
@@ -104,7 +103,7 @@ impl Raw {
                 "use 1024 to 65535, or 0 for a random one",
             ));
         }
-        logs::check(&self.log).map_err(|reason| ConfigError::Log {
+        podmesh_service::log::check(&self.log).map_err(|reason| ConfigError::Log {
             filter: self.log.chars().flat_map(char::escape_default).collect(),
             reason,
         })?;

@@ -15,6 +15,8 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::Node;
+use super::durable::Effect;
+use super::rotation::MAKE_ROOM;
 use crate::local_socket::failed;
 use crate::{clock, overlap, service};
 
@@ -97,7 +99,11 @@ impl Node {
 
     /// Hands a checked join to the engine.
     pub(super) fn take_checked(&mut self, checked: Checked) {
+        let by_itself = checked.answer.is_none();
         let begun = checked.outcome.and_then(|()| {
+            self.join_waits = by_itself;
+            self.prepare_disk()?;
+            self.join_waits = false;
             self.engine
                 .handle_join(&checked.token, checked.name, clock::now())
                 .map_err(|error| refused(&error))
@@ -129,9 +135,7 @@ impl Node {
                 );
                 tracing::info!("{message}");
                 self.join_trouble = None;
-                if let Some(file) = &self.config.join_token_file {
-                    let_go(file);
-                }
+                self.do_in_order(Effect::TokenUsed);
                 Response::Done { message }
             }
             Err(error) => {
@@ -142,6 +146,31 @@ impl Node {
             }
         };
         self.waiting.finish_joins(&response);
+    }
+
+    /// The keys are on disk before anybody hears of them, and a membership that would be gone after a
+    /// restart is not asked for.
+    fn prepare_disk(&mut self) -> Result<(), Failure> {
+        let refusal = match self.disk_trouble() {
+            None => self.identity.keep().err().map(|error| error.to_string()),
+            trouble => trouble,
+        };
+        refusal.map_or(Ok(()), |reason| {
+            Err(Failure {
+                code: FailureCode::Failed,
+                message: format!(
+                    "not joining, as the disk can't be written and the membership would be lost: {reason}"
+                ),
+                next: Some(format!("{MAKE_ROOM}, then join again")),
+            })
+        })
+    }
+
+    /// The membership is on disk: nobody needs the token any more.
+    pub(super) fn let_token_go(&self) {
+        if let Some(file) = &self.config.join_token_file {
+            let_go(file);
+        }
     }
 
     fn node_name(&self, asked: Option<Name>) -> Result<Name, String> {

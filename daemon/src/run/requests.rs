@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::Node;
+use super::durable::Effect;
+use super::rotation::MAKE_ROOM;
 use crate::clock;
 use crate::local_socket::{Asked, failed};
 
@@ -83,7 +85,10 @@ impl Node {
                 self.leave_and_forget_keys(asked.answer);
                 return;
             }
-            Request::Leave { forget_keys: false } => self.leave(now),
+            Request::Leave { forget_keys: false } => {
+                self.leave(asked.answer, now);
+                return;
+            }
             Request::Statement { statement } => self.take_statement(&statement),
             Request::Network => self.network(),
             Request::Ledger { trouble } => self.take_ledger_news(trouble),
@@ -105,19 +110,40 @@ impl Node {
         }
     }
 
-    fn leave(&mut self, now: Now) -> Response {
+    fn leave(&mut self, answer: oneshot::Sender<Response>, now: Now) {
         let untold = self.untold();
         match self.engine.handle_leave(now) {
-            Ok(()) => done(&format!(
+            Ok(()) => {
+                self.do_outputs();
+                self.do_in_order(Effect::Left(answer, untold));
+            }
+            // Nothing to wait for: a check's exit code would be wrong.
+            Err(error) => {
+                let _ = answer.send(Response::Failed(Failure {
+                    code: FailureCode::Failed,
+                    message: error.to_string(),
+                    next: Some("nothing to leave; `meshctl join` enters a network".to_owned()),
+                }));
+            }
+        }
+    }
+
+    /// That the node has left is on disk, or can't be written there.
+    pub(super) fn finish_leave(&self, answer: oneshot::Sender<Response>, untold: &str) {
+        let response = match self.disk_trouble() {
+            None => done(&format!(
                 "left the network; the keys stay, coming back needs a valid token{untold}"
             )),
-            // Nothing to wait for: a check's exit code would be wrong.
-            Err(error) => Response::Failed(Failure {
+            Some(trouble) => Response::Failed(Failure {
                 code: FailureCode::Failed,
-                message: error.to_string(),
-                next: Some("nothing to leave; `meshctl join` enters a network".to_owned()),
+                message: format!(
+                    "left the network{untold}; but the disk can't be written ({trouble}), and a \
+                     restart before it can would forget that"
+                ),
+                next: Some(format!("{MAKE_ROOM}; meshd writes it down by itself then")),
             }),
-        }
+        };
+        let _ = answer.send(response);
     }
 
     /// What a leave has to add while no planet hears of it.

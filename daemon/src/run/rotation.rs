@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use podmesh_engine::error::RequestError;
 use podmesh_proto::local_api::{Failure, FailureCode, NodeState, Response};
+use podmesh_proto::planet_api::NodeMessage;
 use podmesh_proto::time::Moment;
 use tokio::sync::oneshot;
 
@@ -13,6 +14,9 @@ use super::requests::{done, not_done};
 use crate::clock;
 use crate::local_socket::failed;
 
+/// What helps against a disk that takes nothing.
+pub(super) const MAKE_ROOM: &str =
+    "make room on the disk of the state folder, or mount it writable";
 /// For a planet to receipt the rotation before whoever asked is told that it takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -23,6 +27,16 @@ impl Node {
         if let Some(reason) = self.engine.renewal_waits() {
             let message = format!("a renewal of this node is under way: {reason}");
             let _ = answer.send(failed(FailureCode::NotReady, message));
+            return;
+        }
+        if let Some(trouble) = self.disk_trouble() {
+            let _ = answer.send(Response::Failed(Failure {
+                code: FailureCode::Failed,
+                message: format!("the keys stay, as the disk can't be written: {trouble}"),
+                next: Some(format!(
+                    "{MAKE_ROOM}, then `meshctl node rotate-keys` again"
+                )),
+            }));
             return;
         }
         let keys = match self.identity.prepare_rotation(identity) {
@@ -42,6 +56,38 @@ impl Node {
         }
     }
 
+    /// Whether this is the request for a receipt of keys that aren't the present ones.
+    pub(super) fn brings_new_keys(&self, message: &NodeMessage) -> bool {
+        let NodeMessage::Renew(request) = message else {
+            return false;
+        };
+        let present = self.engine.keys().wireguard.public();
+        let renewal = request.renewal.unverified();
+        renewal.is_ok_and(|renewal| renewal.wireguard != present)
+    }
+
+    /// The disk doesn't take what has to be on it before keys change: nobody waits for that.
+    pub(super) fn postpone_rotation(&mut self, trouble: &str) {
+        let response = Response::Failed(Failure {
+            code: FailureCode::Failed,
+            message: format!(
+                "the change of keys waits, as the disk can't be written: {trouble}; the old keys \
+                 stay until it can"
+            ),
+            next: Some(format!(
+                "{MAKE_ROOM}; meshd goes on by itself then, also over a restart"
+            )),
+        });
+        for (_, answer) in self.waiting.rotations.drain(..) {
+            let _ = answer.send(response.clone());
+        }
+    }
+
+    /// Why the state is not on disk, if it isn't.
+    pub(super) fn disk_trouble(&self) -> Option<String> {
+        self.writer.progress().borrow().trouble.clone()
+    }
+
     /// The new keys are in force: the old ones leave the disk.
     pub(super) fn finish_rotation(&mut self) {
         let response = match self.identity.complete_rotation() {
@@ -50,11 +96,14 @@ impl Node {
                  external peers have to be given the new public key (`meshctl status`)",
             ),
             Err(error) => {
-                let message = format!(
-                    "new keys are in force, but the old ones can't be removed from the disk: {error}"
-                );
                 tracing::warn!(reason = %error, "the identity file can't be written");
-                failed(FailureCode::Failed, message)
+                Response::Failed(Failure {
+                    code: FailureCode::Failed,
+                    message: format!(
+                        "new keys are in force, but the old ones can't be removed from the disk: {error}"
+                    ),
+                    next: Some(format!("{MAKE_ROOM}; meshd removes them by itself then")),
+                })
             }
         };
         for (_, answer) in self.waiting.rotations.drain(..) {
@@ -62,8 +111,8 @@ impl Node {
         }
     }
 
-    /// Leaves the network, if the node is in one, and gives it other keys once that is on disk: in the
-    /// other order, a crash would leave a membership that isn't the node's.
+    /// Leaves the network, if the node is in one, and gives it other keys once that is on disk, in both
+    /// generations: in the other order, a crash would leave a membership that isn't the node's.
     pub(super) fn leave_and_forget_keys(&mut self, answer: oneshot::Sender<Response>) {
         let untold = self.untold();
         match self.engine.handle_leave(clock::now()) {
@@ -74,17 +123,18 @@ impl Node {
             }
         }
         self.do_outputs();
+        self.held.wait_for(self.writer.outdate());
         self.do_in_order(Effect::ForgetKeys(answer, untold));
     }
 
-    /// Makes other keys, on disk first. A node that could not write down that it has left keeps its own.
+    /// Forgets the keys, on disk first. A node that could not write down that it has left keeps them.
     pub(super) fn forget_keys(&mut self, answer: oneshot::Sender<Response>, untold: &str) {
         let response = match self.other_keys() {
             Ok(()) => {
                 self.join_trouble = None;
                 done(&format!(
-                    "this node is in no network and has new keys; its id is {}{untold}",
-                    self.engine.node_id()
+                    "this node is in no network and has forgotten its keys; the next join makes new \
+                     ones{untold}"
                 ))
             }
             Err(message) => Response::Failed(Failure {
@@ -97,7 +147,7 @@ impl Node {
     }
 
     fn other_keys(&mut self) -> Result<(), String> {
-        if let Some(trouble) = &self.writer.progress().borrow().trouble {
+        if let Some(trouble) = self.disk_trouble() {
             return Err(format!(
                 "the keys stay, as the disk can't be written: {trouble}"
             ));
@@ -105,17 +155,13 @@ impl Node {
         if self.engine.status(clock::now()).state != NodeState::NotJoined {
             return Err("the keys stay, as a join has begun meanwhile".to_owned());
         }
-        let unwritten = |error| {
-            format!("the new keys can't be written to disk, and the old ones stay: {error}")
-        };
-        let keys = self.identity.prepare_rotation(true).map_err(unwritten)?;
-        self.identity.complete_rotation().map_err(unwritten)?;
+        let keys = self
+            .identity
+            .forget()
+            .map_err(|error| format!("the keys can't be removed from the disk: {error}"))?;
         let replaced = self.engine.handle_new_keys(keys, clock::now());
         replaced.map_err(|error| error.to_string())?;
-        tracing::info!(
-            node = self.engine.node_id().short(),
-            "the node has new keys"
-        );
+        tracing::info!("the node has forgotten its keys");
         Ok(())
     }
 

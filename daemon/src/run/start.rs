@@ -21,11 +21,11 @@ use crate::config::Config;
 use crate::doors::Doors;
 use crate::handover::{self, Inheritance, Terms};
 use crate::host::{Host, HostConfig, HostReport};
-use crate::identity::Identity;
+use crate::identity::{self, Identity};
 use crate::node_file::NodeFiles;
 use crate::planet_link::{LastGood, PlanetLinks};
 use crate::regency::{self, Regent};
-use crate::service::{self, Service};
+use crate::service::Service;
 use crate::shard::{Shards, Shared};
 use crate::sockets::{Outbox, Sockets, is_taken};
 use crate::state::{Document, Loaded, StateDir, StateError, Writer};
@@ -60,8 +60,7 @@ pub(crate) async fn prepare(
     (mut inherited, service): (Descriptors, &Service),
 ) -> Result<(Node, Inputs), StartFailure> {
     let dir = open_state(cli).await?;
-    let mut identity = Identity::load(&dir)?;
-    let (document, stored) = load_state(&dir)?;
+    let (document, stored, mut identity) = load_kept(&dir)?;
     let regent = inherited.take(regency::NAME).map(Regent::new);
     let (sockets, queues) = open_network(cli, config, &mut identity, (inherited, service)).await?;
     let sockets = Arc::new(sockets);
@@ -106,6 +105,8 @@ pub(crate) async fn prepare(
         checked,
         join_trouble: None,
         ledger: super::LedgerNews::default(),
+        join_waits: false,
+        next_try: clock::now().moment,
         identity,
         mtu,
         config: config.clone(),
@@ -119,13 +120,17 @@ pub(crate) async fn prepare(
 }
 
 /// What another meshd had open: one that runs and is to end, if the command line says so, or the one
-/// before.
+/// before, which the service manager has `kept`.
 ///
 /// # Errors
-/// The one that runs gives nothing away.
-pub(crate) fn inherit(cli: &Cli, config: &Config) -> Result<Inheritance, StartFailure> {
+/// The one that runs gives nothing away, or no descriptor is left.
+pub(crate) fn inherit(
+    cli: &Cli,
+    config: &Config,
+    kept: &Descriptors,
+) -> Result<Inheritance, StartFailure> {
     let kept = Inheritance {
-        descriptors: service::kept(),
+        descriptors: kept.try_clone()?,
         predecessor: None,
     };
     if !cli.replace {
@@ -204,6 +209,10 @@ async fn open_network(
         Some(queues) => queues,
         None => TunDevice::open(&config.device, shards, config.offloads.tun())?.into_queues(),
     };
+    if let (false, None, Some(port)) = (identity.is_kept(), config.port, sockets.ports().first()) {
+        // Taken over, perhaps: the join keeps it.
+        identity.change_port(*port);
+    }
     Ok((sockets, queues))
 }
 
@@ -261,6 +270,14 @@ impl StartFailure {
     }
 }
 
+/// State and identity. Which keys count depends on what the state knows.
+fn load_kept(dir: &StateDir) -> Result<(Document, Option<Box<StoredState>>, Identity), StateError> {
+    let (document, stored) = load_state(dir)?;
+    let has_history = stored.as_deref().is_some_and(knows_a_network);
+    let identity = Identity::load(dir, identity::machine(), has_history)?;
+    Ok((document, stored, identity))
+}
+
 fn load_state(dir: &StateDir) -> Result<(Document, Option<Box<StoredState>>), StateError> {
     let mut document = Document::new(dir, FILE, KIND, STORED_VERSION);
     let content = match document.load()? {
@@ -276,9 +293,14 @@ fn load_state(dir: &StateDir) -> Result<(Document, Option<Box<StoredState>>), St
     };
     let stored = StoredState::read(&content).map_err(|_| StateError::Damaged {
         path: dir.path().join(FILE),
-        damage: "its content is unreadable",
+        damage: "its content is unreadable".to_owned(),
     })?;
     Ok((document, Some(Box::new(stored))))
+}
+
+/// Whether the node is, was, or is about to be a member.
+fn knows_a_network(state: &StoredState) -> bool {
+    state.membership.is_some() || state.joining.is_some() || !state.departures.is_empty()
 }
 
 /// Binds the configured or kept port; a kept one that another program has is left for a new one, behind
@@ -300,7 +322,7 @@ async fn bind(
             }
             Err(error) if is_taken(&error) && config.port.is_none() && tries.next().is_some() => {
                 tracing::warn!(port, "another program has the UDP port; taking a new one");
-                identity.change_port()?;
+                identity.change_port(Identity::another_port());
             }
             outcome => return Ok(outcome?),
         }
@@ -341,7 +363,8 @@ mod tests {
     async fn found(held: Duration, was_ours: bool) -> (u16, u16, Duration) {
         let scratch = Scratch::new();
         let dir = StateDir::open(&scratch.path("state")).unwrap();
-        let mut identity = Identity::load(&dir).unwrap();
+        let mut identity = Identity::load(&dir, None, false).unwrap();
+        identity.keep().unwrap();
         let kept = identity.port;
         let other = UdpSocket::bind(("0.0.0.0", kept)).unwrap();
         let holder = thread::spawn(move || {

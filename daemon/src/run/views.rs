@@ -72,19 +72,32 @@ impl Node {
         device.chain(&self.report.problems).map(String::as_str)
     }
 
+    /// Whether this may be the copy of a machine.
+    fn copied(&self) -> Option<HealthView> {
+        let next = "if that machine still runs, `meshctl leave --forget-keys` here, then join anew; if it is \
+                    gone for good, `meshctl node rotate-keys` makes the keys this machine's";
+        self.identity.is_from_elsewhere().then(|| HealthView {
+            code: "MESH-IDENTITY-001".to_owned(),
+            message:
+                "this node's keys were made on another machine: its state folder or disk was copied"
+                    .to_owned(),
+            next: Some(next.to_owned()),
+        })
+    }
+
     fn health(&self) -> Vec<HealthView> {
         let entry = |code: &str, message: &str, next: &str| HealthView {
             code: code.to_owned(),
             message: message.to_owned(),
             next: Some(next.to_owned()),
         };
-        let progress = self.writer.progress();
-        let trouble = progress.borrow().trouble.clone();
+        let identity = self.identity.trouble().map(str::to_owned);
+        let trouble = self.disk_trouble().or(identity);
         let disk = trouble.iter().map(|cause| {
             entry(
                 "MESH-DISK-001",
                 &format!("the state can't be written to disk: {cause}"),
-                "make room on the disk of the state folder; meshd tries again by itself",
+                "make room on the disk of the state folder, or mount it writable; meshd tries again by itself",
             )
         });
         let problems = self.problems().map(|problem| {
@@ -115,10 +128,11 @@ impl Node {
         let refusals = self.report.refusals.iter();
         let refusals =
             refusals.map(|refusal| entry("MESH-FIREWALL-001", &refusal.message, &refusal.next));
+        let own = self.copied().into_iter().chain(join);
         problems
             .chain(disk)
             .chain(ledger)
-            .chain(join)
+            .chain(own)
             .chain(doors)
             .chain(refusals)
             .chain(remarks)

@@ -20,17 +20,29 @@ pub(crate) struct Document {
     version: u16,
     /// Whether the present file is whole, and so worth being kept as the previous one.
     is_whole: bool,
+    /// Whether there is a generation before it.
+    has_previous: bool,
 }
 
 /// What was found on disk.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Loaded {
-    /// Nothing: the first start.
+    /// Nothing: no join yet.
     Nothing,
     /// The last state that was written.
     Current(Vec<u8>),
     /// The one before, because the last one is damaged in the way named.
-    Previous(Vec<u8>, &'static str),
+    Previous(Vec<u8>, String),
+}
+
+/// Why a file gives no content.
+enum Trouble {
+    /// It is torn, zeroed, or of somebody else.
+    Damage(&'static str),
+    /// The disk doesn't give it.
+    Unreadable(StateError, String),
+    /// It must not be used, whatever the other generation is like.
+    Forbidden(StateError),
 }
 
 impl Document {
@@ -42,83 +54,149 @@ impl Document {
             kind,
             version,
             is_whole: false,
+            has_previous: false,
         }
     }
 
-    /// Reads the content.
+    /// Reads the content, of the generation before if the disk doesn't give the newest one or gives
+    /// something else. Where one of the two is missing or spoilt, it is written anew, if the disk allows.
     ///
     /// # Errors
-    /// Both generations are damaged, the file is of a newer format, or others may read it.
+    /// Neither generation can be used, the file is of a newer format, or others may read it.
     pub(crate) fn load(&mut self) -> Result<Loaded, StateError> {
-        let damage = match self.read(&self.path)? {
-            Some(Ok(content)) => {
+        (self.is_whole, self.has_previous) = (false, false);
+        let trouble = match self.read(&self.path) {
+            Ok(Some(content)) => {
                 self.is_whole = true;
+                self.has_previous = matches!(self.read(&self.previous), Ok(Some(_)));
+                self.mend(&content);
                 return Ok(Loaded::Current(content));
             }
-            Some(Err(damage)) => Some(damage),
-            None => None,
+            Ok(None) => None,
+            Err(Trouble::Forbidden(error)) => return Err(error),
+            Err(trouble) => Some(trouble),
         };
-        match (damage, self.read(&self.previous)?) {
-            (damage, Some(Ok(content))) => {
-                Ok(Loaded::Previous(content, damage.unwrap_or("it is missing")))
+        let (previous, is_spoilt) = match self.read(&self.previous) {
+            Ok(previous) => (previous, false),
+            Err(Trouble::Forbidden(error)) => return Err(error),
+            Err(Trouble::Unreadable(error, _)) if trouble.is_none() => return Err(error),
+            Err(_) => (None, true),
+        };
+        match (trouble, previous) {
+            (None, None) if !is_spoilt => Ok(Loaded::Nothing),
+            (trouble, Some(content)) => {
+                self.has_previous = true;
+                self.mend(&content);
+                Ok(Loaded::Previous(content, Trouble::words(trouble)))
             }
-            (None, None) => Ok(Loaded::Nothing),
-            (damage, _) => Err(StateError::Damaged {
+            (Some(Trouble::Unreadable(error, _)), None) => Err(error),
+            (trouble, None) => Err(StateError::Damaged {
                 path: self.path.clone(),
-                damage: damage.unwrap_or("it is missing"),
+                damage: Trouble::words(trouble),
             }),
         }
     }
 
-    /// Replaces the content. When this returns it is on disk, and so is the generation before; a
-    /// crash at any instant leaves one of the two in place.
+    /// Replaces the content. When this returns it is on disk, and so is the generation before, or a second
+    /// copy where there was none; a crash at any instant leaves one of the two in place.
     ///
     /// # Errors
     /// The disk is full or broken; what was there before still is.
     pub(crate) fn store(&mut self, content: &[u8]) -> io::Result<()> {
-        let temporary = write_beside(
-            &self.path,
-            &envelope::seal(self.kind, self.version, content),
-        )?;
+        let sealed = envelope::seal(self.kind, self.version, content);
+        let temporary = write_beside(&self.path, &sealed)?;
         if self.is_whole {
             let spare = self.previous.with_extension("previous-new");
             remove_if_there(&spare)?;
             fs::hard_link(&self.path, &spare)?;
             fs::rename(&spare, &self.previous)?;
+            self.has_previous = true;
         }
         fs::rename(&temporary, &self.path)?;
         self.is_whole = true;
+        sync_folder_of(&self.path)?;
+        if !self.has_previous {
+            // A link would be spoilt together with the file.
+            fs::rename(write_beside(&self.previous, &sealed)?, &self.previous)?;
+            self.has_previous = true;
+            sync_folder_of(&self.path)?;
+        }
+        Ok(())
+    }
+
+    /// Removes both generations.
+    ///
+    /// # Errors
+    /// The disk refuses; the newest generation goes last.
+    pub(crate) fn remove(&mut self) -> io::Result<()> {
+        for path in [&self.previous, &self.path] {
+            remove_if_there(path)?;
+        }
+        (self.is_whole, self.has_previous) = (false, false);
         sync_folder_of(&self.path)
     }
 
-    fn read(&self, path: &Path) -> Result<Option<Result<Vec<u8>, &'static str>>, StateError> {
-        let unusable = |cause| StateError::Unusable {
-            path: path.to_owned(),
-            cause,
+    /// Writes the generation that is missing, of this content.
+    fn mend(&mut self, content: &[u8]) {
+        let path = match (self.is_whole, self.has_previous) {
+            (true, true) => return,
+            (true, false) => &self.previous,
+            (false, _) => &self.path,
+        };
+        // What a newer program has written is not ours to overwrite.
+        if matches!(self.read(path), Err(Trouble::Forbidden(_))) {
+            return;
+        }
+        let sealed = envelope::seal(self.kind, self.version, content);
+        match replace_file(path, &sealed) {
+            Ok(()) => (self.is_whole, self.has_previous) = (true, true),
+            Err(error) => {
+                tracing::debug!(file = %path.display(), reason = %error, "there is one generation");
+            }
+        }
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Trouble> {
+        let unusable = |cause: io::Error| {
+            let words = format!("it can't be read: {cause}");
+            let path = path.to_owned();
+            Trouble::Unreadable(StateError::Unusable { path, cause }, words)
         };
         let metadata = match fs::symlink_metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             outcome => outcome.map_err(unusable)?,
         };
         if metadata.mode() & OTHERS != 0 {
-            return Err(StateError::Mode {
+            return Err(Trouble::Forbidden(StateError::Mode {
                 path: path.to_owned(),
                 mode: metadata.mode() & 0o7777,
                 wanted: 0o600,
-            });
+            }));
         }
         if !metadata.is_file() || metadata.len() > MAX_FILE {
-            return Ok(Some(Err("it is no file of meshd")));
+            return Err(Trouble::Damage("it is no file of meshd"));
         }
         let bytes = fs::read(path).map_err(unusable)?;
         match envelope::open(self.kind, self.version, &bytes) {
-            Ok(content) => Ok(Some(Ok(content.to_vec()))),
-            Err(Damage::Broken(words)) => Ok(Some(Err(words))),
-            Err(Damage::Newer(found)) => Err(StateError::Newer {
+            Ok(content) => Ok(Some(content.to_vec())),
+            Err(Damage::Broken(words)) => Err(Trouble::Damage(words)),
+            Err(Damage::Newer(found)) => Err(Trouble::Forbidden(StateError::Newer {
                 path: path.to_owned(),
                 found,
                 known: self.version,
-            }),
+            })),
+        }
+    }
+}
+
+impl Trouble {
+    /// No trouble is a file that isn't there.
+    fn words(trouble: Option<Self>) -> String {
+        match trouble {
+            None => "it is missing".to_owned(),
+            Some(Self::Damage(words)) => words.to_owned(),
+            Some(Self::Unreadable(_, words)) => words,
+            Some(Self::Forbidden(error)) => error.to_string(),
         }
     }
 }
@@ -204,6 +282,38 @@ mod tests {
     }
 
     #[test]
+    fn the_first_content_has_a_second_copy_and_a_lost_one_is_made_anew() {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let (path, previous) = (dir.path().join("state"), dir.path().join("state.previous"));
+        Document::new(&dir, "state", "test", 1)
+            .store(b"one")
+            .unwrap();
+        let load = || Document::new(&dir, "state", "test", 1).load().unwrap();
+        for spoil in [
+            |path: &Path| fs::remove_file(path).unwrap(),
+            |path: &Path| fs::write(path, b"").unwrap(),
+            |path: &Path| fs::write(path, [7; 300]).unwrap(),
+        ] {
+            assert_ne!(
+                fs::metadata(&path).unwrap().ino(),
+                fs::metadata(&previous).unwrap().ino()
+            );
+            spoil(&path);
+            assert!(matches!(load(), Loaded::Previous(content, _) if content == b"one"));
+            assert_eq!(load(), Loaded::Current(b"one".to_vec()));
+            spoil(&previous);
+            assert_eq!(load(), Loaded::Current(b"one".to_vec()));
+            assert_eq!(fs::read(&path).unwrap(), fs::read(&previous).unwrap());
+        }
+        // One that is left alone and torn is not taken for a first start.
+        fs::remove_file(&path).unwrap();
+        fs::write(&previous, b"").unwrap();
+        let error = Document::new(&dir, "state", "test", 1).load().unwrap_err();
+        assert!(matches!(error, StateError::Damaged { .. }), "{error}");
+    }
+
+    #[test]
     fn a_crash_between_two_steps_loses_nothing() {
         let scratch = Scratch::new();
         let dir = StateDir::open(&scratch.path("state")).unwrap();
@@ -219,7 +329,7 @@ mod tests {
         fs::remove_file(dir.path().join("state")).unwrap();
         assert_eq!(
             again.load().unwrap(),
-            Loaded::Previous(b"two".to_vec(), "it is missing")
+            Loaded::Previous(b"two".to_vec(), "it is missing".to_owned())
         );
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::Document;
+use super::{Document, Loaded};
 
 /// How long after a failure the disk is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -24,6 +24,8 @@ pub(crate) struct Writer<T> {
 pub(crate) struct Progress {
     /// Number of the last value that was written, or could not be.
     pub(crate) number: u64,
+    /// Number of the last value that is on disk.
+    pub(crate) written: u64,
     /// Why it could not be.
     pub(crate) trouble: Option<String>,
 }
@@ -33,9 +35,16 @@ struct Shared<T> {
     changed: Condvar,
 }
 
+/// What is to be written.
+enum Value<T> {
+    One(T),
+    /// This, or what is on disk already, as both generations.
+    Both(Option<T>),
+}
+
 struct Slot<T> {
     /// The latest value and its number.
-    waiting: Option<(u64, T)>,
+    waiting: Option<(u64, Value<T>)>,
     number: u64,
     closing: bool,
 }
@@ -70,10 +79,28 @@ impl<T: Serialize + Send + 'static> Writer<T> {
 
     /// Has `value` written soon and gives its number. Never waits for the disk.
     pub(crate) fn put(&self, value: T) -> u64 {
+        self.change(|waiting| match waiting {
+            Some(Value::Both(_)) => Value::Both(Some(value)),
+            Some(Value::One(_)) | None => Value::One(value),
+        })
+    }
+
+    /// Has the latest value take the place of the generation before it, too, and gives this a number: what
+    /// that one holds is worth nothing from now on.
+    pub(crate) fn outdate(&self) -> u64 {
+        self.change(|waiting| match waiting {
+            Some(Value::One(value)) => Value::Both(Some(value)),
+            Some(Value::Both(value)) => Value::Both(value),
+            None => Value::Both(None),
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(Option<Value<T>>) -> Value<T>) -> u64 {
         let mut slot = self.shared.lock();
         slot.number += 1;
         let number = slot.number;
-        slot.waiting = Some((number, value));
+        let waiting = slot.waiting.take().map(|(_, value)| value);
+        slot.waiting = Some((number, change(waiting)));
         drop(slot);
         self.shared.changed.notify_all();
         number
@@ -100,7 +127,7 @@ impl<T> Shared<T> {
     }
 
     /// The next value to write; `None` once there is none and no more will come.
-    fn next(&self) -> Option<(u64, T)> {
+    fn next(&self) -> Option<(u64, Value<T>)> {
         let mut slot = self.lock();
         loop {
             if let Some(value) = slot.waiting.take() {
@@ -117,12 +144,22 @@ impl<T> Shared<T> {
     }
 
     /// Puts `value` back unless there is a newer one, and sleeps; `false` if nobody wants a retry.
-    fn put_back(&self, value: (u64, T)) -> bool {
+    fn put_back(&self, value: (u64, Value<T>)) -> bool {
         let mut slot = self.lock();
         if slot.closing {
             return false;
         }
-        slot.waiting.get_or_insert(value);
+        slot.waiting = Some(match (slot.waiting.take(), value) {
+            (None, value) => value,
+            (Some((number, Value::One(newer))), (_, Value::Both(_))) => {
+                (number, Value::Both(Some(newer)))
+            }
+            (
+                Some((number, Value::Both(None))),
+                (_, Value::One(older) | Value::Both(Some(older))),
+            ) => (number, Value::Both(Some(older))),
+            (Some(newer), _) => newer,
+        });
         let closing = |slot: &mut Slot<T>| !slot.closing;
         let waited = self.changed.wait_timeout_while(slot, RETRY, closing);
         drop(waited);
@@ -135,20 +172,43 @@ fn write_until_closed<T: Serialize>(
     shared: &Shared<T>,
     report: &watch::Sender<Progress>,
 ) {
+    let mut progress = Progress::default();
     while let Some((number, value)) = shared.next() {
-        let written = postcard::to_allocvec(&value)
-            .map_err(|error| error.to_string())
-            .and_then(|bytes| document.store(&bytes).map_err(|error| error.to_string()));
-        let trouble = written.err();
-        if let Some(cause) = &trouble {
-            tracing::warn!(reason = cause, "the state can't be written to disk");
+        let trouble = write(&mut document, &value).err();
+        if trouble != progress.trouble {
+            match &trouble {
+                Some(cause) => tracing::warn!(reason = cause, "the state can't be written to disk"),
+                None => tracing::info!("the state is on disk again"),
+            }
         }
-        let failed = trouble.is_some();
-        report.send_replace(Progress { number, trouble });
-        if failed && !shared.put_back((number, value)) {
+        progress.number = number;
+        if trouble.is_none() {
+            progress.written = number;
+        }
+        progress.trouble = trouble;
+        report.send_replace(progress.clone());
+        if progress.trouble.is_some() && !shared.put_back((number, value)) {
             return;
         }
     }
+}
+
+fn write<T: Serialize>(document: &mut Document, value: &Value<T>) -> Result<(), String> {
+    let bytes = |value: &T| postcard::to_allocvec(value).map_err(|error| error.to_string());
+    let bytes = match value {
+        Value::One(value) | Value::Both(Some(value)) => bytes(value)?,
+        Value::Both(None) => match document.load().map_err(|error| error.to_string())? {
+            Loaded::Current(content) | Loaded::Previous(content, _) => content,
+            Loaded::Nothing => return Ok(()),
+        },
+    };
+    let times = match value {
+        Value::One(_) => 1,
+        Value::Both(_) => 2,
+    };
+    (0..times)
+        .try_for_each(|_| document.store(&bytes))
+        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -158,7 +218,7 @@ mod tests {
 
     use super::*;
     use crate::scratch::Scratch;
-    use crate::state::{Loaded, StateDir};
+    use crate::state::StateDir;
 
     #[test]
     fn the_last_of_many_values_is_on_disk_after_the_end() {
@@ -200,5 +260,44 @@ mod tests {
             loaded,
             Loaded::Current(postcard::to_allocvec(&2_u32).unwrap())
         );
+    }
+
+    #[test]
+    fn an_outdated_generation_is_gone_when_its_number_is_written() {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let bytes = |value: u32| postcard::to_allocvec(&value).unwrap();
+        let generations = || {
+            let read = |name: &str| {
+                let mut document = Document::new(&dir, name, "test", 1);
+                document.load().unwrap()
+            };
+            let previous = dir.path().join("copy");
+            fs::copy(dir.path().join("state.previous"), previous).unwrap();
+            (read("state"), read("copy"))
+        };
+        let writer = Writer::start(Document::new(&dir, "state", "test", 1)).unwrap();
+        let wait_for = |number| {
+            let start = Instant::now();
+            while writer.progress().borrow().written < number {
+                assert!(start.elapsed() < Duration::from_secs(10));
+                thread::yield_now();
+            }
+        };
+        for (begin, value) in [(1_u32, 2_u32), (3, 4)] {
+            wait_for(writer.put(begin));
+            wait_for(writer.put(value));
+            let before = (Loaded::Current(bytes(value)), Loaded::Current(bytes(begin)));
+            assert_eq!(generations(), before);
+            wait_for(writer.outdate());
+            let after = (Loaded::Current(bytes(value)), Loaded::Current(bytes(value)));
+            assert_eq!(generations(), after);
+        }
+        // Whatever comes between.
+        writer.put(5);
+        writer.outdate();
+        wait_for(writer.put(6));
+        assert_eq!(generations().0, Loaded::Current(bytes(6)));
+        assert_ne!(generations().1, Loaded::Current(bytes(4)));
     }
 }

@@ -8,6 +8,7 @@ mod taken_away;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -86,32 +87,97 @@ fn a_stop_by_the_service_manager_is_quick_and_leaves_the_interface() {
 }
 
 #[test]
-fn a_node_that_forgets_its_keys_is_another_one_from_then_on() {
+fn a_node_that_has_not_joined_has_no_keys_on_disk() {
     let node = Node::new();
     let mut meshd = node.start();
-    let old = fs::read(node.path("state/identity")).expect("an identity");
-    let mut ids = Vec::new();
-    for _ in 0..2 {
-        let said = node.ask(r#"{"request":"Leave","forget_keys":true}"#);
-        assert!(said.contains("\"response\":\"Done\""), "{said}");
-        ids.extend(said.split("its id is ").nth(1).map(str::to_owned));
-    }
-    assert_eq!(ids.len(), 2);
-    assert_ne!(ids[0], ids[1]);
-    let secrets = old.windows(32).skip(16).step_by(16);
-    let secrets: Vec<&[u8]> = secrets.filter(|bytes| !bytes.contains(&0)).collect();
-    for (path, content) in node.files() {
-        let kept = secrets
-            .iter()
-            .any(|secret| content.windows(32).any(|part| part == *secret));
-        assert!(!kept, "{} holds a key that was forgotten", path.display());
-    }
+    let keyless = || {
+        let of_keys = |(path, _): &(PathBuf, Vec<u8>)| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("identity"))
+        };
+        !node.files().iter().any(of_keys)
+    };
+    assert!(keyless(), "{:?}", node.files());
+    let said = node.ask(r#"{"request":"Leave","forget_keys":true}"#);
+    assert!(said.contains("has forgotten its keys"), "{said}");
     let said = node.ask(r#"{"request":"Leave"}"#);
     assert!(said.contains("\"code\":\"failed\""), "{said}");
     meshd.signal("KILL");
     meshd.wait();
     let _meshd = node.start();
     assert!(node.ask(REQUESTS[0]).contains("not-joined"));
+    assert!(keyless() && !node.log().contains("node="), "{}", node.log());
+}
+
+#[test]
+fn a_state_folder_that_takes_nothing_keeps_no_node_off() {
+    let node = Node::new();
+    drop(node.start());
+    for has_lock in [true, false] {
+        let meshd = node.start_read_only();
+        assert!(node.ask(REQUESTS[0]).contains("not-joined"));
+        let (code, words) = node.run_to_end(&[]);
+        assert_eq!(code, Some(1), "{words}");
+        if has_lock {
+            assert!(words.contains("another meshd uses the state"), "{words}");
+        }
+        drop(meshd);
+        fs::remove_file(node.path("state/lock")).expect("a lock");
+    }
+}
+
+#[test]
+fn a_service_whose_start_fails_for_a_while_starts_as_soon_as_it_can() {
+    let node = Node::new();
+    drop(node.start());
+    let state = node.path("state");
+    let mode =
+        |mode| fs::set_permissions(&state, fs::Permissions::from_mode(mode)).expect("a mode");
+    let foreign = || {
+        fs::write(state.join("identity"), [7; 300]).expect("a file");
+        let file = state.join("identity");
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("a mode");
+    };
+    type Step<'a> = &'a dyn Fn();
+    let faults: [(&str, Step<'_>, Step<'_>); 4] = [
+        ("chmod 700", &|| mode(0o755), &|| mode(0o700)),
+        ("did you mean", &|| node.configure("prot = 7\n"), &|| {
+            node.configure("");
+        }),
+        ("is damaged", &foreign, &|| {
+            fs::remove_file(state.join("identity")).expect("a file");
+        }),
+        (
+            "ip link del mesh0",
+            &|| {
+                node.ip(&["link", "del", "mesh0"]);
+                node.ip(&["link", "add", "mesh0", "type", "bridge"]);
+            },
+            &|| drop(node.ip(&["link", "del", "mesh0"])),
+        ),
+    ];
+    for (word, begin, end) in faults {
+        begin();
+        fs::remove_file(node.path("log")).expect("a log");
+        let (mut meshd, ear) = node.start_as_service();
+        let said = ear.hear();
+        assert!(said.starts_with("STATUS=") && said.contains(word), "{said}");
+        std::thread::sleep(Duration::from_millis(600));
+        end();
+        while !ear.hear().starts_with("READY=1") {}
+        assert!(node.ask(REQUESTS[0]).contains("not-joined"));
+        let log = node.log();
+        let told = log.lines().filter(|line| line.contains("can't start yet"));
+        assert_eq!(told.count(), 1, "{log}");
+        // What the journal reads has its priorities, and no second time.
+        for line in log.lines() {
+            let known = ["<3>meshd: ", "<4>", "<6>"];
+            assert!(known.iter().any(|start| line.starts_with(start)), "{line}");
+        }
+        meshd.signal("TERM");
+        assert_eq!(meshd.wait(), Some(0));
+        assert!(!node.path("starts").exists());
+    }
 }
 
 #[test]
@@ -206,7 +272,7 @@ fn each_bad_start_gets_one_sentence_and_its_exit_code() {
     let node = Node::new();
     drop(node.start());
     let state = node.path("state");
-    let identity = fs::read(state.join("identity")).expect("an identity");
+    let identity = [7; 300];
 
     node.configure("prot = 7\n");
     let (code, words) = node.run_to_end(&["--check"]);
@@ -242,6 +308,8 @@ fn each_bad_start_gets_one_sentence_and_its_exit_code() {
 
     for cut in (0..identity.len()).step_by(64) {
         fs::write(state.join("identity"), &identity[..cut]).expect("a torn file");
+        let file = state.join("identity");
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("a mode");
         let (code, words) = node.run_to_end(&[]);
         assert_eq!(
             (code, words.contains("is damaged")),
@@ -250,7 +318,7 @@ fn each_bad_start_gets_one_sentence_and_its_exit_code() {
         );
         assert_eq!(words.lines().count(), 1, "{words}");
     }
-    fs::write(state.join("identity"), &identity).expect("a whole file");
+    fs::remove_file(state.join("identity")).expect("a file");
 
     node.ip(&["link", "del", "mesh0"]);
     node.ip(&["link", "add", "mesh0", "type", "bridge"]);

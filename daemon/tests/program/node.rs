@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -46,6 +47,11 @@ impl Node {
     /// Starts meshd and waits until it answers.
     pub(crate) fn start(&self) -> Meshd {
         let mut meshd = self.spawn(&[]);
+        self.wait_for_answers(&mut meshd);
+        meshd
+    }
+
+    fn wait_for_answers(&self, meshd: &mut Meshd) {
         let start = Instant::now();
         while UnixStream::connect(self.path("run/meshd.sock")).is_err() {
             let ended = meshd.child.try_wait().expect("a process").is_some();
@@ -57,7 +63,6 @@ impl Node {
             );
             thread::sleep(Duration::from_millis(10));
         }
-        meshd
     }
 
     /// Starts meshd in place of the one that runs, and waits until that one has ended.
@@ -77,12 +82,56 @@ impl Node {
     }
 
     fn spawn(&self, arguments: &[&str]) -> Meshd {
+        self.spawn_command(self.command(arguments))
+    }
+
+    fn spawn_command(&self, mut command: Command) -> Meshd {
+        let child = command.stderr(self.open_log()).spawn();
+        Meshd {
+            child: child.expect("a process"),
+        }
+    }
+
+    fn open_log(&self) -> fs::File {
         let mut options = fs::File::options();
         let log = options.create(true).append(true);
-        let log = log.open(self.path("log")).expect("a log");
-        let mut command = self.command(arguments);
-        let child = command.stderr(log).spawn().expect("a process");
-        Meshd { child }
+        log.open(self.path("log")).expect("a log")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Starts meshd as a service manager does: with a socket that hears what it says of itself, and with
+    /// the journal behind standard error.
+    pub(crate) fn start_as_service(&self) -> (Meshd, Ear) {
+        let ear = Ear::new(&self.path("notify"));
+        let log = self.open_log().metadata().expect("a log");
+        let mut command = self.command(&[]);
+        command
+            .env("NOTIFY_SOCKET", self.path("notify"))
+            .env("RUNTIME_DIRECTORY", self.path(""))
+            .env("JOURNAL_STREAM", format!("{}:{}", log.dev(), log.ino()));
+        (self.spawn_command(command), ear)
+    }
+
+    /// Starts meshd where its state folder can't be written, and waits until it answers.
+    pub(crate) fn start_read_only(&self) -> Meshd {
+        let meshd = self.command(&[]);
+        let state = self.path("state");
+        let state = state.to_str().expect("text");
+        let words = format!(
+            "mount --bind {state} {state} && mount -o remount,bind,ro {state} && exec \"$@\""
+        );
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation=private", "sh", "-c", &words, "sh"])
+            .arg(meshd.get_program())
+            .args(meshd.get_args())
+            .stdin(Stdio::null());
+        let mut meshd = self.spawn_command(command);
+        self.wait_for_answers(&mut meshd);
+        meshd
     }
 
     /// Has a meshd with too few descriptors ask for everything; it gets it, fails, and ends.
@@ -165,6 +214,26 @@ impl Drop for Node {
             .args(["netns", "del", &self.namespace])
             .status();
         let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The notification socket of a service manager (sd_notify(3)).
+pub(crate) struct Ear(UnixDatagram);
+
+impl Ear {
+    fn new(path: &Path) -> Self {
+        let _ = fs::remove_file(path);
+        let socket = UnixDatagram::bind(path).expect("a socket");
+        let patience = socket.set_read_timeout(Some(PATIENCE));
+        patience.expect("a socket with patience");
+        Self(socket)
+    }
+
+    /// The next message.
+    pub(crate) fn hear(&self) -> String {
+        let mut bytes = [0; 4_096];
+        let length = self.0.recv(&mut bytes).expect("a message in time");
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
     }
 }
 
