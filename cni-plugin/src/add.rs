@@ -108,7 +108,7 @@ pub(crate) fn describe(record: &Record, owner: String, mtu: u32) -> PodLink {
         pod: record.attachment.container_id.clone(),
         pod_name: record.attachment.ifname.clone(),
         host_mac: record.attachment.host_mac(),
-        pod_mac: record.attachment.pod_mac(),
+        pod_mac: record.mac.unwrap_or_else(|| record.attachment.pod_mac()),
         mtu,
         addresses: record.addresses.clone(),
         destinations: record.destinations.clone(),
@@ -161,6 +161,7 @@ impl Asked<'_> {
             attachment,
             sandbox: Some(self.sandbox.clone()),
             destinations: self.destinations(attachment, &ledger)?,
+            mac: config.mac()?,
         };
         match ledger.reserve(claim, &supply) {
             Err(failure) if failure.code() == Code::NoAddressLeft => Ok(Err(Full {
@@ -188,7 +189,7 @@ impl Asked<'_> {
         let ranges = [&self.node.protected[..], &self.node.service_ranges[..]].concat();
         let situation = Situation {
             ranges: &ranges,
-            default_route: self.request.config.default_route,
+            default_route: self.request.config.default_route()?,
             others: self.others,
             siblings: &siblings,
         };

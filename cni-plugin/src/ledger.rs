@@ -65,6 +65,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) sandbox: Option<Sandbox>,
     /// Where to the pod goes by this interface.
     pub(crate) destinations: Vec<IpNet>,
+    /// Hardware address of the pod's end, if not the one that follows from the attachment.
+    pub(crate) mac: Option<[u8; 6]>,
 }
 
 /// Addresses that a reservation must not give away, and where it may take them from.
@@ -190,6 +192,7 @@ impl Ledger {
             attachment: claim.attachment.clone(),
             addresses,
             destinations: claim.destinations,
+            mac: claim.mac,
             sandbox: claim.sandbox,
             boot: self.moment.boot.clone(),
             since: self.moment.now,

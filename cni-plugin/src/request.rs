@@ -127,7 +127,12 @@ pub(crate) struct Config {
     pub(crate) name: String,
     /// Whether the pod's default routes are by this interface. Absent: those of the families that
     /// have none by another one.
-    pub(crate) default_route: Option<bool>,
+    default_route: Option<Value>,
+    /// Hardware address of the pod's end, in place of the plugin's choice.
+    mac: Option<Value>,
+    /// What the runtime has for this pod by the capabilities that the configuration names: its
+    /// `mac` goes before the configuration's.
+    runtime_config: Option<Value>,
     /// MTU of pods in bytes, in place of the one that meshd gives.
     pub(crate) mtu: Option<u32>,
     /// Where meshd's socket and `node.json` are.
@@ -204,10 +209,36 @@ impl Config {
         if !is_identifier(&self.name) {
             return Err(bad_config(&format!("{:?} is no network name", self.name)));
         }
+        self.default_route()?;
+        self.mac()?;
         if self.mtu.is_some_and(|mtu| !(1280..=65_535).contains(&mtu)) {
             return Err(bad_config("mtu must be within 1280..=65535"));
         }
         Ok(())
+    }
+
+    /// Whether the pod's default routes are by this interface, if that is said.
+    pub(crate) fn default_route(&self) -> Result<Option<bool>, Failure> {
+        match &self.default_route {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(wanted)) => Ok(Some(*wanted)),
+            Some(_) => Err(bad_config("defaultRoute must be true or false")),
+        }
+    }
+
+    /// The hardware address that the pod's end shall have, if that is said.
+    pub(crate) fn mac(&self) -> Result<Option<[u8; 6]>, Failure> {
+        let runtime = self.runtime_config.as_ref();
+        let wanted = runtime.and_then(|runtime| runtime.get("mac"));
+        match wanted.or(self.mac.as_ref()) {
+            None | Some(Value::Null) => Ok(None),
+            Some(wanted) => match wanted.as_str().and_then(hardware_address) {
+                Some(mac) => Ok(Some(mac)),
+                None => Err(bad_config(
+                    "mac must be the hardware address of one station, such as 02:00:5e:10:00:01",
+                )),
+            },
+        }
     }
 
     fn default_runtime_dir() -> PathBuf {
@@ -274,6 +305,18 @@ fn interface_name(value: Option<String>) -> Result<String, Failure> {
             "is no possible name of an interface",
         ))
     }
+}
+
+fn hardware_address(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut pairs = text.split(':');
+    for byte in &mut mac {
+        let pair = pairs.next().filter(|pair| pair.len() == 2)?;
+        let is_digits = pair.bytes().all(|digit| digit.is_ascii_hexdigit());
+        *byte = is_digits.then(|| u8::from_str_radix(pair, 16).ok())??;
+    }
+    let is_station = mac[0] & 1 == 0 && mac != [0; 6];
+    (pairs.next().is_none() && is_station).then_some(mac)
 }
 
 fn bad_variable(name: &str, problem: &str) -> Failure {
@@ -391,6 +434,33 @@ mod tests {
     }
 
     #[test]
+    fn the_runtimes_hardware_address_goes_before_the_configurations() {
+        let mac = |keys: &str| {
+            let config = CONFIG.replace('}', &format!(",{keys}}}"));
+            parse("ADD", "abc", "eth0", &config).unwrap().config.mac()
+        };
+        let one = Some([2, 0, 0, 0, 0, 0xa1]);
+        assert_eq!(mac(r#""mac":"02:00:00:00:00:A1""#).unwrap(), one);
+        let both = r#""mac":"02:00:00:00:00:05","runtimeConfig":{"mac":"02:00:00:00:00:a1"}"#;
+        let both = CONFIG.replace(r#""type""#, &format!(r#"{both},"type""#));
+        let both = parse("ADD", "abc", "eth0", &both).unwrap();
+        assert_eq!(both.config.mac().unwrap(), one);
+        for wrong in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "0:00:00:00:00:001",
+        ] {
+            assert_eq!(hardware_address(wrong), None, "{wrong}");
+        }
+        assert_eq!(hardware_address("+2:00:00:00:00:01"), None);
+        assert_eq!(hardware_address("00:00:00:00:00:00"), None);
+        // What was attached goes, whatever the configuration has become.
+        let wrong = CONFIG.replace('}', r#","mac":7,"defaultRoute":[]}"#);
+        assert!(parse("DEL", "abc", "eth0", &wrong).is_ok());
+    }
+
+    #[test]
     fn wrong_configurations_have_the_code_of_their_kind() {
         for (config, code) in [
             ("", Code::Decoding),
@@ -402,6 +472,18 @@ mod tests {
             ),
             (
                 r#"{"cniVersion":"1.0.0","name":"n","dataDir":"x"}"#,
+                Code::InvalidConfig,
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","defaultRoute":"yes"}"#,
+                Code::InvalidConfig,
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","mac":"03:00:00:00:00:01"}"#,
+                Code::InvalidConfig,
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"mac":7}}"#,
                 Code::InvalidConfig,
             ),
         ] {

@@ -31,6 +31,9 @@ pub(crate) struct Record {
     /// Where to the pod goes by this interface: [`veth::PodLink::destinations`].
     #[serde(default = "everywhere")]
     pub(crate) destinations: Vec<IpNet>,
+    /// Hardware address of the pod's end, if not the one that follows from the attachment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mac: Option<[u8; 6]>,
     /// The pod's network namespace; absent in records of versions that didn't note it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) sandbox: Option<Sandbox>,

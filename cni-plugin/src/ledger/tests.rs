@@ -58,6 +58,7 @@ fn reserve_in(
         attachment: &attachment,
         sandbox,
         destinations: Vec::new(),
+        mac: None,
     };
     let record = ledger.reserve(claim, &supply)?;
     Ok(record.addresses[0])
@@ -102,6 +103,7 @@ fn what_the_kernel_routes_is_not_given_away() {
         attachment: &attachment,
         sandbox: None,
         destinations: Vec::new(),
+        mac: None,
     };
     let record = scratch.open("b", 1).reserve(claim, &supply).unwrap();
     assert_eq!(record.addresses, ["10.0.0.3".parse::<IpAddr>().unwrap()]);

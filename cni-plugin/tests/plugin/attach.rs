@@ -77,6 +77,40 @@ fn a_pod_is_routed_as_the_answer_says() {
 }
 
 #[test]
+fn a_pod_gets_the_hardware_address_that_is_asked_for() {
+    let node = Node::new("asked");
+    let pods = [pod(), pod()];
+    for (id, pod, keys, mac) in [
+        (
+            "one",
+            &pods[0],
+            json!({ "mac": "02:00:5e:10:00:01" }),
+            "02:00:5e:10:00:01",
+        ),
+        (
+            "two",
+            &pods[1],
+            json!({
+                "capabilities": { "mac": true },
+                "runtimeConfig": { "mac": "02:00:5e:10:00:02" },
+            }),
+            "02:00:5e:10:00:02",
+        ),
+    ] {
+        let mut call = node.call("ADD", id, Some(&pod.path()));
+        call.config = node.config_with(keys);
+        let answer = node.run(&call).expect_success();
+        assert_eq!(answer.output["interfaces"][1]["mac"], mac);
+        assert_eq!(pod.command("cat /sys/class/net/eth0/address").trim(), mac);
+        pod.command("ping -c1 -W2 10.77.0.3; ping -c1 -W2 fd12:3456:789a::3");
+        // Whoever checks need not be told it again.
+        let check = node.call("CHECK", id, Some(&pod.path()));
+        node.run(&check).expect_success();
+    }
+    pods[0].command("ping -c1 -W2 10.42.3.2");
+}
+
+#[test]
 fn the_same_add_again_gives_the_same_answer() {
     let node = Node::new("again");
     let pod = pod();

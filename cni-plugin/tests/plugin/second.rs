@@ -145,7 +145,7 @@ fn the_configuration_decides_where_it_says_so() {
         &pods[1],
         ("net1", json!({ "defaultRoute": "yes" })),
     );
-    assert_eq!(wrong.code(), 6, "{wrong:?}");
+    assert_eq!(wrong.code(), 7, "{wrong:?}");
 }
 
 #[test]

@@ -211,7 +211,7 @@ impl Look<'_> {
                 self.trouble(
                     wiring,
                     "its hardware address was changed after it was attached, by which the kernel \
-                     forgets the pod's gateway; attach it anew without that",
+                     forgets the pod's gateway: give it by the key mac of the network configuration",
                 );
             }
         }
