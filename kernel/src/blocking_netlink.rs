@@ -37,6 +37,13 @@ impl Conversation {
         Self::open(protocols::NETLINK_ROUTE)
     }
 
+    /// The same, where filters of a question count: without this the kernel passes over them.
+    pub(crate) fn route_with_filters() -> io::Result<Self> {
+        let conversation = Self::route()?;
+        conversation.socket.set_netlink_get_strict_chk(true)?;
+        Ok(conversation)
+    }
+
     /// Talks about netfilter, nftables among it.
     pub(crate) fn netfilter() -> io::Result<Self> {
         Self::open(protocols::NETLINK_NETFILTER)

@@ -1,6 +1,8 @@
 //! What happens to the node's end of a pod after ADD, and how meshd puts it right: by what the
 //! end itself tells, with no more than the kernel's tables.
 
+use std::time::Duration;
+
 use podmesh_kernel::{
     netns::NetNamespace,
     veth::{Mended, Mender},
@@ -204,10 +206,23 @@ fn a_pod_with_another_hardware_address_is_followed() {
     remember_gateway(&keeper, 0);
     keeper.mend();
     keeper.talk();
+}
+
+#[test]
+fn what_happens_inside_of_a_pod_is_said_with_its_name() {
+    let mut keeper = Keeper::new("insidepod");
+    keeper.mender = Mender::new(Duration::ZERO);
+    assert_eq!(keeper.mend(), Mended::default());
     keeper.pods[0].command("ip link set eth0 down");
     let said = keeper.mend();
     assert_eq!(said.troubles.len(), 1, "{said:?}");
-    assert!(said.troubles[0].contains("inside the pod"), "{said:?}");
+    assert!(said.troubles[0].contains("its own end is down"), "{said:?}");
+    // Up again it has lost its routes, which shows by the address that went with them.
+    keeper.pods[0].command("ip link set eth0 up");
+    let said = keeper.mend();
+    assert_eq!(said.troubles.len(), 1, "{said:?}");
+    let lost = "fd12:3456:789a:103::1 was lost inside the pod";
+    assert!(said.troubles[0].contains(lost), "{said:?}");
     assert!(
         said.troubles[0].starts_with("pod one (eth0, 10.42.3.1"),
         "{said:?}"

@@ -116,6 +116,19 @@ pub(super) fn pod_end(kernel: &mut Conversation, end: &Found) -> Option<Found> {
     found.is_veth.then_some(found)
 }
 
+/// The first address that the pod's end has no more, as far as the kernel tells.
+pub(super) fn lost_address(
+    filtering: &mut Conversation,
+    namespace: Option<u32>,
+    (pod_end, wiring): (&Found, &Wiring),
+) -> Option<IpAddr> {
+    let place = (pod_end.index, namespace?);
+    wiring.addresses.iter().copied().find(|address| {
+        request::addresses_elsewhere(filtering, place, address)
+            .is_ok_and(|present| !present.contains(address))
+    })
+}
+
 /// One thing that ADD made and that is not so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Difference {

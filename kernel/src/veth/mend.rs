@@ -28,9 +28,10 @@ const YOUTH: Duration = Duration::from_secs(10);
 const NAME_DIGITS: usize = 11;
 
 /// Compares and repairs; remembers what it has seen wired.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Mender {
     known: BTreeMap<u32, Known>,
+    youth: Duration,
 }
 
 #[derive(Debug)]
@@ -50,7 +51,22 @@ pub struct Mended {
     pub is_young: bool,
 }
 
+impl Default for Mender {
+    fn default() -> Self {
+        Self::new(YOUTH)
+    }
+}
+
 impl Mender {
+    /// One that leaves what happens inside of a pod to others for this time after it came.
+    #[must_use]
+    pub fn new(youth: Duration) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            youth,
+        }
+    }
+
     /// One look at all pairs whose names begin with `prefix`, or did when they were made.
     ///
     /// # Errors
@@ -77,8 +93,13 @@ impl Mender {
         mended.is_young = self
             .known
             .values()
-            .any(|known| known.since.elapsed() < YOUTH);
+            .any(|known| known.since.elapsed() < self.youth);
         Ok(mended)
+    }
+
+    fn is_young(&self, index: u32) -> bool {
+        let known = self.known.get(&index);
+        known.is_none_or(|known| known.since.elapsed() < self.youth)
     }
 
     /// Takes up what is new, and forgets what has gone.
@@ -151,6 +172,8 @@ impl Mender {
                     index: link.index,
                     wiring: wiring.clone(),
                     pod_end: compare::pod_end(look.kernel, link),
+                    namespace: link.peer_namespace,
+                    is_young: self.is_young(link.index),
                 });
             }
         }
@@ -164,6 +187,9 @@ struct Pair {
     wiring: Wiring,
     /// `None` where the kernel doesn't tell.
     pod_end: Option<Found>,
+    namespace: Option<u32>,
+    /// The plugin, or one after it, may be in the middle of its work.
+    is_young: bool,
 }
 
 /// One look, and what comes of it.
@@ -182,6 +208,7 @@ impl Look<'_> {
             index,
             wiring,
             pod_end,
+            ..
         } in pairs
         {
             let Some(end) = seen.links.iter().find(|link| link.index == *index) else {
@@ -198,21 +225,34 @@ impl Look<'_> {
 
     /// What this namespace can see of a pod and can't, or mustn't, put right.
     fn pods_that_changed(&mut self, pairs: &[Pair]) {
-        for Pair {
-            wiring, pod_end, ..
-        } in pairs
-        {
-            let Some(pod_end) = pod_end else {
+        let mut filtering = Conversation::route_with_filters().ok();
+        for pair in pairs {
+            let Some(pod_end) = &pair.pod_end else {
                 continue;
             };
-            if !pod_end.is_up {
-                self.trouble(wiring, "its own end is down, inside the pod");
-            } else if pod_end.mac != Some(wiring.pod_mac) {
+            let wiring = &pair.wiring;
+            if pod_end.mac != Some(wiring.pod_mac) {
                 self.trouble(
                     wiring,
                     "its hardware address was changed after it was attached, by which the kernel \
                      forgets the pod's gateway: give it by the key mac of the network configuration",
                 );
+            }
+            if pair.is_young {
+                continue;
+            }
+            if !pod_end.is_up {
+                self.trouble(wiring, "its own end is down, inside the pod");
+            }
+            let lost = filtering.as_mut().and_then(|filtering| {
+                compare::lost_address(filtering, pair.namespace, (pod_end, wiring))
+            });
+            if let Some(address) = lost {
+                let sentence = format!(
+                    "{address} was lost inside the pod, as when its interface is taken down there; \
+                     only the runtime can attach the pod anew"
+                );
+                self.trouble(wiring, &sentence);
             }
         }
     }

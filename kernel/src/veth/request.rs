@@ -57,6 +57,7 @@ const ADDRESS_HEADER_BYTES: usize = 8;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
+const IFA_TARGET_NETNSID: u16 = 10;
 const IFA_F_NODAD: u32 = 2;
 
 const ROUTE_HEADER_BYTES: usize = 12;
@@ -392,6 +393,26 @@ pub(crate) fn addresses(kernel: &mut Conversation) -> io::Result<Vec<(u32, IpAdd
         // On point-to-point links the plain address is the peer's.
         let own = attributes.find(IFA_LOCAL).or(attributes.find(IFA_ADDRESS));
         Some((reply.header_number(4)?, address_of(own?)?))
+    });
+    Ok(addresses.collect())
+}
+
+/// The addresses of one family that an interface has in the namespace that the kernel has given
+/// this number. Only a conversation with filters asks there.
+pub(super) fn addresses_elsewhere(
+    filtering: &mut Conversation,
+    (index, namespace): (u32, u32),
+    like: &IpAddr,
+) -> io::Result<Vec<IpAddr>> {
+    let mut header = vec![family(like), 0, 0, 0];
+    header.extend_from_slice(&index.to_ne_bytes());
+    let mut message = Message::new(RTM_GETADDR, 0, &header);
+    message.number(IFA_TARGET_NETNSID, namespace);
+    let replies = filtering.dump(message)?;
+    let addresses = replies.iter().filter_map(|reply| {
+        let attributes = reply.attributes(ADDRESS_HEADER_BYTES);
+        let own = attributes.find(IFA_LOCAL).or(attributes.find(IFA_ADDRESS));
+        address_of(own?)
     });
     Ok(addresses.collect())
 }
