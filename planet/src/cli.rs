@@ -170,10 +170,20 @@ impl Cli {
 }
 
 fn init(state_dir: &Path, name: Option<&Name>) -> Result<(), Problem> {
+    identity::prepare(state_dir)?;
+    // The key comes last: where there is one, the books were there, too.
+    match DiskStore::create(state_dir, Origin::Fresh) {
+        Err(StoreError::Exists { path }) if !open(state_dir)?.is_untouched()? => {
+            return Err(Problem::failed(format!(
+                "{path} holds the books of a planet whose key is gone; put the copy of {} back, or \
+                 name another --state-dir",
+                state_dir.join(identity::FILE).display()
+            )));
+        }
+        Err(StoreError::Exists { .. }) | Ok(_) => {}
+        Err(error) => return Err(error.into()),
+    }
     let key = identity::create(state_dir)?;
-    DiskStore::create(state_dir, Origin::Fresh)?;
-    let file = state_dir.join(crate::store::FILE);
-    identity::give_to_owner(state_dir, &file).map_err(|error| Problem::file(&file, &error))?;
     print(&format!("planet key: {}", key.planet_id()))?;
     let name = name.map_or_else(|| "NAME".to_owned(), ToString::to_string);
     hint(&format!(
@@ -235,10 +245,13 @@ fn restore(file: &Path, state_dir: &Path) -> Result<(), Problem> {
     identity::read(state_dir)?;
     let content = std::fs::read(file).map_err(|error| Problem::file(file, &error))?;
     guard_against_panics(state_dir);
-    DiskStore::restore(state_dir, &content)?;
-    let store = state_dir.join(crate::store::FILE);
-    identity::give_to_owner(state_dir, &store).map_err(|error| Problem::file(&store, &error))?;
-    print("restored; once it runs, the planet asks its members for what came after the backup")
+    let aside = DiskStore::restore(state_dir, &content)?;
+    let aside = aside.map_or_else(String::new, |aside| {
+        format!("; what was there is kept as {}", aside.display())
+    });
+    print(&format!(
+        "restored{aside}; once it runs, the planet asks its members for what came after the backup"
+    ))
 }
 
 impl Run {

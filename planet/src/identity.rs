@@ -1,8 +1,8 @@
 //! The planet's key on disk.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use podmesh_proto::key::SigningKey;
@@ -70,21 +70,32 @@ pub fn random() -> Result<[u8; 32], KeyError> {
     Ok(bytes)
 }
 
-/// Makes a state directory with a new key.
+/// Makes the state directory of a planet to be.
+///
+/// # Errors
+/// There is a planet already, or the disk refuses.
+pub fn prepare(state_dir: &Path) -> Result<(), KeyError> {
+    if state_dir.join(FILE).exists() {
+        let path = state_dir.display().to_string();
+        return Err(KeyError::Exists { path });
+    }
+    // With its mode from the first instant on: a later try finds the directory as this one left it.
+    let mut folders = DirBuilder::new();
+    folders
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .map_err(|error| io_error(state_dir, &error))
+}
+
+/// Makes a new key in a state directory.
 ///
 /// # Errors
 /// There is a key already, or the disk refuses.
 pub fn create(state_dir: &Path) -> Result<SigningKey, KeyError> {
+    prepare(state_dir)?;
     let path = state_dir.join(FILE);
-    if path.exists() {
-        let path = state_dir.display().to_string();
-        return Err(KeyError::Exists { path });
-    }
     let failed = |error: io::Error| io_error(&path, &error);
-    if !state_dir.exists() {
-        fs::create_dir_all(state_dir).map_err(failed)?;
-        fs::set_permissions(state_dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
-    }
     let key = SigningKey::from_seed(random()?);
     let digits = key.seed().iter().map(|byte| format!("{byte:02x}"));
     let text = Zeroizing::new(digits.collect::<String>() + "\n");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use podmesh_proto::key::digest;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
+use crate::identity::give_to_owner;
 use crate::rules::records::{Change, Origin, Record, RecordKey};
 
 /// The store's file in the state directory.
@@ -103,19 +104,25 @@ impl DiskStore {
     /// There is one already, or the disk refuses.
     pub fn create(state_dir: &Path, origin: Origin) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE);
-        let shown = path.display().to_string();
         if path.exists() {
-            return Err(StoreError::Exists { path: shown });
+            let path = path.display().to_string();
+            return Err(StoreError::Exists { path });
         }
-        // Under another name until it is whole, so that a crash leaves no half store.
+        let (store, unfinished) = Self::build(state_dir, &[Change::Put(Record::Origin(origin))])?;
+        let placed = fs::rename(unfinished, &path).and_then(|()| File::open(state_dir)?.sync_all());
+        placed.map_err(|error| refused(&path, &error))?;
+        Ok(store)
+    }
+
+    /// A store that holds what `changes` put, durable, under another name than its own: a crash leaves no
+    /// half store. It belongs to whom the state directory belongs to.
+    fn build(state_dir: &Path, changes: &[Change]) -> Result<(Self, PathBuf), StoreError> {
+        let path = state_dir.join(FILE);
         let unfinished = state_dir.join(format!("{FILE}.new"));
-        let failed = |error: &dyn std::fmt::Display| StoreError::Io {
-            path: shown.clone(),
-            reason: error.to_string(),
-            permission: false,
-        };
         match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(refused(&path, &error));
+            }
             _ => {}
         }
         let file = OpenOptions::new()
@@ -124,20 +131,29 @@ impl DiskStore {
             .create_new(true)
             .mode(0o600)
             .open(&unfinished)
-            .map_err(|error| failed(&error))?;
-        let database = Database::builder()
-            .create_file(file)
-            .map_err(|error| failed(&error))?;
+            .map_err(|error| refused(&path, &error))?;
         let mut store = Self {
             path: path.clone(),
-            database: Some(database),
+            database: None,
             undo: Vec::new(),
         };
-        store.commit(&[Change::Put(Record::Origin(origin))])?;
-        fs::rename(&unfinished, &path)
-            .and_then(|()| File::open(state_dir)?.sync_all())
-            .map_err(|error| failed(&error))?;
-        Ok(store)
+        let database = Database::builder().create_file(file);
+        store.database = Some(database.map_err(|error| store.judge(error))?);
+        store.commit(changes)?;
+        give_to_owner(state_dir, &unfinished).map_err(|error| refused(&path, &error))?;
+        Ok((store, unfinished))
+    }
+
+    /// Whether nothing was ever kept in this store: whoever made it was stopped before its key.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn is_untouched(&mut self) -> Result<bool, StoreError> {
+        let records = self.load()?;
+        Ok(matches!(
+            records.as_slice(),
+            [Record::Origin(Origin::Fresh)]
+        ))
     }
 
     /// Opens the store of a state directory, and looks at every page of it.
@@ -176,37 +192,39 @@ impl DiskStore {
         encode_backup(&records).map_err(|reason| self.damaged(&reason))
     }
 
-    /// Replaces the store of a state directory by a backup, and marks it as such.
+    /// Replaces the store of a state directory by a backup, and marks it as such. Whatever was there is
+    /// kept beside it under a name of its own, which this returns; a crash at any instant leaves the old
+    /// store in place or the new one.
     ///
     /// # Errors
-    /// The backup is damaged, a planet is running, or the disk refuses.
-    pub fn restore(state_dir: &Path, backup: &[u8]) -> Result<(), StoreError> {
+    /// The backup is damaged, a planet is running, or the disk refuses; nothing has changed then.
+    pub fn restore(state_dir: &Path, backup: &[u8]) -> Result<Option<PathBuf>, StoreError> {
         let path = state_dir.join(FILE);
         let records = decode_backup(backup).map_err(|reason| StoreError::Io {
             path: "the backup".to_owned(),
             reason,
             permission: false,
         })?;
-        match Self::open(state_dir) {
-            Err(error @ StoreError::InUse { .. }) => return Err(error),
-            // Whatever was there is kept beside it.
-            _ if path.exists() => {
-                let kept = state_dir.join(format!("{FILE}.before-restore"));
-                fs::rename(&path, &kept).map_err(|error| StoreError::Io {
-                    path: path.display().to_string(),
-                    reason: error.to_string(),
-                    permission: false,
-                })?;
-            }
-            _ => {}
+        if let Err(error @ StoreError::InUse { .. }) = Self::open(state_dir) {
+            return Err(error);
         }
-        let mut store = Self::create(state_dir, Origin::Restored)?;
-        let changes: Vec<Change> = records
+        let kept = records
             .into_iter()
-            .filter(|record| !matches!(record, Record::Origin(_)))
+            .filter(|record| !matches!(record, Record::Origin(_)));
+        let changes: Vec<Change> = [Record::Origin(Origin::Restored)]
+            .into_iter()
+            .chain(kept)
             .map(Change::Put)
             .collect();
-        store.commit(&changes)
+        let (store, unfinished) = Self::build(state_dir, &changes)?;
+        drop(store);
+        let place = || -> io::Result<Option<PathBuf>> {
+            let aside = keep_aside(&path)?;
+            fs::rename(&unfinished, &path)?;
+            File::open(state_dir)?.sync_all()?;
+            Ok(aside)
+        };
+        place().map_err(|error| refused(&path, &error))
     }
 
     fn open_file(&self) -> Result<Database, StoreError> {
@@ -293,6 +311,31 @@ impl DiskStore {
             }
             other => self.damaged(&other.to_string()),
         }
+    }
+}
+
+/// Gives a file a second name that none has, so that the first one can be taken over. None if there is no
+/// file.
+fn keep_aside(path: &Path) -> io::Result<Option<PathBuf>> {
+    for number in 1_u32.. {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".before-restore-{number}"));
+        let aside = PathBuf::from(name);
+        match fs::hard_link(path, &aside) {
+            Ok(()) => return Ok(Some(aside)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+fn refused(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Io {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+        permission: error.kind() == io::ErrorKind::PermissionDenied,
     }
 }
 

@@ -158,6 +158,34 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
+fn an_init_that_was_stopped_is_repeated_and_books_are_never_given_to_another_key() {
+    let place = Place::new();
+    place.succeed(&["init"]);
+    let key = place.state().join("planet.key");
+    let first = fs::read(&key).unwrap();
+    let (code, said) = place.fail(&["init"]);
+    assert!(code == 1 && said.contains("already"), "{said}");
+    // Stopped between the books and the key.
+    fs::remove_file(&key).unwrap();
+    place.succeed(&["init"]);
+    assert_ne!(fs::read(&key).unwrap(), first);
+    // Books that were used, and no key.
+    let mut store = DiskStore::open(&place.state()).unwrap();
+    let used = Record::Use {
+        token: podmesh_proto::id::TokenId([1; 16]),
+        number: 1,
+        node: NodeId([1; 32]),
+    };
+    let change = podmesh_planet::rules::records::Change::Put(used);
+    store.commit(&[change]).unwrap();
+    drop(store);
+    fs::remove_file(&key).unwrap();
+    let (code, said) = place.fail(&["init"]);
+    assert!(code == 1 && said.contains("key is gone"), "{said}");
+    assert!(!key.exists());
+}
+
+#[test]
 fn a_service_whose_start_fails_for_a_while_starts_as_soon_as_it_can() {
     let place = Place::new();
     fs::create_dir_all(place.runtime()).unwrap();

@@ -82,10 +82,11 @@ const ROWS: &[Row] = &[
     row("no meshd to talk to", starts::no_daemon, 4, &["meshd is not running"], "systemctl start meshd"),
     row("a second meshd", starts::second_meshd, 1, &["another meshd uses the state folder"], "take over from it with --replace"),
     row("a second meshd with its own state", starts::second_meshd_elsewhere, 1, &["held by another process"], "stop it first"),
-    row("a first start on a full disk", disks::first_start, 1, &["No space left on device"], "free some space"),
+    row("a join on a full disk", disks::join_when_full, 1, &["not joining", "No space left on device"], "make room on the disk"),
     row("a disk that fills up under meshd", disks::filling_up, 0, &["can't be written", "No space left on device"], "make room on the disk"),
     row("an operator's folder on a full disk", disks::operators_folder, 1, &["No space left on device"], "free some space; nothing was changed"),
-    row("a torn key file", disks::torn_identity, 1, &["identity is damaged", "no good generation"], "restore the file from a backup"),
+    row("two torn key files", disks::torn_identities, 1, &["identity is damaged", "no good generation"], "restore the file from a backup"),
+    row("a torn key file", disks::torn_identity, 0, &["the identity file is damaged"], "its previous generation is used"),
     row("two torn state files", disks::torn_generations, 1, &["state is damaged", "no good generation"], "restore the file from a backup"),
     row("a torn state file", disks::torn_state, 0, &["the state file is damaged"], "its previous generation is used"),
 ];

@@ -62,7 +62,7 @@ impl Join {
         let until_taken = self.no_wait;
         let status = Patience::new(self.timeout)
             .until(|| joining.look(context, until_taken))
-            .map_err(unfinished)?;
+            .map_err(|problem| unfinished(problem, joining.is_heard))?;
         let said = if status.state == NodeState::Online {
             summary(&status)
         } else {
@@ -133,15 +133,18 @@ fn warn_of_readers(context: &Context, file: &Path) {
     }
 }
 
-/// What to do about a join that takes too long.
-fn unfinished(problem: Problem) -> Problem {
+/// What to do about a join that takes too long, where a planet is connected or none is.
+fn unfinished(problem: Problem, is_heard: bool) -> Problem {
     if problem.exit != Exit::Timeout {
         return problem;
     }
-    problem.next(
+    problem.next(if is_heard {
+        "meshd goes on trying (meshctl status); `planet status` on the planet says more, or give up: \
+         meshctl leave"
+    } else {
         "meshd goes on trying (meshctl status); look whether a firewall stops UDP to the planet, \
-         or give up: meshctl leave",
-    )
+         or give up: meshctl leave"
+    })
 }
 
 /// A join under way: meshd answers when a planet has admitted the node, or after its own patience;
@@ -153,6 +156,8 @@ struct Joining {
     begun: bool,
     /// meshd says that the node is a member.
     admitted: bool,
+    /// A planet is connected.
+    is_heard: bool,
     said: String,
 }
 
@@ -168,6 +173,7 @@ impl Joining {
             answer,
             begun: false,
             admitted: false,
+            is_heard: false,
             said: String::new(),
         })
     }
@@ -196,6 +202,7 @@ impl Joining {
             }
             _ => {}
         }
+        self.is_heard = status.planets.iter().any(|planet| planet.connected);
         let progress = progress(&status);
         self.progress(context, &progress);
         Ok(Look::NotYet(format!("this node is not online: {progress}")))
@@ -232,9 +239,10 @@ impl Joining {
 fn progress(status: &StatusView) -> String {
     let planets = status.planets.iter().map(|planet| {
         let state = match (&planet.error, planet.connected) {
-            (_, true) => "connected",
-            (Some(error), false) => error.as_str(),
-            (None, false) => "connecting",
+            (Some(error), true) => format!("connected, and says: {error}"),
+            (None, true) => "connected".to_owned(),
+            (Some(error), false) => error.clone(),
+            (None, false) => "connecting".to_owned(),
         };
         format!("planet {} at {}: {state}", planet.name, planet.address)
     });

@@ -270,6 +270,11 @@ impl Node {
     /// Why there is no answer to a join yet.
     fn still_joining(&self) -> Response {
         let planets = self.engine.status(clock::now()).planets;
+        let next = if planets.iter().any(|planet| planet.connected) {
+            "meshd goes on trying; `planet status` on the planet says more, or give up with `meshctl leave`"
+        } else {
+            "meshd goes on trying; look whether a firewall lets UDP to the planet pass, or give up with `meshctl leave`"
+        };
         let reasons: Vec<String> = planets
             .into_iter()
             .map(|planet| match (planet.connected, planet.error) {
@@ -280,11 +285,11 @@ impl Node {
             .collect();
         Response::Failed(Failure {
             code: FailureCode::Timeout,
-            message: format!("no planet has admitted this node yet ({})", reasons.join("; ")),
-            next: Some(
-                "meshd goes on trying; look whether a firewall lets UDP to the planet pass, or give up with `meshctl leave`"
-                    .to_owned(),
+            message: format!(
+                "no planet has admitted this node yet ({})",
+                reasons.join("; ")
             ),
+            next: Some(next.to_owned()),
         })
     }
 }

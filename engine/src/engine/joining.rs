@@ -82,6 +82,9 @@ impl Engine {
         let Some(join) = &mut self.join else {
             return;
         };
+        if let Some(entry) = self.planets.get_mut(&planet) {
+            entry.error = None;
+        }
         let made = join.admitted(
             receipt,
             &self.config.pod_cidrs,
@@ -100,6 +103,9 @@ impl Engine {
     }
 
     pub(super) fn claimed(&mut self, planet: PlanetId, receipt: &Signed<ClaimReceipt>, now: Now) {
+        if let Some(entry) = self.planets.get_mut(&planet) {
+            entry.error = None;
+        }
         if let Some(join) = &self.join {
             match join.claimed(receipt, now.unix) {
                 Ok(membership) => self.become_member(membership, now),
@@ -169,7 +175,9 @@ impl Engine {
             self.outputs.push_back(Output::Reconnect(planet));
             return;
         }
-        if let Some(entry) = self.planets.get_mut(&planet).filter(|_| ends) {
+        // Who joins wants to know what a planet that is connected waits for.
+        let counts = ends || self.join.is_some();
+        if let Some(entry) = self.planets.get_mut(&planet).filter(|_| counts) {
             entry.error = Some(printable(&refusal.reason));
         }
         if let Some(join) = &mut self.join {

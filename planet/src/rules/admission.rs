@@ -71,6 +71,7 @@ impl Court<'_> {
         if let Some(again) = self.admitted_before(node, application) {
             return Ok(again);
         }
+        self.not_under_another_name(node, &certificate)?;
         self.in_time(&grant)?;
         if certificate.expires.is_some() && certificate.issued > self.now.plus(CLOCK_SKEW) {
             let reason = format!(
@@ -98,6 +99,33 @@ impl Court<'_> {
             changes: Vec::new(),
             receipt: entry.admission.receipt.clone(),
         })
+    }
+
+    /// A member that joins under another name is a copy of the machine, in all likelihood. Under its own
+    /// name it may have lost its state, and gets what it had.
+    fn not_under_another_name(
+        &self,
+        node: &NodeId,
+        certificate: &NodeCertificate,
+    ) -> Result<(), Refusal> {
+        let member = self
+            .books
+            .entry(node)
+            .filter(|entry| entry.member.is_some());
+        let present = member.map(|entry| &entry.certificate.name);
+        let Some(name) = present.filter(|name| **name != certificate.name) else {
+            return Ok(());
+        };
+        if self.books.departure(node).is_some() {
+            return Ok(());
+        }
+        let reason = format!(
+            "this machine has the keys of node {name}, which is a member; if it was made from a copy of \
+             that machine, `meshctl leave --forget-keys` here, then join again; if {name} is to be named \
+             {}, it has to leave first",
+            certificate.name
+        );
+        Err(refuse(RefusalCode::Conflict, reason))
     }
 
     /// # Errors

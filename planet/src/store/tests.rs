@@ -176,3 +176,45 @@ fn a_commit_that_failed_is_undone_by_the_next_one() {
     let expected = [Record::Origin(Origin::Fresh), spent(1, 1), spent(3, 1)];
     assert_eq!(sorted(records), sorted(expected.to_vec()));
 }
+
+#[test]
+fn no_restore_destroys_what_was_there() {
+    let folder = Folder::new();
+    let mut store = DiskStore::create(&folder.0, Origin::Fresh).unwrap();
+    let backup = store.backup().unwrap();
+    store.commit(&[Change::Put(spent(1, 1))]).unwrap();
+    drop(store);
+    for number in 1_u8..4 {
+        let aside = DiskStore::restore(&folder.0, &backup).unwrap().unwrap();
+        assert!(aside.ends_with(format!("{FILE}.before-restore-{number}")));
+        let mut store = DiskStore::open(&folder.0).unwrap();
+        assert_eq!(
+            sorted(store.load().unwrap()),
+            [Record::Origin(Origin::Restored)]
+        );
+        store
+            .commit(&[Change::Put(spent(2, number.into()))])
+            .unwrap();
+    }
+    // Each of the former books can be put back, with what came into it until then.
+    let kept = |number: u8| {
+        let elsewhere = Folder::new();
+        let aside = folder.0.join(format!("{FILE}.before-restore-{number}"));
+        fs::copy(aside, elsewhere.file()).unwrap();
+        DiskStore::open(&elsewhere.0).unwrap().load().unwrap()
+    };
+    assert!(kept(1).contains(&spent(1, 1)));
+    assert!(kept(2).contains(&spent(2, 1)));
+    assert!(kept(3).contains(&spent(2, 2)));
+    // Where nothing is in the way, nothing is kept.
+    let empty = Folder::new();
+    assert_eq!(DiskStore::restore(&empty.0, &backup).unwrap(), None);
+    // One that fails leaves all as it was.
+    let books = || DiskStore::open(&folder.0).unwrap().load().unwrap();
+    let before = books();
+    fs::create_dir_all(folder.0.join(format!("{FILE}.new/in-the-way"))).unwrap();
+    assert!(DiskStore::restore(&folder.0, &backup).is_err());
+    assert_eq!(books(), before);
+    let aside = folder.0.join(format!("{FILE}.before-restore-4"));
+    assert!(!aside.exists());
+}

@@ -126,6 +126,31 @@ fn asking_again_gives_the_same_answer_and_costs_no_use() {
 }
 
 #[test]
+fn a_member_that_joins_under_another_name_is_told_whose_keys_it_has() {
+    let mut operator = Operator::new(4);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(9);
+    let mut a = Node::new(1);
+    stage.connect(&mut a);
+    stage.join(&mut a, &token, "a");
+    // The machine's copy has its keys.
+    let ask = |stage: &mut Stage, name: &str| {
+        stage.pass(Duration::from_secs(5));
+        let application = Box::new(a.application(&token, name, stage.now.unix));
+        stage.ask(&a, NodeMessage::Join(application))
+    };
+    let answers = ask(&mut stage, "c");
+    assert_eq!(code(&answers), Some(RefusalCode::Conflict));
+    let words = format!("{answers:?}");
+    assert!(
+        words.contains("keys of node a") && words.contains("--forget-keys"),
+        "{words}"
+    );
+    // Its own name: it has lost its state, and is let in again.
+    assert_eq!(code(&ask(&mut stage, "a")), None);
+}
+
+#[test]
 fn every_bad_application_is_refused_with_its_own_code() {
     let mut operator = Operator::new(5);
     let mut stage = Stage::fresh(&operator);

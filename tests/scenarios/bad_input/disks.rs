@@ -23,9 +23,10 @@ mount --move \"$2.disk\" \"$2\"; rmdir \"$2.disk\"
 [ -z \"$3\" ] || cat /dev/zero > \"$2/filler\" 2> /dev/null || true
 shift 3; exec \"$@\"";
 
-pub(super) fn first_start(stand: &Stand<'_>) -> Result<Said> {
+/// meshd runs there, since nothing of a node that has not joined needs the disk.
+pub(super) fn join_when_full(stand: &Stand<'_>) -> Result<Said> {
     let idle = stand.node("idle-1")?;
-    let state = stand.fresh("state");
+    let (state, runtime) = (stand.fresh("state"), stand.fresh("run"));
     let mut command = on_small_disk(idle, (&state, "16k"), true)?;
     command
         .arg(program("meshd")?)
@@ -34,8 +35,16 @@ pub(super) fn first_start(stand: &Stand<'_>) -> Result<Said> {
     command
         .arg("--config")
         .arg(idle.folder().join("meshd.toml"));
-    command.arg("--runtime-dir").arg(stand.fresh("run"));
-    run(&mut command)
+    command.arg("--runtime-dir").arg(&runtime);
+    let meshd = Process::start("meshd on a full disk", command, &idle.log())?;
+    let socket = runtime.join("meshd.sock");
+    wait_for_socket(&meshd, &socket)?;
+    let mut join = idle.namespace().command(program("meshctl")?);
+    join.arg("--socket").arg(&socket).arg("join");
+    join.arg(stand.token(&[])?);
+    let said = run(&mut join)?;
+    drop(meshd);
+    Ok(said)
 }
 
 /// A member whose disk has room for the join and is full after it: it goes on, says so, and writes
@@ -99,23 +108,23 @@ pub(super) fn operators_folder(stand: &Stand<'_>) -> Result<Said> {
     Ok(said)
 }
 
-/// Keys are made once, so there is no generation before them to fall back to.
-pub(super) fn torn_identity(stand: &Stand<'_>) -> Result<Said> {
+/// With no whole generation a node would be somebody else; nothing is touched.
+pub(super) fn torn_identities(stand: &Stand<'_>) -> Result<Said> {
     let idle = stand.node("idle-1")?;
-    let file = idle.state_dir().join("identity");
-    let whole = fs::read(&file)?;
+    let files = ["identity", "identity.previous"].map(|name| idle.state_dir().join(name));
+    let whole = fs::read(&files[0])?;
     let mut last = None;
     for torn in torn(&whole) {
-        fs::write(&file, &torn)?;
+        for file in &files {
+            fs::write(file, &torn)?;
+        }
         let said = run(&mut usual(idle)?)?;
-        let kept = fs::read(&file)? == torn;
-        fs::write(&file, &whole)?;
-        ensure!(
-            kept,
-            "the torn file was changed ({} of {} bytes)",
-            torn.len(),
-            whole.len()
-        );
+        for file in &files {
+            let kept = fs::read(file)? == torn;
+            fs::write(file, &whole)?;
+            let length = torn.len();
+            ensure!(kept, "the torn file was changed ({length} bytes)");
+        }
         ensure!(
             said.code == Some(1),
             "torn at {}: {}",
@@ -143,8 +152,17 @@ pub(super) fn torn_generations(stand: &Stand<'_>) -> Result<Said> {
 
 /// With a whole generation before it, the node is who it was; the log says what happened.
 pub(super) fn torn_state(stand: &Stand<'_>) -> Result<Said> {
+    torn_newest(stand, "state")
+}
+
+/// Keys, too, have a generation before them from the first write on.
+pub(super) fn torn_identity(stand: &Stand<'_>) -> Result<Said> {
+    torn_newest(stand, "identity")
+}
+
+fn torn_newest(stand: &Stand<'_>, name: &str) -> Result<Said> {
     let idle = stand.node("idle-1")?;
-    let file = idle.state_dir().join("state");
+    let file = idle.state_dir().join(name);
     let (mut words, mut code) = (String::new(), None);
     for offset in 0..torn(&fs::read(&file)?).len() {
         fs::write(&file, &torn(&fs::read(&file)?)[offset])?;
@@ -156,7 +174,7 @@ pub(super) fn torn_state(stand: &Stand<'_>) -> Result<Said> {
         let log = fs::read_to_string(idle.log())?.split_off(seen);
         let warning = log
             .lines()
-            .find(|line| line.contains("the state file is damaged"));
+            .find(|line| line.contains("file is damaged, its previous"));
         words = warning
             .with_context(|| format!("no warning in place {offset}"))?
             .to_owned();
@@ -215,13 +233,16 @@ fn start_on_small_disk(node: &Node) -> Result<Process> {
     command.arg("--runtime-dir").arg(node.runtime_dir());
     command.args(["--name", node.name()]);
     let meshd = Process::start("meshd on a small disk", command, &node.log())?;
-    let socket = node.runtime_dir().join("meshd.sock");
+    wait_for_socket(&meshd, &node.runtime_dir().join("meshd.sock"))?;
+    Ok(meshd)
+}
+
+fn wait_for_socket(meshd: &Process, socket: &Path) -> Result<()> {
     wait::until("meshd on a small disk", Duration::from_secs(10), || {
         Ok(if socket.exists() {
             wait::Now(())
         } else {
             wait::NotYet(meshd.last_words(3))
         })
-    })?;
-    Ok(meshd)
+    })
 }

@@ -158,8 +158,11 @@ impl<'lab> Stand<'lab> {
         let mut all = Belongings::new();
         for name in ["member-1", "member-2", "novice-1", "idle-1"] {
             let node = self.node(name)?;
-            let identity = fs::read(node.state_dir().join("identity"))?;
-            all.insert(format!("identity of {name}"), format!("{identity:?}"));
+            // Before a join there are no keys, and a join that was refused may have made some.
+            if name != "novice-1" {
+                let identity = fs::read(node.state_dir().join("identity"))?;
+                all.insert(format!("identity of {name}"), format!("{identity:?}"));
+            }
             if name != "idle-1" {
                 let status = status(node).with_context(|| format!("{name} is silent"))?;
                 let is = (
