@@ -42,7 +42,7 @@ mod trial;
 mod view;
 
 pub use action::{PathAction, Switch, SwitchReason};
-pub use budget::ProbeBudget;
+pub use budget::{Evidence, ProbeBudget};
 pub use pairing::Local;
 pub use traffic::TrafficSample;
 pub use trial::TrialKind;
@@ -230,11 +230,13 @@ impl Paths {
 
     /// An echo request of `length` bytes came through the tunnel over `path`.
     pub fn handle_echo_request(&mut self, path: PathId, id: u64, length: u16, now: Now) {
+        let evidence = self.evidence(&path, now.moment);
         self.push(PathAction::SendEcho {
             path,
             id,
             reply: true,
             length,
+            evidence,
         });
         self.heard(path, now);
         self.drive(now);

@@ -145,7 +145,9 @@ impl Engine {
             }
             ControlMessage::SizeRequest { id } => {
                 let reply = ControlMessage::SizeReply { id };
-                self.send_control_over(&node, path, (&reply, 0), now);
+                if self.may_answer(node, path, now) {
+                    self.send_control_over(&node, path, (&reply, 0), now);
+                }
             }
             ControlMessage::SizeReply { id } => {
                 self.with_paths(&node, now, |paths| paths.handle_size_reply(id, now));

@@ -10,7 +10,7 @@ use crate::control::ControlMessage;
 use crate::engine::Engine;
 use crate::membership::holdings::MemberId;
 use crate::path_id::{PathId, SocketId};
-use crate::paths::{PathAction, Paths, SwitchReason, TrafficSample};
+use crate::paths::{Evidence, PathAction, Paths, SwitchReason, TrafficSample};
 use crate::peer::Peer;
 use crate::publishing::Witness;
 use crate::reach::Passage;
@@ -138,18 +138,13 @@ impl Engine {
     }
 
     fn perform(&mut self, node: &NodeId, action: PathAction, now: Now) {
+        if !action.is_granted(*node, &mut self.budget, now.moment) {
+            return;
+        }
         match action {
             PathAction::SendProbe {
-                path,
-                body,
-                reach,
-                unproven,
+                path, body, reach, ..
             } => {
-                if let (PathId::Direct { endpoint, .. }, true) = (path, unproven)
-                    && !self.budget.take(*node, endpoint.ip(), now.moment)
-                {
-                    return;
-                }
                 let nonce = self.random.bytes();
                 let incarnation = self.incarnation;
                 let Some(peer) = self.peers.get_mut(node) else {
@@ -172,6 +167,7 @@ impl Engine {
                 id,
                 reply,
                 length,
+                ..
             } => {
                 let message = if reply {
                     ControlMessage::EchoReply { id }
@@ -183,6 +179,11 @@ impl Engine {
             PathAction::SendSizeProbe { path, id, length } => {
                 self.send_size_probe(node, path, (id, length), now);
             }
+            PathAction::Answered { path } => {
+                if let PathId::Direct { endpoint, .. } = path {
+                    self.budget.answered(*node, endpoint.ip(), now.moment);
+                }
+            }
             PathAction::Introduce { attempt } => self.introduce(*node, attempt),
             PathAction::Handshake { path } => self.start_handshake(node, path),
             PathAction::Select { path, reason } => self.select(node, path, reason, now),
@@ -193,6 +194,17 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Whether an answer that says nothing may go where the peer's question seems to come from.
+    pub(super) fn may_answer(&mut self, node: NodeId, path: PathId, now: Now) -> bool {
+        let PathId::Direct { endpoint, .. } = path else {
+            return true;
+        };
+        let paths = self.peers.get(&node).and_then(|peer| peer.paths.as_deref());
+        let evidence = paths.map_or(Evidence::Claimed, |paths| paths.evidence(&path, now.moment));
+        let target = (endpoint.ip(), 0);
+        self.budget.take_answer(node, target, evidence, now.moment)
     }
 
     /// Another path carries the data of a peer.

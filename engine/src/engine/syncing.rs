@@ -188,6 +188,7 @@ impl Engine {
         }
         tracing::info!(peer = %member.name, "a member is known");
         self.peers.insert(peer);
+        self.budget.set_nodes(self.peers.len() + 1);
         self.wake_if_few(&node, now);
     }
 
@@ -232,11 +233,13 @@ impl Engine {
         for key in told {
             self.presence.remove(&key);
         }
+        self.budget.forget(node);
         self.peers.take_resting(node);
         if let Some(peer) = self.peers.remove(node) {
             self.endpoints.forget_peer(node);
             self.waiting_bytes = self.waiting_bytes.saturating_sub(peer.waiting_bytes());
             peer.close();
+            self.budget.set_nodes(self.peers.len() + 1);
             tracing::info!(peer = %peer.member.name, "a member is routed to no more");
         }
     }

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use podmesh_proto::id::NodeId;
 use podmesh_proto::probe::ProbeBody;
-use podmesh_proto::time::UnixSeconds;
+use podmesh_proto::time::{Moment, UnixSeconds};
 
+use super::budget::{Evidence, ProbeBudget};
 use crate::path_id::{PathId, SocketId};
 use crate::reach::Reach;
 
@@ -20,9 +22,9 @@ pub enum PathAction {
         body: ProbeBody,
         /// As an opener, which gets no farther than this.
         reach: Option<Reach>,
-        /// Nobody has shown yet that the peer is there: charge it to the
-        /// [`ProbeBudget`](super::ProbeBudget), and drop it if that refuses.
-        unproven: bool,
+        /// What has shown that the peer is there: ask the [`ProbeBudget`](super::ProbeBudget), and drop
+        /// the probe if that refuses.
+        evidence: Evidence,
     },
     /// Send an echo, or the answer to one, through the tunnel.
     SendEcho {
@@ -34,6 +36,8 @@ pub enum PathAction {
         reply: bool,
         /// Bytes of the inner packet, at least what an echo needs.
         length: u16,
+        /// As with a probe.
+        evidence: Evidence,
     },
     /// Ask through the tunnel whether an inner packet of this length arrives, in a datagram that may
     /// not be fragmented.
@@ -50,6 +54,11 @@ pub enum PathAction {
     Introduce {
         /// Number of the try.
         attempt: u32,
+    },
+    /// The peer answered a probe or an echo over this path, which is direct.
+    Answered {
+        /// The path.
+        path: PathId,
     },
     /// Start a `WireGuard` handshake over this path, even if one is under way.
     Handshake {
@@ -71,6 +80,35 @@ pub enum PathAction {
         /// Where it is seen.
         endpoint: SocketAddr,
     },
+}
+
+impl PathAction {
+    /// Whether the budget has room for what this sends on behalf of `member`; takes it, if so.
+    pub fn is_granted(&self, member: NodeId, budget: &mut ProbeBudget, now: Moment) -> bool {
+        let (path, evidence, length) = match self {
+            Self::SendProbe {
+                path: PathId::Direct { endpoint, .. },
+                body: ProbeBody::Ping { .. },
+                evidence,
+                ..
+            } => return budget.take(member, endpoint.ip(), *evidence, now),
+            Self::SendProbe { path, evidence, .. } => (path, evidence, 0),
+            Self::SendEcho {
+                path,
+                evidence,
+                length,
+                ..
+            } => (path, evidence, *length),
+            _ => return true,
+        };
+        match path {
+            PathId::Direct { endpoint, .. } => {
+                budget.take_answer(member, (endpoint.ip(), length), *evidence, now)
+            }
+            // A relay sends to members alone.
+            PathId::Relay { .. } => true,
+        }
+    }
 }
 
 /// Why another path carries the data.

@@ -1,12 +1,25 @@
 //! How many probes may leave towards endpoints that have not answered.
 //!
-//! A member may lie about its endpoints and so aim the probes of all its peers at a victim. On
-//! behalf of one member a node sends at most 17 probes of 116 bytes to one address in any 30 s,
-//! however many candidates and rounds there are: a thousand nodes send less than 2 MB. The node as a
-//! whole sends at most 200 probes a second, and 400 at once.
+//! A member may lie about its endpoints and so aim the probes of all its peers at a victim: at an
+//! address, at many of one network, or from many memberships at once. What a node sends is bounded by
+//!
+//! - member and address: 17 in any 30 s, however many candidates and rounds there are;
+//! - member and network (an IPv4 /24, an IPv6 /64): 34;
+//! - network, over all members, until something in it has answered: 68, and in a mesh of more than 250
+//!   nodes so few that all of them together send less than 2 MB (of probes of 116 bytes);
+//! - member: what a new record of sixteen candidates needs, and 4.5 a second after that;
+//! - the node as a whole: 200 a second, and 400 at once.
+//!
+//! The third bound doesn't hold for places that a peer was heard from or that once worked, nor for
+//! openers, which die on the way: a rack of hundreds behind one address or in one network comes up as
+//! soon as the first of them has answered, or knocks itself.
+//!
+//! Whoever can send with a false source aims answers, too, and the echoes that would prove the way back.
+//! Until the peer has answered from there, member and network have 34 units of [`UNIT`] bytes at once for
+//! them, and one in two seconds after that.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use podmesh_proto::id::NodeId;
@@ -14,22 +27,122 @@ use podmesh_proto::time::Moment;
 
 use crate::mutation::{self, Mutant};
 
+const WINDOW: Duration = Duration::from_secs(30);
 /// Probes on behalf of one member to one address within [`WINDOW`].
 const PER_ADDRESS: usize = 17;
-const WINDOW: Duration = Duration::from_secs(30);
-/// Probes that the node may send at once.
-const TOTAL_BURST: u64 = 400;
-/// Probes that the node may send each second after that.
-const TOTAL_REFILL: u64 = 200;
-/// Pairs of member and address that are remembered; more than the node may probe within a window.
+/// The same to one network.
+const PER_NETWORK: usize = 34;
+/// Probes on behalf of anybody to a network in which nothing has answered, within [`WINDOW`].
+const MOST_UNKNOWN: usize = 68;
+/// The same of all nodes of the mesh together, as long as each of them has a burst to an address.
+const ALL_NODES: usize = 17_000;
+/// Probes that one member may cause at once, and thousandths of a probe in each second after that: less
+/// than sixteen times seventeen in any [`WINDOW`].
+const MEMBER: Rate = Rate {
+    burst: 136,
+    refill: 4_500,
+};
+/// The same for the node as a whole.
+const NODE: Rate = Rate {
+    burst: 400,
+    refill: 200_000,
+};
+/// Bytes of a probe, by which answers and echoes are counted.
+const UNIT: u16 = 116;
+/// Units of what one member's messages cause to be sent to one network.
+const ANSWERS: Rate = Rate {
+    burst: 34,
+    refill: 500,
+};
+/// Pairs of member and network that are remembered; more than the node may probe within a window.
 const MAX_PAIRS: usize = 8_192;
+/// How long an answer out of a network speaks for it. Paths in use are asked more often than this.
+const PROVEN: Duration = Duration::from_secs(600);
+/// Networks that one member's answers can speak for.
+const MAX_PROVEN: usize = 16;
+
+/// What speaks for somebody being where a probe goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence {
+    /// The peer answers from there: nothing is charged.
+    Answers,
+    /// Something that the peer sealed came from there, or it answered there in former times; or the
+    /// probe doesn't get there, because it is an opener.
+    Heard,
+    /// The peer's word alone.
+    Claimed,
+}
+
+/// Addresses that one party may hold all of: an IPv4 /24, an IPv6 /64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Network(IpAddr);
+
+impl Network {
+    fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V4(ip) => IpAddr::V4((ip.to_bits() & !0xff).into()),
+            IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    burst: u64,
+    /// Thousandths per second.
+    refill: u64,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    thousandths: u64,
+    at: Moment,
+}
+
+impl Bucket {
+    fn full(rate: Rate, now: Moment) -> Self {
+        Self {
+            thousandths: rate.burst * 1_000,
+            at: now,
+        }
+    }
+
+    fn refill(&mut self, rate: Rate, now: Moment) {
+        let millis = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
+        if millis > 0 {
+            let more = millis.saturating_mul(rate.refill) / 1_000;
+            let full = rate.burst * 1_000;
+            self.thousandths = self.thousandths.saturating_add(more).min(full);
+            self.at = now;
+        }
+    }
+
+    fn has(&self, count: u64) -> bool {
+        self.thousandths >= count * 1_000
+    }
+
+    fn take(&mut self, count: u64) {
+        self.thousandths = self.thousandths.saturating_sub(count * 1_000);
+    }
+}
+
+#[derive(Debug)]
+struct MemberUse {
+    bucket: Bucket,
+    /// Networks that its answers came from, the newest last.
+    proven: VecDeque<Network>,
+}
 
 /// The node's budget of unproven probes.
 #[derive(Debug)]
 pub struct ProbeBudget {
-    thousandths: u64,
-    at: Moment,
-    sent: BTreeMap<(NodeId, IpAddr), Vec<Moment>>,
+    bucket: Bucket,
+    unknown: usize,
+    members: BTreeMap<NodeId, MemberUse>,
+    sent: BTreeMap<(NodeId, Network), Vec<(Moment, IpAddr)>>,
+    claimed: BTreeMap<Network, Vec<Moment>>,
+    proven: BTreeMap<(Network, NodeId), Moment>,
+    answers: BTreeMap<(NodeId, Network), Bucket>,
 }
 
 impl ProbeBudget {
@@ -37,89 +150,150 @@ impl ProbeBudget {
     #[must_use]
     pub fn new(now: Moment) -> Self {
         Self {
-            thousandths: TOTAL_BURST * 1_000,
-            at: now,
+            bucket: Bucket::full(NODE, now),
+            unknown: MOST_UNKNOWN,
+            members: BTreeMap::new(),
             sent: BTreeMap::new(),
+            claimed: BTreeMap::new(),
+            proven: BTreeMap::new(),
+            answers: BTreeMap::new(),
         }
     }
 
+    /// The mesh has so many nodes, which a liar may aim all at the same network.
+    pub fn set_nodes(&mut self, nodes: usize) {
+        let share = ALL_NODES / nodes.max(1);
+        self.unknown = share.clamp(PER_ADDRESS, MOST_UNKNOWN);
+    }
+
     /// Takes one probe to `target`, on behalf of `member`, out of the budget, if it is in it.
-    pub fn take(&mut self, member: NodeId, target: IpAddr, now: Moment) -> bool {
-        if mutation::is(Mutant::NoBudget) {
+    pub fn take(
+        &mut self,
+        member: NodeId,
+        target: IpAddr,
+        evidence: Evidence,
+        now: Moment,
+    ) -> bool {
+        if evidence == Evidence::Answers || mutation::is(Mutant::NoBudget) {
             return true;
         }
-        self.refill(now);
-        if self.thousandths < 1_000 {
+        let target = target.to_canonical();
+        let network = Network::of(target);
+        self.bucket.refill(NODE, now);
+        let user = self.user(member, now);
+        user.bucket.refill(MEMBER, now);
+        if !user.bucket.has(1) || !self.bucket.has(1) || !self.has_room(member, network, now) {
             return false;
         }
-        if self.sent.len() >= MAX_PAIRS && !self.sent.contains_key(&(member, target)) {
-            self.sent
-                .retain(|_, sent| sent.last().is_some_and(|last| now.since(*last) < WINDOW));
-            if self.sent.len() >= MAX_PAIRS {
+        let sent = self.sent.entry((member, network)).or_default();
+        sent.retain(|(at, _)| now.since(*at) < WINDOW);
+        let to_address = sent.iter().filter(|(_, to)| *to == target).count();
+        if sent.len() >= PER_NETWORK || to_address >= PER_ADDRESS {
+            return false;
+        }
+        if evidence == Evidence::Claimed && !self.take_unknown(network, now) {
+            return false;
+        }
+        self.sent
+            .entry((member, network))
+            .or_default()
+            .push((now, target));
+        self.user(member, now).bucket.take(1);
+        self.bucket.take(1);
+        true
+    }
+
+    /// Takes an answer to `member`, or an echo, of `length` bytes to `target` out of the budget, if it is
+    /// in it.
+    pub fn take_answer(
+        &mut self,
+        member: NodeId,
+        (target, length): (IpAddr, u16),
+        evidence: Evidence,
+        now: Moment,
+    ) -> bool {
+        if evidence == Evidence::Answers || mutation::is(Mutant::NoBudget) {
+            return true;
+        }
+        let key = (member, Network::of(target));
+        if self.answers.len() >= MAX_PAIRS && !self.answers.contains_key(&key) {
+            self.answers.retain(|_, bucket| {
+                bucket.refill(ANSWERS, now);
+                !bucket.has(ANSWERS.burst)
+            });
+            if self.answers.len() >= MAX_PAIRS {
                 return false;
             }
         }
-        let sent = self.sent.entry((member, target)).or_default();
-        sent.retain(|at| now.since(*at) < WINDOW);
-        let granted = sent.len() < PER_ADDRESS;
+        let units = u64::from(length.div_ceil(UNIT).max(1));
+        let full = || Bucket::full(ANSWERS, now);
+        let bucket = self.answers.entry(key).or_insert_with(full);
+        bucket.refill(ANSWERS, now);
+        let granted = bucket.has(units);
         if granted {
-            sent.push(now);
-            self.thousandths -= 1_000;
+            bucket.take(units);
         }
         granted
     }
 
-    fn refill(&mut self, now: Moment) {
-        let millis = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
-        if millis > 0 {
-            let more = millis.saturating_mul(TOTAL_REFILL);
-            self.thousandths = self
-                .thousandths
-                .saturating_add(more)
-                .min(TOTAL_BURST * 1_000);
-            self.at = now;
+    /// A probe or an echo of this node was answered by `member` from `address`.
+    pub fn answered(&mut self, member: NodeId, address: IpAddr, now: Moment) {
+        let network = Network::of(address);
+        if self.proven.insert((network, member), now).is_some() {
+            return;
         }
+        let user = self.user(member, now);
+        user.proven.push_back(network);
+        if user.proven.len() > MAX_PROVEN
+            && let Some(oldest) = user.proven.pop_front()
+        {
+            self.proven.remove(&(oldest, member));
+        }
+    }
+
+    /// Somebody is no member any more.
+    pub fn forget(&mut self, member: &NodeId) {
+        let user = self.members.remove(member);
+        for network in user.into_iter().flat_map(|user| user.proven) {
+            self.proven.remove(&(network, *member));
+        }
+    }
+
+    fn user(&mut self, member: NodeId, now: Moment) -> &mut MemberUse {
+        self.members.entry(member).or_insert_with(|| MemberUse {
+            bucket: Bucket::full(MEMBER, now),
+            proven: VecDeque::new(),
+        })
+    }
+
+    /// Whether the pair may be remembered; what is over is forgotten if there are too many.
+    fn has_room(&mut self, member: NodeId, network: Network, now: Moment) -> bool {
+        if self.sent.len() >= MAX_PAIRS && !self.sent.contains_key(&(member, network)) {
+            let recent = |at: &Moment| now.since(*at) < WINDOW;
+            self.sent
+                .retain(|_, sent| sent.last().is_some_and(|(at, _)| recent(at)));
+            self.claimed
+                .retain(|_, sent| sent.last().is_some_and(recent));
+        }
+        self.sent.len() < MAX_PAIRS || self.sent.contains_key(&(member, network))
+    }
+
+    /// Takes one out of what may go to a network that nothing speaks for.
+    fn take_unknown(&mut self, network: Network, now: Moment) -> bool {
+        let (first, last) = (NodeId([0; 32]), NodeId([u8::MAX; 32]));
+        let mut answers = self.proven.range((network, first)..=(network, last));
+        if answers.any(|(_, at)| now.since(*at) < PROVEN) {
+            return true;
+        }
+        let sent = self.claimed.entry(network).or_default();
+        sent.retain(|at| now.since(*at) < WINDOW);
+        let granted = sent.len() < self.unknown;
+        if granted {
+            sent.push(now);
+        }
+        granted
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(millis: u64) -> Moment {
-        Moment::from_start(Duration::from_millis(millis))
-    }
-
-    #[test]
-    fn a_victim_gets_seventeen_probes_in_any_thirty_seconds() {
-        let mut budget = ProbeBudget::new(Moment::ZERO);
-        let victim = "198.51.100.7".parse().unwrap();
-        let sent: Vec<u64> = (0..120_000)
-            .step_by(7)
-            .filter(|millis| budget.take(NodeId([1; 32]), victim, at(*millis)))
-            .collect();
-        for start in &sent {
-            let within = sent
-                .iter()
-                .filter(|other| (*start..start + 30_000).contains(other));
-            assert!(within.count() <= 17);
-        }
-        assert!(
-            budget.take(NodeId([2; 32]), victim, at(120_000)),
-            "another member's are its own"
-        );
-    }
-
-    #[test]
-    fn the_node_as_a_whole_and_its_memory_are_bounded() {
-        let mut budget = ProbeBudget::new(Moment::ZERO);
-        let sent = (0..100_000_u32)
-            .filter(|n| {
-                let target = IpAddr::V4((0x0b00_0000 + n).into());
-                budget.take(NodeId([1; 32]), target, at(u64::from(*n)))
-            })
-            .count();
-        assert!(sent <= 400 + 100 * 200, "{sent} probes in 100 s");
-        assert!(budget.sent.len() <= MAX_PAIRS);
-    }
-}
+mod tests;

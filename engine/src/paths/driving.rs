@@ -159,6 +159,7 @@ impl Paths {
             .collect();
         for (path, full_size) in due {
             let id = self.random.next();
+            let evidence = self.evidence(&path, now);
             if let Some(trial) = self.trials.get_mut(&path) {
                 trial.echoes.sent(id, now);
                 trial.sent = Some(now);
@@ -169,6 +170,7 @@ impl Paths {
                 id,
                 reply: false,
                 length,
+                evidence,
             });
         }
     }

@@ -9,13 +9,15 @@ use podmesh_proto::time::{Moment, Now};
 
 use super::pairing::Remote;
 use super::trial::{Gate, Trial, TrialKind};
-use super::{MAX_TRIALS, PathAction, Paths};
+use super::{Evidence, MAX_TRIALS, PathAction, Paths};
 use crate::mutation::{self, Mutant};
 use crate::path_id::{PathId, SocketId};
 use crate::reach::Reach;
 
 /// A peer that pings us is not pinged back more often than this.
 const TRIGGER_GAP: Duration = Duration::from_millis(40);
+/// How long something that the peer sealed speaks for the place that it came from.
+const HEARD: Duration = Duration::from_secs(30);
 
 impl Paths {
     /// Sorts the peer's record anew, and forgets candidates that it doesn't name any more.
@@ -113,14 +115,37 @@ impl Paths {
         };
         trial.pings.sent(transaction, now);
         trial.sent = Some(now);
-        let unproven = !trial.answers(now);
         let body = ProbeBody::Ping { transaction };
+        let evidence = match reach {
+            Some(_) => Evidence::Heard,
+            None => self.evidence(&path, now),
+        };
         self.push(PathAction::SendProbe {
             path,
             body,
             reach,
-            unproven,
+            evidence,
         });
+    }
+
+    /// What speaks for the peer being at the other end of a path.
+    #[must_use]
+    pub fn evidence(&self, path: &PathId, now: Moment) -> Evidence {
+        if !path.is_direct() {
+            // A relay sends to members alone.
+            return Evidence::Answers;
+        }
+        let Some(trial) = self.trials.get(path) else {
+            return Evidence::Claimed;
+        };
+        let heard = trial.heard.is_some_and(|at| now.since(at) < HEARD);
+        if trial.answers(now) {
+            Evidence::Answers
+        } else if heard || trial.worked || self.last_good.contains(path) {
+            Evidence::Heard
+        } else {
+            Evidence::Claimed
+        }
     }
 
     pub(super) fn handle_ping(&mut self, path: PathId, transaction: u64, now: Now) {
@@ -132,11 +157,13 @@ impl Paths {
             transaction,
             observed: endpoint,
         };
+        // Whoever can send with a false source must not aim this node's answers, either.
+        let evidence = self.evidence(&path, now.moment);
         self.push(PathAction::SendProbe {
             path,
             body,
             reach: None,
-            unproven: false,
+            evidence,
         });
         self.heard(path, now);
         self.check_back(path, now.moment);
@@ -174,6 +201,7 @@ impl Paths {
             trial.heard = Some(now.moment);
             trial.pings.stop();
         }
+        self.push(PathAction::Answered { path });
         if !self.is_local(&path) {
             self.push(PathAction::Observed {
                 socket,

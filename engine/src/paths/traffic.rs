@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podmesh_proto::time::{Moment, Now};
 
-use super::Paths;
+use super::{PathAction, Paths};
 use crate::path_id::PathId;
 
 /// A peer that was sent something this long ago is busy.
@@ -93,6 +93,9 @@ impl Paths {
         trial.failures = 0;
         trial.worked = true;
         trial.pings.stop();
+        if path.is_direct() {
+            self.push(PathAction::Answered { path });
+        }
         if self.active == Some(path) {
             self.alarm = None;
         }

@@ -92,19 +92,14 @@ impl Fake {
         self.trace(index, other, &action);
         let peer_id = self.nodes[other].id;
         let node = &mut self.nodes[index];
+        if !action.is_granted(peer_id, &mut node.budget, now.moment) {
+            return;
+        }
         match action {
             PathAction::SendProbe {
-                path,
-                body,
-                reach,
-                unproven,
+                path, body, reach, ..
             } => {
-                let PathId::Direct { endpoint, .. } = path else {
-                    panic!("probe over a relay")
-                };
-                if unproven && !node.budget.take(peer_id, endpoint.ip(), now.moment) {
-                    return;
-                }
+                assert!(path.is_direct(), "probe over a relay");
                 node.probes += 1;
                 self.transmit((index, other), path, reach, Wire::Probe(body));
             }
@@ -113,6 +108,7 @@ impl Fake {
                 id,
                 reply,
                 length,
+                ..
             } => {
                 let Some(session) = node.peers[&other].session else {
                     return;
@@ -124,6 +120,11 @@ impl Fake {
                     length,
                 };
                 self.transmit((index, other), path, None, echo);
+            }
+            PathAction::Answered { path } => {
+                if let PathId::Direct { endpoint, .. } = path {
+                    node.budget.answered(peer_id, endpoint.ip(), now.moment);
+                }
             }
             // All links carry the same here.
             PathAction::SendSizeProbe { .. } => {}
