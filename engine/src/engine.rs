@@ -1,6 +1,6 @@
 //! One node: the slow half's inputs, outputs and views.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -80,6 +80,8 @@ pub struct Engine {
     comparing: Comparing,
     limiter: HandshakeLimiter,
     budget: ProbeBudget,
+    /// Peers whose last endpoint record waits until it counts.
+    held_editions: BTreeSet<NodeId>,
     table: Arc<ForwardingTable>,
     presence: BTreeMap<(NodeId, PlanetId), bool>,
     pings: BTreeMap<u64, Ping>,
@@ -124,6 +126,7 @@ impl Engine {
             keys: TunnelKeys::of_kind(&config.keys.wireguard, config.tunnel),
             limiter: HandshakeLimiter::default(),
             budget: ProbeBudget::new(now.moment),
+            held_editions: BTreeSet::new(),
             table: Arc::new(ForwardingTable::empty(Arc::clone(&drops))),
             presence: BTreeMap::new(),
             pings: BTreeMap::new(),
@@ -356,6 +359,7 @@ impl Engine {
         self.ask_planets_again(now);
         self.renew_when_due(now);
         self.forget_spent_revocations(now);
+        self.take_held_editions(now);
         self.end_pings(now);
         self.forget_waiting(now);
     }

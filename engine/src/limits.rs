@@ -53,6 +53,10 @@ pub const REBUILD_PER_PEER: Duration = Duration::from_micros(100);
 pub const MAX_LIES: usize = 64;
 /// Quarantined members that are remembered.
 pub const MAX_QUARANTINED: usize = 1_024;
+/// Editions of a peer's endpoint record that count at once: a start brings about four, a move as many.
+pub const EDITION_BURST: u32 = 8;
+/// Between two editions after those. Each may have sixteen new places for every peer to probe.
+pub const EDITION_GAP: Duration = Duration::from_secs(5);
 /// Pings under way.
 pub const MAX_PINGS: usize = 64;
 /// How long a packet waits for a first path.

@@ -22,6 +22,10 @@ use crate::path_id::{PathId, SocketId};
 use crate::paths::Paths;
 use crate::stored::ActivePath;
 
+mod editions;
+
+use self::editions::Editions;
+
 /// A node that this one has or may have a tunnel to.
 pub(crate) struct Peer {
     /// What both halves share.
@@ -32,6 +36,8 @@ pub(crate) struct Peer {
     pub(crate) probes: ProbeKeys,
     /// Its last endpoint record.
     pub(crate) record: Option<(EndpointRecord, Signed<EndpointRecord>)>,
+    /// How often that may change.
+    pub(crate) editions: Editions,
     /// How it is reached; `None` while nobody wants to reach it.
     pub(crate) paths: Option<Box<Paths>>,
     /// Paths that worked in this node's last life.
@@ -101,6 +107,7 @@ impl Peer {
             member,
             probes,
             record: None,
+            editions: Editions::default(),
             paths: None,
             cached: Vec::new(),
             former: None,
@@ -126,6 +133,7 @@ impl Peer {
     pub(crate) fn goes_on(self, before: Self) -> Self {
         Self {
             record: before.record,
+            editions: before.editions,
             cached: before.cached,
             former: before.former,
             may_reset: before.may_reset,

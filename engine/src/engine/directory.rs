@@ -133,12 +133,53 @@ impl Engine {
     pub(super) fn has_record(&self, signed: &Signed<EndpointRecord>) -> bool {
         let peer = signed.unverified().ok().map(|claimed| claimed.node);
         peer.and_then(|node| self.peers.known(&node))
-            .and_then(|peer| peer.record.as_ref())
-            .is_some_and(|(_, known)| known == signed)
+            .is_some_and(|peer| {
+                let known = peer.record.as_ref();
+                known.is_some_and(|(_, known)| known == signed) || peer.editions.holds(signed)
+            })
     }
 
-    /// A verified endpoint record of a member.
+    /// A verified endpoint record of a member: it counts at once, or, if there were very many of them, in
+    /// a while, unless a later one comes.
     pub(super) fn take_record(
+        &mut self,
+        record: EndpointRecord,
+        signed: Signed<EndpointRecord>,
+        now: Now,
+    ) {
+        let node = record.node;
+        let Some(peer) = self.peers.known_mut(&node) else {
+            return;
+        };
+        let known = peer.record.as_ref();
+        if known.is_some_and(|(known, _)| !record.is_newer_than(known)) {
+            return;
+        }
+        if peer.editions.take(now.moment) {
+            self.follow_record(record, signed, now);
+        } else {
+            peer.editions.hold(record, signed);
+            self.held_editions.insert(node);
+        }
+    }
+
+    /// Editions that had to wait and count from now on.
+    pub(super) fn take_held_editions(&mut self, now: Now) {
+        for node in std::mem::take(&mut self.held_editions) {
+            let Some(peer) = self.peers.known_mut(&node) else {
+                continue;
+            };
+            let due = peer.editions.take_due(now.moment);
+            if peer.editions.is_waiting() {
+                self.held_editions.insert(node);
+            }
+            if let Some((record, signed)) = due {
+                self.take_record(record, signed, now);
+            }
+        }
+    }
+
+    fn follow_record(
         &mut self,
         mut record: EndpointRecord,
         signed: Signed<EndpointRecord>,
@@ -149,10 +190,6 @@ impl Engine {
         let Some(peer) = self.peers.known_mut(&node) else {
             return;
         };
-        let known = peer.record.as_ref();
-        if known.is_some_and(|(known, _)| !record.is_newer_than(known)) {
-            return;
-        }
         record.candidates.retain(|candidate| {
             !excluded
                 .iter()

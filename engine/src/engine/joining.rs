@@ -18,6 +18,7 @@ use crate::join::{AfterRefusal, Join};
 use crate::membership::lies::{Lie, Source};
 use crate::membership::{Learned, Members};
 use crate::output::Output;
+use crate::paths::ProbeBudget;
 use crate::timers::Timer;
 
 /// Between two tries when a planet's answer makes no sense.
@@ -254,6 +255,8 @@ impl Engine {
         self.comparing = Comparing::default();
         self.config.next = None;
         self.waiting_bytes = 0;
+        self.budget = ProbeBudget::new(now.moment);
+        self.held_editions.clear();
         self.presence.clear();
         self.timers = crate::timers::Timers::default();
         self.timers.set(Timer::Second, now.moment);
