@@ -342,8 +342,8 @@ impl Engine {
             Timer::Observe(planet) => self.observe(planet, now),
             Timer::Report(planet) => self.report(planet, now),
             Timer::Statements => self.tell_statements(now),
-            Timer::Join => self.ask_again(),
-            Timer::Renew => self.renew_again(now),
+            Timer::Join(planet) => self.ask_again(planet),
+            Timer::Renew(planet) => self.renew_again(planet, now),
             Timer::Rebuild => self.rebuild(now),
             Timer::Persist => self.persist(now),
         }

@@ -25,11 +25,6 @@ use crate::config::EngineConfig;
 use crate::error::JoinError;
 use crate::stored::Joining;
 
-/// Between two tries when the planet doesn't say.
-const RETRY: Duration = Duration::from_secs(5);
-/// No planet makes a node wait longer.
-const MAX_RETRY: Duration = Duration::from_secs(60);
-
 /// A join under way.
 pub struct Join {
     network: Network,
@@ -45,8 +40,8 @@ pub struct Join {
 /// What a refusal means for the join.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AfterRefusal {
-    /// Ask again after this long.
-    Retry(Duration),
+    /// Ask again, after this long if the planet says so.
+    Retry(Option<Duration>),
     /// Over.
     Failed(JoinError),
 }
@@ -249,14 +244,14 @@ impl Join {
 
     /// The planet said no.
     pub fn refused(&mut self, refusal: Refusal) -> AfterRefusal {
-        let wait = refusal.retry_in.unwrap_or(RETRY).min(MAX_RETRY);
+        let wait = refusal.retry_in;
         let (code, reason) = (refusal.code, refusal.reason.clone());
         self.refusal = Some(refusal);
         match code {
             RefusalCode::Relearning
             | RefusalCode::Busy
             | RefusalCode::NotArbiter
-            | RefusalCode::NotMember => AfterRefusal::Retry(wait.max(Duration::from_millis(200))),
+            | RefusalCode::NotMember => AfterRefusal::Retry(wait),
             _ => AfterRefusal::Failed(JoinError::Refused { code, reason }),
         }
     }

@@ -92,6 +92,8 @@ pub const TOKEN_AFTERLIFE: u64 = 30 * 24 * 3_600;
 pub const PERSIST_PER_STATEMENT: Duration = Duration::from_micros(10);
 /// Members that news are told to through tunnels at once.
 pub const GOSSIP_FANOUT: usize = 32;
+/// Shortest and longest wait before a planet that said no is asked again, whatever it says.
+pub const PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Between two tries to have a renewal receipted, when no planet says otherwise.
 pub const RENEW_RETRY: Duration = Duration::from_secs(20);
 /// How long a tunnel of former keys goes on when no tunnel of the new ones comes about: as long as its

@@ -22,10 +22,10 @@ pub(crate) enum Timer {
     Report(PlanetId),
     /// The next statements of the root to whoever lacks them.
     Statements,
-    /// A join or claim is tried again.
-    Join,
-    /// A renewal is handed in again.
-    Renew,
+    /// A join or claim is tried again at this planet.
+    Join(PlanetId),
+    /// A renewal is handed in again to this planet.
+    Renew(PlanetId),
     /// The forwarding table and the host plan are built anew.
     Rebuild,
     /// The state is written.
@@ -53,6 +53,11 @@ impl Timers {
     /// Takes a timer away.
     pub(crate) fn clear(&mut self, timer: Timer) {
         self.at.remove(&timer);
+    }
+
+    /// Takes away every timer that isn't to be kept.
+    pub(crate) fn retain(&mut self, keep: impl Fn(Timer) -> bool) {
+        self.at.retain(|timer, _| keep(*timer));
     }
 
     /// Whether a timer is set.

@@ -105,8 +105,9 @@ impl Engine {
                 return Some("a planet is connected and has no timers".to_owned());
             }
         }
-        let asks = self.renewing.request.is_some() && self.planets.legs().next().is_some();
-        if asks && !self.timers.is_set(Timer::Renew) {
+        let mut legs = self.planets.legs();
+        let asked = legs.all(|leg| self.timers.is_set(Timer::Renew(leg.planet)));
+        if self.renewing.request.is_some() && !asked {
             return Some("a renewal waits for nothing".to_owned());
         }
         let strange = |(node, planet): &&(NodeId, _)| {

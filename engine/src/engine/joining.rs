@@ -15,6 +15,7 @@ use crate::engine::renewing::Renewing;
 use crate::engine::statements::Comparing;
 use crate::error::JoinError;
 use crate::join::{AfterRefusal, Join};
+use crate::limits;
 use crate::membership::lies::{Lie, Source};
 use crate::membership::{Learned, Members};
 use crate::output::Output;
@@ -23,6 +24,8 @@ use crate::timers::Timer;
 
 /// Between two tries when a planet's answer makes no sense.
 const AFTER_NONSENSE: Duration = Duration::from_secs(10);
+/// Between two tries to join when the planet doesn't say.
+const JOIN_RETRY: Duration = Duration::from_secs(5);
 
 impl Engine {
     pub(super) fn begin_join(
@@ -52,12 +55,20 @@ impl Engine {
         Ok(())
     }
 
-    /// Says again what the join or claim is waiting for.
-    pub(super) fn ask_again(&mut self) {
-        let planets: Vec<PlanetId> = self.planets.connected().collect();
-        for planet in planets {
+    /// Says again to one planet what the join or claim is waiting for.
+    pub(super) fn ask_again(&mut self, planet: PlanetId) {
+        if self.planets.connected().any(|one| one == planet) {
             self.ask(planet);
         }
+    }
+
+    /// When to ask a planet again that asked for so much patience: a planet must neither be able to make
+    /// this node flood it, nor to put it off for good.
+    pub(super) fn patience(&mut self, asked: Option<Duration>, otherwise: Duration) -> Duration {
+        let (least, most) = limits::PATIENCE;
+        let wait = asked.unwrap_or(otherwise).clamp(least, most);
+        let quarter = u64::try_from(wait.as_millis() / 4).unwrap_or(u64::MAX);
+        wait + Duration::from_millis(self.random.number() % quarter.max(1))
     }
 
     /// Tells one planet what this node wants to become or to claim.
@@ -145,7 +156,7 @@ impl Engine {
         tracing::info!(network = %join.network().name, name = %join.name(), "joined");
         self.members = Some(members);
         self.left = None;
-        self.timers.clear(Timer::Join);
+        self.timers.retain(|timer| !matches!(timer, Timer::Join(_)));
         self.dirty = true;
         self.persist(now);
         self.outputs.push_back(Output::JoinDone(Ok(())));
@@ -157,7 +168,8 @@ impl Engine {
         if let Some(entry) = self.planets.get_mut(&planet) {
             entry.error = Some(format!("sent {what} that doesn't hold: {error}"));
         }
-        self.timers.set(Timer::Join, now.moment + AFTER_NONSENSE);
+        let wait = self.patience(None, AFTER_NONSENSE);
+        self.timers.set(Timer::Join(planet), now.moment + wait);
     }
 
     pub(super) fn refused(&mut self, planet: PlanetId, refusal: Refusal, now: Now) {
@@ -183,8 +195,9 @@ impl Engine {
         }
         if let Some(join) = &mut self.join {
             match join.refused(refusal) {
-                AfterRefusal::Retry(wait) => {
-                    self.timers.set_earlier(Timer::Join, now.moment + wait);
+                AfterRefusal::Retry(asked) => {
+                    let wait = self.patience(asked, JOIN_RETRY);
+                    self.timers.set(Timer::Join(planet), now.moment + wait);
                 }
                 AfterRefusal::Failed(error) => {
                     self.forget_network(now);
@@ -204,8 +217,8 @@ impl Engine {
                 members.note(Lie::Conflict, Source::Planet(planet), told, now.unix);
             }
         } else {
-            let wait = refusal.retry_in.unwrap_or(AFTER_NONSENSE);
-            self.timers.set_earlier(Timer::Join, now.moment + wait);
+            let wait = self.patience(refusal.retry_in, AFTER_NONSENSE);
+            self.timers.set(Timer::Join(planet), now.moment + wait);
         }
     }
 

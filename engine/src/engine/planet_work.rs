@@ -90,6 +90,8 @@ impl Engine {
         self.timers.clear(Timer::Heartbeat(planet));
         self.timers.clear(Timer::Observe(planet));
         self.timers.clear(Timer::Report(planet));
+        self.timers.clear(Timer::Join(planet));
+        self.timers.clear(Timer::Renew(planet));
     }
 
     /// The planets of the network are those of its newest edition.
@@ -157,7 +159,7 @@ impl Engine {
             PlanetMessage::Statements(told) => self.planet_tells(planet, &told, now),
             PlanetMessage::Relearn => self.begin_report(planet, now),
             PlanetMessage::Renewed(receipt) => self.renewed(planet, receipt, now),
-            PlanetMessage::NotRenewed(refusal) => self.not_renewed(&refusal, now),
+            PlanetMessage::NotRenewed(refusal) => self.not_renewed(planet, &refusal, now),
             PlanetMessage::Heartbeat { .. } => {}
             PlanetMessage::Draining { retry_in } => {
                 if let Some(entry) = self.planets.get_mut(&planet) {

@@ -187,12 +187,14 @@ impl Engine {
         self.renewing.refusal = None;
         // Before a planet sees it: the next life must not sign another one.
         self.persist(now);
-        self.renew_again(now);
-    }
-
-    pub(super) fn renew_again(&mut self, now: Now) {
         let planets: Vec<PlanetId> = self.planets.connected().collect();
         for planet in planets {
+            self.ask_renewal(planet, now);
+        }
+    }
+
+    pub(super) fn renew_again(&mut self, planet: PlanetId, now: Now) {
+        if self.planets.connected().any(|one| one == planet) {
             self.ask_renewal(planet, now);
         }
     }
@@ -202,7 +204,7 @@ impl Engine {
         if let Some(request) = self.renewing.request.clone() {
             self.say(planet, NodeMessage::Renew(Box::new(request)));
             let next = now.moment + limits::RENEW_RETRY;
-            self.timers.set_earlier(Timer::Renew, next);
+            self.timers.set(Timer::Renew(planet), next);
         }
     }
 
@@ -227,11 +229,11 @@ impl Engine {
         }
     }
 
-    pub(super) fn not_renewed(&mut self, refusal: &Refusal, now: Now) {
-        let wait = refusal.retry_in.unwrap_or(limits::RENEW_RETRY);
-        self.renewing.refusal = Some(printable(&refusal.reason));
+    pub(super) fn not_renewed(&mut self, planet: PlanetId, refusal: &Refusal, now: Now) {
         if self.renewing.request.is_some() {
-            self.timers.set_earlier(Timer::Renew, now.moment + wait);
+            self.renewing.refusal = Some(printable(&refusal.reason));
+            let wait = self.patience(refusal.retry_in, limits::RENEW_RETRY);
+            self.timers.set(Timer::Renew(planet), now.moment + wait);
         }
     }
 
@@ -250,7 +252,8 @@ impl Engine {
         if pending.is_none() {
             self.renewing.request = None;
             self.renewing.refusal = None;
-            self.timers.clear(Timer::Renew);
+            self.timers
+                .retain(|timer| !matches!(timer, Timer::Renew(_)));
         }
         if member.renewal > self.renewing.told {
             self.renewing.told = member.renewal;

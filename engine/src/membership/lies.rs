@@ -72,17 +72,21 @@ impl Lie {
         }
     }
 
-    const fn next(self) -> &'static str {
-        match self {
+    /// What to do about it, by who said it.
+    fn next(self, source: Source, name: &str) -> String {
+        let advice = match self {
             Self::Conflict => {
                 "find out who of the two is right, and revoke the other or resolve with \
                  `meshctl node resolve NAME`"
             }
             Self::Contested => "decide with `meshctl node resolve NAME`; neither is routed to",
-            Self::OldState => {
-                "the planet may have been restored from a backup; it relearns by itself"
-            }
-            Self::GoneMember => "the planet has not heard of it yet; this node tells it",
+            Self::OldState => return old_state(source).to_owned(),
+            Self::GoneMember => match source {
+                Source::Planet(_) => "the planet has not heard of it yet; this node tells it",
+                Source::Member(_) | Source::Disk | Source::Operator => {
+                    "nothing; whoever said it has not heard of the end of that membership yet"
+                }
+            },
             Self::Superseded => {
                 "nothing was believed; somebody may hold a former key of that node, which is of no use \
                  any more"
@@ -99,10 +103,43 @@ impl Lie {
             | Self::SwappedKey
             | Self::MovedAddress
             | Self::TokenReplay
-            | Self::Forged => {
-                "nothing was believed; check that planet, and replace it with \
-                 `meshctl network add-planet NEW --replaces OLD` if it was broken into"
-            }
+            | Self::Forged => return nothing_believed(source, name),
+        };
+        advice.to_owned()
+    }
+}
+
+const fn old_state(source: Source) -> &'static str {
+    match source {
+        Source::Planet(_) => {
+            "the planet may have been restored from a backup; it relearns by itself"
+        }
+        Source::Member(_) => "nothing, if that member was away; it learns by itself",
+        Source::Disk => {
+            "nothing, if the state folder was restored from a backup; the node relearns"
+        }
+        Source::Operator => "use the newest file of the network, the one beside the root key",
+    }
+}
+
+fn nothing_believed(source: Source, name: &str) -> String {
+    match source {
+        Source::Planet(_) => format!(
+            "nothing was believed; check that planet, and replace it with `meshctl network \
+             add-planet NEW --replaces {name}` if it was broken into"
+        ),
+        Source::Member(_) => format!(
+            "nothing was believed; check that node, and put it out with `meshctl node revoke {name}` if \
+             it was broken into"
+        ),
+        Source::Disk => {
+            "nothing was believed; check the disk, and restore the state folder or join anew \
+                         with `meshctl leave` and a new token"
+                .to_owned()
+        }
+        Source::Operator => {
+            "nothing was done; check that the file is of this network, as its root signed it"
+                .to_owned()
         }
     }
 }
@@ -198,16 +235,22 @@ impl Lies {
     pub fn views(&self, name: impl Fn(Source) -> String) -> Vec<HealthView> {
         self.told
             .iter()
-            .map(|((lie, source, _), told)| HealthView {
-                code: lie.code().to_owned(),
-                message: format!(
-                    "{}: {} (first {}, {} times)",
-                    name(*source),
-                    told.sentence,
-                    told.first,
-                    told.count
-                ),
-                next: Some(lie.next().to_owned()),
+            .map(|((lie, source, _), told)| {
+                let name = name(*source);
+                let who = match source {
+                    Source::Planet(_) => format!("planet {name}"),
+                    Source::Member(_) => format!("member {name}"),
+                    Source::Disk => "this node's state file".to_owned(),
+                    Source::Operator => "the operator".to_owned(),
+                };
+                HealthView {
+                    code: lie.code().to_owned(),
+                    message: format!(
+                        "{who}: {} (first {}, {} times)",
+                        told.sentence, told.first, told.count
+                    ),
+                    next: Some(lie.next(*source, &name)),
+                }
             })
             .collect()
     }

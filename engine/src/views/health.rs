@@ -89,12 +89,9 @@ impl Engine {
             return Vec::new();
         };
         members.lies().views(|source| match source {
-            Source::Planet(planet) => format!("planet {}", self.planets.name(&planet)),
-            Source::Member(node) => {
-                format!("member {}", members.name_of(MemberId::Node(node)))
-            }
-            Source::Disk => "this node's state file".to_owned(),
-            Source::Operator => "the operator".to_owned(),
+            Source::Planet(planet) => self.planets.name(&planet),
+            Source::Member(node) => members.name_of(MemberId::Node(node)),
+            Source::Disk | Source::Operator => String::new(),
         })
     }
 
