@@ -49,8 +49,10 @@ pub const EAGER_PEERS: usize = 256;
 /// Per peer: how long the forwarding table, host plan and stored state may lag behind, so that
 /// building them stays a small share of the work however many members arrive.
 pub const REBUILD_PER_PEER: Duration = Duration::from_micros(100);
-/// Health entries that one planet can cause.
+/// Health entries that one planet, the disk or the operator can cause.
 pub const MAX_LIES: usize = 64;
+/// The same of one member, of which there are more.
+pub const MAX_LIES_OF_MEMBER: usize = 8;
 /// Quarantined members that are remembered.
 pub const MAX_QUARANTINED: usize = 1_024;
 /// Editions of a peer's endpoint record that count at once: a start brings about four, a move as many.
@@ -101,9 +103,13 @@ pub const RENEW_RETRY: Duration = Duration::from_secs(20);
 pub const FORMER_KEYS: Duration = Duration::from_secs(180);
 /// How long what was sent by former keys may still arrive once the new ones have taken over.
 pub const HANDOVER: Duration = Duration::from_secs(10);
-/// Departures of nodes that this one never knew that are remembered: anybody can make a key and
-/// sign its departure.
-pub const MAX_STRANGE_DEPARTURES: usize = 4_096;
+/// Departures that are kept on disk when a planet says them of nodes that this one never knew.
+pub const MAX_TOLD_DEPARTURES: usize = 4_096;
+/// Departures of nodes that this one never knew that are remembered when members say them: anybody can
+/// make a key and sign its departure.
+pub const MAX_STRANGE_DEPARTURES: usize = 256;
+/// The same of one member.
+pub const MAX_STRANGE_DEPARTURES_OF_ONE: usize = 8;
 /// How long the first telling of a directory counts as one batch, in which nobody was first. A planet
 /// that never ends it must not keep what it told open for contest.
 pub const FIRST_TELLING: Duration = Duration::from_secs(5);

@@ -33,8 +33,8 @@ mod quarantine;
 mod root;
 mod untimely;
 
-use self::departures::Departed;
 pub use self::departures::Parting;
+use self::departures::{Departed, Stranger};
 use self::externals::Externals;
 use self::holdings::{Holdings, MemberId, of_member};
 use self::lies::{Lie, Lies, Source};
@@ -56,6 +56,10 @@ pub struct Members {
     resolved: BTreeMap<NodeId, UnixSeconds>,
     departed: BTreeMap<NodeId, Departed>,
     statements: Statements,
+    /// Departures of nodes that were never seen here, by the word of members.
+    strangers: BTreeMap<NodeId, Stranger>,
+    /// Departures that were taken.
+    partings: u64,
     expiries: BTreeSet<(UnixSeconds, NodeId)>,
     /// Those that are over.
     ended: BTreeSet<(UnixSeconds, NodeId)>,
@@ -106,6 +110,8 @@ impl Members {
             resolved: BTreeMap::new(),
             departed: BTreeMap::new(),
             statements: Statements::default(),
+            strangers: BTreeMap::new(),
+            partings: 0,
             expiries: BTreeSet::new(),
             ended: BTreeSet::new(),
             lies: Lies::default(),
@@ -392,6 +398,7 @@ impl Members {
         if let Some(known) = self.known.remove(node) {
             self.holdings.remove(id, &of_member(&known.member));
             self.changed.insert(id);
+            self.lies.forget(Source::Member(*node));
             self.readmit(id);
             self.recall_externals();
         }
@@ -404,10 +411,7 @@ impl Members {
             let sentence = format!("{name} was offered as a member, but the root revoked it");
             return Err((Lie::GoneMember, sentence));
         }
-        if let Some(left) = self
-            .departed
-            .get(&member.node)
-            .map(|departed| departed.time)
+        if let Some(left) = self.left_at(&member.node)
             && member.admitted <= left
         {
             let sentence = format!("{name} was offered as a member, but it left at {left}");

@@ -56,7 +56,7 @@ impl Engine {
             return;
         };
         let node = departure.unverified().map(|claimed| claimed.node);
-        let parting = members.depart(departure);
+        let parting = members.depart(departure, source, now.unix);
         if let (Ok(_), Ok(node), Source::Planet(planet)) = (&parting, &node, source) {
             members.planet_knows_departure(planet, node);
         }

@@ -107,7 +107,7 @@ impl Engine {
         };
         apply(&mut members, others);
         for departure in &stored.departures {
-            if let Err(error) = members.depart(departure) {
+            if let Err(error) = members.depart(departure, Source::Disk, now.unix) {
                 tracing::debug!(%error, "a stored departure doesn't hold");
             }
         }

@@ -1,14 +1,20 @@
 //! Who has left, by its own word.
+//!
+//! Anybody can make a key and sign its departure. The departure of a node that nobody here has seen is
+//! remembered in case its membership comes late, but neither kept on disk nor told on, and each member can
+//! make this node remember a few. What a planet says counts more: it has known the node.
 
 use std::collections::BTreeSet;
 
 use podmesh_proto::certificate::Departure;
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{NodeId, PlanetId};
+use podmesh_proto::limits::CLOCK_SKEW;
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 
 use super::Members;
+use super::lies::Source;
 use crate::limits;
 
 /// A node's word that it has left.
@@ -16,8 +22,19 @@ use crate::limits;
 pub(super) struct Departed {
     pub(super) time: UnixSeconds,
     signed: Signed<Departure>,
+    /// This node has known it as a member.
+    was_known: bool,
+    /// Which one in the order of hearing.
+    order: u64,
     /// Planets that have said it themselves, and need not be told.
     told: BTreeSet<PlanetId>,
+}
+
+/// The departure of a node that was never seen here, by a member's word.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stranger {
+    pub(super) time: UnixSeconds,
+    by: NodeId,
 }
 
 /// What became of a departure.
@@ -36,7 +53,12 @@ impl Members {
     ///
     /// # Errors
     /// It isn't the node's word.
-    pub fn depart(&mut self, signed: &Signed<Departure>) -> Result<Parting, CertificateError> {
+    pub fn depart(
+        &mut self,
+        signed: &Signed<Departure>,
+        source: Source,
+        now: UnixSeconds,
+    ) -> Result<Parting, CertificateError> {
         let (departure, identities) = Departure::verify(signed, self.network.id)?;
         let since = self.known.get(&departure.node);
         if since.is_some_and(|known| !identities.starts_with(&known.member.identities)) {
@@ -48,26 +70,60 @@ impl Members {
         if since.is_some_and(|known| known.member.admitted > departure.time) {
             return Ok(Parting::Over);
         }
-        let strange = since.is_none() && !self.quarantine.has(&departure.node);
-        if strange && self.departed.len() >= limits::MAX_STRANGE_DEPARTURES {
+        let before = self.departed.get(&departure.node);
+        if before.is_some_and(|before| before.time >= departure.time) {
             return Ok(Parting::Nothing);
         }
-        let known = self.departed.get(&departure.node);
-        if known.is_some_and(|known| known.time >= departure.time) {
-            return Ok(Parting::Nothing);
+        let was_known = since.is_some() || self.quarantine.has(&departure.node);
+        let known = was_known || before.is_some();
+        if !known {
+            if let Source::Member(by) = source {
+                self.remember_stranger(&departure, by, now);
+                return Ok(Parting::Nothing);
+            }
+            if self.departed.len() >= limits::MAX_TOLD_DEPARTURES {
+                return Ok(Parting::Nothing);
+            }
         }
+        self.partings += 1;
         let entry = Departed {
             time: departure.time,
             signed: signed.clone(),
+            was_known: was_known || before.is_some_and(|before| before.was_known),
+            order: self.partings,
             told: BTreeSet::new(),
         };
+        self.strangers.remove(&departure.node);
         self.departed.insert(departure.node, entry);
         self.remove(&departure.node);
-        Ok(if strange {
-            Parting::Nothing
-        } else {
+        Ok(if known {
             Parting::News
+        } else {
+            Parting::Nothing
         })
+    }
+
+    /// Nobody leaves in the future: such a date would outlast every true one.
+    fn remember_stranger(&mut self, departure: &Departure, by: NodeId, now: UnixSeconds) {
+        let of = |one: &NodeId| self.strangers.values().filter(|it| it.by == *one).count();
+        let room = self.strangers.len() < limits::MAX_STRANGE_DEPARTURES
+            && of(&by) < limits::MAX_STRANGE_DEPARTURES_OF_ONE;
+        let before = self.strangers.get(&departure.node);
+        let fits = match before {
+            Some(before) => before.time < departure.time,
+            None => room,
+        };
+        if fits && departure.time <= now.plus(CLOCK_SKEW) {
+            let time = departure.time;
+            let by = before.map_or(by, |before| before.by);
+            self.strangers.insert(departure.node, Stranger { time, by });
+        }
+    }
+
+    /// When a node has left, by its own word, whoever told it.
+    pub(super) fn left_at(&self, node: &NodeId) -> Option<UnixSeconds> {
+        let known = self.departed.get(node).map(|departed| departed.time);
+        known.max(self.strangers.get(node).map(|stranger| stranger.time))
     }
 
     /// Notes that a planet has said itself that this node has left.
@@ -77,13 +133,15 @@ impl Members {
         }
     }
 
-    /// Departures, to be stored.
+    /// Departures, to be stored, in the order in which they were heard.
     pub fn departures(&self) -> impl Iterator<Item = &Signed<Departure>> {
-        self.departed.values().map(|departed| &departed.signed)
+        let mut all: Vec<&Departed> = self.departed.values().collect();
+        all.sort_by_key(|departed| (departed.was_known, departed.order));
+        all.into_iter().map(|departed| &departed.signed)
     }
 
-    /// The last `count` departures of nodes that have not come back, the newest first; without those
-    /// that `planet`, if one is given, has said itself.
+    /// `count` departures of nodes that have not come back, those of members that were known here first,
+    /// then what was heard last; without those that `planet`, if one is given, has said itself.
     #[must_use]
     pub fn last_departures(
         &self,
@@ -97,8 +155,9 @@ impl Members {
             .map(|(_, departed)| departed)
             .filter(|departed| planet.is_none_or(|planet| !departed.told.contains(&planet)))
             .collect();
-        all.sort_by_key(|departed| std::cmp::Reverse(departed.time));
-        let newest = all.into_iter().take(count);
-        newest.map(|departed| departed.signed.clone()).collect()
+        // By the order of hearing: what a node says of its own time may be anything.
+        all.sort_by_key(|departed| std::cmp::Reverse((departed.was_known, departed.order)));
+        let first = all.into_iter().take(count);
+        first.map(|departed| departed.signed.clone()).collect()
     }
 }

@@ -209,11 +209,15 @@ impl Lies {
         now: UnixSeconds,
     ) {
         let mine = |key: &&(Lie, Source, String)| key.1 == source;
+        let most = match source {
+            Source::Member(_) => limits::MAX_LIES_OF_MEMBER,
+            Source::Planet(_) | Source::Disk | Source::Operator => limits::MAX_LIES,
+        };
         let key = (lie, source, subject);
         if let Some(told) = self.told.get_mut(&key) {
             told.count = told.count.saturating_add(1);
             told.sentence = sentence;
-        } else if self.told.keys().filter(mine).count() < limits::MAX_LIES {
+        } else if self.told.keys().filter(mine).count() < most {
             let (first, count) = (now, 1);
             self.told.insert(
                 key,
@@ -224,6 +228,11 @@ impl Lies {
                 },
             );
         }
+    }
+
+    /// Forgets what somebody said who is no member any more: there is nothing left to be done about it.
+    pub(super) fn forget(&mut self, source: Source) {
+        self.told.retain(|key, _| key.1 != source);
     }
 
     /// Forgets what was said about `subject`, which has turned out well.
