@@ -49,7 +49,7 @@ use crate::kept::Kept;
 use crate::local_socket::Asked;
 use crate::planet_link::{LinkEvent, LinkNews, PlanetLinks};
 use crate::service::Service;
-use crate::shard::Shards;
+use crate::shard::{Queues, Shards};
 use crate::sockets::Outbox;
 use crate::state::{Progress, StateDir, Writer};
 
@@ -103,7 +103,7 @@ struct Node {
 
 /// Where things come in.
 struct Inputs {
-    items: mpsc::Receiver<SlowItem>,
+    items: Queues,
     links: mpsc::Receiver<LinkEvent>,
     requests: mpsc::Receiver<Asked>,
     reports: mpsc::Receiver<HostReport>,
@@ -206,7 +206,7 @@ async fn decide(
             _ = interrupt.recv() => break None,
             Some(heir) = inputs.heirs.recv() => break Some(heir),
             _ = hang_up.recv() => tracing::info!("nothing to reload; restart meshd to read its configuration"),
-            _ = inputs.items.recv_many(&mut items, BUDGET) => node.take_items(&mut items),
+            () = inputs.items.recv_many(&mut items, BUDGET) => node.take_items(&mut items),
             Some(event) = inputs.links.recv() => node.take_link_event(event),
             Some(asked) = inputs.requests.recv() => node.take_request(asked),
             Some(report) = inputs.reports.recv() => node.take_report(report),

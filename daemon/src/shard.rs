@@ -3,10 +3,11 @@
 //! Each shard owns one queue of the TUN and its sockets on the node's port, and does everything for a
 //! packet itself: receive a batch, open it, write to the TUN; read the TUN, seal, send. It looks things
 //! up in the [`ForwardingTable`] that the slow half published last, and hands over what it can't do by a
-//! bounded queue that drops and counts when it is full. It never waits for the slow half, and sleeps
+//! bounded queues that drop and count when they are full. It never waits for the slow half, and sleeps
 //! only when the network and the TUN were both empty.
 
 mod counters;
+mod lanes;
 mod load;
 mod queued;
 mod vigil;
@@ -21,12 +22,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use podmesh_engine::forwarding::ForwardingTable;
-use podmesh_engine::output::SlowItem;
 use podmesh_kernel::tun::TunQueue;
 use podmesh_kernel::wait::{Waiter, Waker};
-use tokio::sync::mpsc;
 
 pub(crate) use self::counters::Counters;
+pub(crate) use self::lanes::{Lanes, Queues, lanes};
 use self::worker::Worker;
 pub(crate) use self::worker::{runs_for, write_runs};
 use crate::regency::Regent;
@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     /// The sockets.
     pub(crate) sockets: Arc<Sockets>,
     /// To the slow half.
-    pub(crate) items: mpsc::Sender<SlowItem>,
+    pub(crate) items: Lanes,
     /// What was lost between us and the kernel.
     pub(crate) counters: Counters,
     /// Bytes of the longest packet of the TUN.
@@ -79,7 +79,7 @@ impl Shared {
     pub(crate) fn new(
         table: Arc<ForwardingTable>,
         sockets: Arc<Sockets>,
-        items: mpsc::Sender<SlowItem>,
+        items: Lanes,
         (mtu, regent): (usize, Option<Regent>),
     ) -> Self {
         Self {

@@ -68,12 +68,16 @@ reasons! {
     HandshakeMac = "handshake without this node's key",
     /// Inbound: too many handshakes of one source.
     HandshakeLimit = "too many handshakes from one source",
+    /// Inbound: a handshake while there were many, from where nobody has shown yet to be.
+    CookieWanted = "handshake was answered by a cookie, there were many",
     /// Inbound: a handshake by somebody who is no member.
     UnknownInitiator = "handshake of a stranger",
     /// Inbound: a probe by somebody who is no member.
     UnknownProbe = "probe of a stranger",
     /// Inbound: a probe that is a replay or an answer to nothing.
     StaleProbe = "probe was replayed or is not awaited",
+    /// Inbound: more control packets than a peer has any use for.
+    ControlLimit = "too many control packets from one peer",
     /// Inbound: a control packet that can't be read.
     Control = "malformed control packet",
     /// Handed to the slow half while its queue was full.

@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -15,8 +16,10 @@ use podmesh_proto::id::{PlanetId, RelayAddress};
 use podmesh_proto::planet_api::PROTOCOL;
 use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
 use podmesh_proto::replay::ReplayWindow;
+use podmesh_proto::time::Moment;
 
 use crate::drops::Drops;
+use crate::limits::{CONTROL_BURST, CONTROL_PER_SECOND};
 use crate::path_id::PathId;
 use crate::prefix_table::PrefixTable;
 use crate::tunnel::{Opened, Tunnel, TunnelError};
@@ -184,8 +187,45 @@ pub struct LinkState {
     pub elsewhere: Option<PathId>,
     /// The slow half knows that the tunnel has a session.
     pub session: bool,
+    /// Control packets that the peer may send.
+    pub control: Allowance,
     /// Removed: nothing goes in or out any more, whatever table a thread still holds.
     pub closed: bool,
+}
+
+/// Control packets that a peer may send until it is given more. The fast half has no clock; the slow half
+/// gives with the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    left: u32,
+    given: Option<Moment>,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self {
+            left: CONTROL_BURST,
+            given: None,
+        }
+    }
+}
+
+impl Allowance {
+    /// Takes one; `false` if there is none.
+    pub fn take(&mut self) -> bool {
+        let left = self.left.checked_sub(1);
+        self.left = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// Gives what the time since the last time is worth.
+    pub fn give(&mut self, now: Moment) {
+        let since = self.given.map_or(Duration::ZERO, |given| now.since(given));
+        let more = since.as_millis() * u128::from(CONTROL_PER_SECOND) / 1_000;
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        self.left = self.left.saturating_add(more).min(CONTROL_BURST);
+        self.given = Some(now);
+    }
 }
 
 /// Inner packets and bytes of one peer since the process started.
@@ -201,6 +241,8 @@ pub struct Counters {
     pub received_bytes: AtomicU64,
     /// Messages received by the path that carries data, keepalives and echoes too.
     pub received_on_path: AtomicU64,
+    /// Control packets that were dropped because there were too many.
+    pub control_dropped: AtomicU64,
 }
 
 impl PeerLink {

@@ -14,7 +14,9 @@ use podmesh_proto::relayed::{RelayHeader, RelayKind};
 
 use crate::drops::DropReason;
 use crate::ecn;
-use crate::forwarding::{ForwardingTable, LinkState, Owned, PeerIndex, PeerLink, RelayLeg};
+use crate::forwarding::{
+    Allowance, ForwardingTable, LinkState, Owned, PeerIndex, PeerLink, RelayLeg,
+};
 use crate::mutation::{self, Mutant};
 use crate::offload::{Merge, Merged, Merger};
 use crate::output::{Received, RelayOrigin, SlowItem};
@@ -256,6 +258,7 @@ fn open_run(
     let mut state = link.lock();
     let mut tally = Tally::default();
     let mut judge = Judge::new(table, link);
+    judge.control = state.control;
     if state.opens_many() {
         for some in run.chunks(MANY) {
             open_many(
@@ -272,6 +275,7 @@ fn open_run(
             tally.add(&judge, &mut state, (data, outcome), batch);
         }
     }
+    state.control = judge.control;
     // An empty first message on a session that the peer made tells that it can be used.
     let news = |tunnel: &Tunnel| tunnel.can_flush() || (!state.session && tunnel.has_session());
     let coming = state.coming.as_ref().is_some_and(Tunnel::has_session);
@@ -433,6 +437,11 @@ fn admit(
     let length = range.len();
     let packet = batch.arena.get_mut(range.clone()).unwrap_or_default();
     if judge.verdict(packet)? == Verdict::Control {
+        if !judge.control.take() {
+            let dropped = &judge.link.counters.control_dropped;
+            dropped.fetch_add(1, Ordering::Relaxed);
+            return Err(DropReason::ControlLimit);
+        }
         batch.items.push(SlowItem::Control {
             peer: judge.link.index,
             path,
@@ -453,6 +462,8 @@ struct Judge<'a> {
     link: &'a PeerLink,
     /// Addresses of the last pod packet.
     known: Option<(IpAddr, IpAddr)>,
+    /// Control packets that the peer may send.
+    control: Allowance,
 }
 
 impl<'a> Judge<'a> {
@@ -461,6 +472,7 @@ impl<'a> Judge<'a> {
             table,
             link,
             known: None,
+            control: Allowance::default(),
         }
     }
 

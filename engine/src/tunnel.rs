@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, Tunn};
+use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519;
 
 use podmesh_proto::key::{PublicKey, SecretKey};
@@ -53,6 +53,8 @@ pub struct TunnelKeys {
     limiter: Arc<RateLimiter>,
     /// Only ever asked for the first MAC; never under load.
     mac: RateLimiter,
+    /// Counts initiations of everybody.
+    gate: RateLimiter,
 }
 
 /// One tunnel to one peer.
@@ -139,6 +141,7 @@ impl TunnelKeys {
             clock,
             limiter: Arc::new(RateLimiter::new(&public, limit)),
             mac: RateLimiter::new(&public, u64::MAX),
+            gate: RateLimiter::new(&public, limits::INITIATIONS_BEFORE_COOKIES),
             secret,
             public,
         }
@@ -153,6 +156,7 @@ impl TunnelKeys {
     pub fn start_second(&self) {
         self.limiter.reset_count();
         self.mac.reset_count();
+        self.gate.reset_count();
     }
 
     /// Whether a handshake message was made by somebody who knows this node's public key: the
@@ -161,6 +165,17 @@ impl TunnelKeys {
     pub fn first_mac_holds(&self, datagram: &[u8]) -> bool {
         let mut cookie = [0; limits::MIN_TUNNEL_BUFFER];
         self.mac.verify_packet(None, datagram, &mut cookie).is_ok()
+    }
+
+    /// Counts an initiation from `from`, whose first MAC holds. While there are many, it has to show that
+    /// its sender is there, before it costs any more; otherwise the answer that asks for that is written
+    /// into `out`, and its length given.
+    #[must_use]
+    pub fn asks_for_cookie(&self, from: IpAddr, datagram: &[u8], out: &mut [u8]) -> Option<usize> {
+        match self.gate.verify_packet(Some(from), datagram, out) {
+            Err(TunnResult::WriteToNetwork(cookie)) => Some(cookie.len()),
+            _ => None,
+        }
     }
 
     /// Whose key a handshake initiation says it is from. Only its holder's tunnel can tell if that

@@ -26,7 +26,7 @@ use crate::node_file::NodeFiles;
 use crate::planet_link::{LastGood, PlanetLinks};
 use crate::regency::{self, Regent};
 use crate::service::Service;
-use crate::shard::{Shards, Shared};
+use crate::shard::{Shards, Shared, lanes};
 use crate::sockets::{Outbox, Sockets, is_taken};
 use crate::state::{Document, Loaded, StateDir, StateError, Writer};
 use crate::{clock, random};
@@ -40,7 +40,6 @@ const SHARDS: usize = 8;
 const PORT_TRIES: usize = 8;
 /// Bytes that a control datagram can have at most, generously.
 const LONGEST_CONTROL: usize = 2_048;
-const ITEMS: usize = 1_024;
 const EVENTS: usize = 256;
 const REQUESTS: usize = 64;
 /// For another meshd to end once it has given everything away.
@@ -73,7 +72,7 @@ pub(crate) async fn prepare(
     let (heirs, heir_queue) = mpsc::channel(1);
     let terms = (terms, service.is_there());
     let doors = Doors::open(&cli.runtime_dir, terms, requests, heirs)?;
-    let (items, item_queue) = mpsc::channel(ITEMS);
+    let (items, item_queues) = lanes();
     let (events, link_queue) = mpsc::channel(EVENTS);
     let (reports, report_queue) = mpsc::channel::<HostReport>(1);
     let (checked, checked_queue) = mpsc::channel(1);
@@ -83,7 +82,7 @@ pub(crate) async fn prepare(
     let files = NodeFiles::new(&cli.runtime_dir, dir.path(), config.subnet_env.clone());
     let writer = Writer::start(document)?;
     let inputs = Inputs {
-        items: item_queue,
+        items: item_queues,
         links: link_queue,
         requests: request_queue,
         reports: report_queue,

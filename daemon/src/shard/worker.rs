@@ -560,12 +560,6 @@ pub(crate) fn write_runs(
 /// Gives items to the slow half, and counts those for which its queue has no room.
 fn report(shared: &Shared, table: &ForwardingTable, items: &mut Vec<SlowItem>) {
     for item in items.drain(..) {
-        let is_wanted = matches!(item, SlowItem::Wanted { .. });
-        if is_wanted && shared.items.capacity() < shared.items.max_capacity() / 2 {
-            // The rest of its queue is for what may bring a tunnel about.
-            table.drops().count(DropReason::SlowHalfBusy);
-            continue;
-        }
         if let (SlowItem::Wanted { peer, packet }, Some(regent)) = (&item, &shared.regent)
             && let Some((_, link)) = table.by_index(*peer)
             && link.resumes.load(Ordering::Relaxed)
@@ -573,7 +567,7 @@ fn report(shared: &Shared, table: &ForwardingTable, items: &mut Vec<SlowItem>) {
         {
             continue;
         }
-        if shared.items.try_send(item).is_err() {
+        if !shared.items.push(item) {
             table.drops().count(DropReason::SlowHalfBusy);
         }
     }

@@ -13,10 +13,11 @@ use crate::limiter::HandshakeSource;
 use crate::limits;
 use crate::membership::holdings::MemberId;
 use crate::mutation::{self, Mutant};
-use crate::output::{Received, SlowItem};
+use crate::output::{Output, Received, SlowItem, Transmit};
 use crate::packet::control_payload;
 use crate::path_id::PathId;
 use crate::peer::ProbeNews;
+use crate::reach::Passage;
 use crate::tunnel::receiver_of;
 
 impl Engine {
@@ -78,6 +79,7 @@ impl Engine {
                 .with_index(PeerIndex(index))
                 .ok_or(DropReason::UnknownTunnel)?,
             None => {
+                self.ask_for_cookie(received)?;
                 let key = self
                     .keys
                     .initiator_of(bytes)
@@ -90,6 +92,28 @@ impl Engine {
             }
         };
         self.open_handshake(id, received, now)
+    }
+
+    /// While there are many initiations, one from nobody knows where is answered by a cookie, and no more.
+    /// What a relay sends comes from a member, and has its source's limit.
+    fn ask_for_cookie(&mut self, received: &Received) -> Result<(), DropReason> {
+        if received.relay.is_some() {
+            return Ok(());
+        }
+        let (from, bytes) = (received.from, &received.bytes);
+        let cookie = self
+            .keys
+            .asks_for_cookie(from.ip(), bytes, &mut self.scratch);
+        let Some(length) = cookie else {
+            return Ok(());
+        };
+        self.outputs.push_back(Output::Transmit(Transmit {
+            socket: received.socket,
+            to: from,
+            passage: Passage::Ordinary,
+            bytes: self.scratch.get(..length).unwrap_or_default().to_vec(),
+        }));
+        Err(DropReason::CookieWanted)
     }
 
     fn take_probe(&mut self, received: &Received, now: Now) -> Result<(), DropReason> {

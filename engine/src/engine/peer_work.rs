@@ -271,6 +271,7 @@ impl Engine {
             peer.sampled = counted;
             let mut state = peer.link.lock();
             let (path, elsewhere) = (state.path, state.elsewhere.take());
+            state.control.give(now.moment);
             drop(state);
             let sent = counted.sent.saturating_sub(before.sent);
             let on_path = counted.on_path.saturating_sub(before.on_path);

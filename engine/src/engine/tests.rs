@@ -1,3 +1,4 @@
+mod bounds;
 mod ending;
 mod standing;
 mod walk;

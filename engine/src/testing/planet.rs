@@ -141,6 +141,7 @@ impl World {
     }
 
     fn renew(&mut self, node: usize, request: RenewalRequest) {
+        self.notes.push(format!("renew {node}"));
         if self.planet_silent {
             return;
         }

@@ -29,6 +29,8 @@ pub(crate) struct World {
     pub(crate) plans: Vec<Option<HostPlan>>,
     pub(crate) delivered: Vec<Vec<Vec<u8>>>,
     pub(crate) notes: Vec<String>,
+    /// Datagrams to places where nobody is: where to, and how long.
+    pub(crate) strays: Vec<(SocketAddr, usize)>,
     pub(crate) now: Now,
     /// Seconds by which the wall clocks of nodes are ahead.
     pub(crate) clocks: BTreeMap<usize, i64>,
@@ -65,6 +67,7 @@ impl World {
             plans: Vec::new(),
             delivered: Vec::new(),
             notes: Vec::new(),
+            strays: Vec::new(),
             now: Now {
                 moment: Moment::from_start(Duration::from_secs(1_000)),
                 unix: START,
@@ -257,15 +260,17 @@ impl World {
                 here.then_some((node, socket))
             })
         };
-        if let Some((node, socket)) = target {
-            let received = Received {
-                socket,
-                from,
-                relay: None,
-                bytes,
-            };
-            self.wire.push((at, self.order, node, received));
-        }
+        let Some((node, socket)) = target else {
+            self.strays.push((to, bytes.len()));
+            return;
+        };
+        let received = Received {
+            socket,
+            from,
+            relay: None,
+            bytes,
+        };
+        self.wire.push((at, self.order, node, received));
     }
 
     /// Does what an engine asked for.

@@ -1,11 +1,14 @@
 //! What somebody should look at.
 
+use std::sync::atomic::Ordering;
+
 use podmesh_proto::local_api::HealthView;
 use podmesh_proto::time::Now;
 
 use crate::drops::DropReason;
 use crate::engine::Engine;
 use crate::error::COME_BACK;
+use crate::limits::CONTROL_WORTH_A_LINE;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
 use crate::planets::Planet;
@@ -61,6 +64,7 @@ impl Engine {
         }
         entries.extend(self.clock_health(now));
         entries.extend(self.translation_health());
+        entries.extend(self.control_health());
         entries.extend(self.drop_health());
         tracing::trace!(at = %now.unix, entries = entries.len(), "health");
         entries
@@ -140,6 +144,24 @@ impl Engine {
             &message,
             "nothing; the node asks again by itself",
         ))
+    }
+
+    /// Members whose tunnels are flooded with what only nodes say to each other.
+    fn control_health(&self) -> impl Iterator<Item = HealthView> + '_ {
+        self.peers.nodes().filter_map(|peer| {
+            let dropped = peer.link.counters.control_dropped.load(Ordering::Relaxed);
+            (dropped >= CONTROL_WORTH_A_LINE).then(|| {
+                let name = &peer.member.name;
+                let message = format!(
+                    "member {name} sent {dropped} control packets more than its share, which were dropped"
+                );
+                let next = format!(
+                    "check that node, and put it out with `meshctl node revoke {name}` if it was broken \
+                     into"
+                );
+                entry("MESH-DATA-002", &message, &next)
+            })
+        })
     }
 
     fn drop_health(&self) -> Option<HealthView> {
