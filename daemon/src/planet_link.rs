@@ -21,7 +21,7 @@ use podmesh_proto::network::PlanetEntry;
 use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
 use self::dial::Dialer;
@@ -33,8 +33,12 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// Longest wait of all. Each wait is drawn from zero on ("full jitter"), so that the nodes of a
 /// planet that comes back don't arrive together.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// A planet that asks for more patience than this doesn't get it.
-const LONGEST_DRAIN: Duration = Duration::from_secs(120);
+/// A planet that asks for less or more patience than this doesn't get it.
+const DRAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(120));
+/// A connection that ends sooner than this is no success, whatever was said on it.
+const SHORT: Duration = Duration::from_secs(5);
+/// Such connections in a row that are counted.
+const MOST_SHORT: u32 = 3;
 /// For the last messages to a planet that is left.
 const LAST_MESSAGES: Duration = Duration::from_secs(2);
 /// Messages that may wait for a slow connection before it is given up.
@@ -239,6 +243,7 @@ async fn stay_connected(
 ) {
     let mut failures = 0_u32;
     loop {
+        let begun = Instant::now();
         let dialed = tokio::select! {
             dialed = dialer.dial() => dialed,
             // What was tried over the old underlay may never be answered.
@@ -252,18 +257,25 @@ async fn stay_connected(
             return;
         }
         tracing::debug!(planet = %dialer.name(), reason = ended.reason, "not connected");
-        failures = if ended.was_welcome {
-            0
-        } else {
-            failures.saturating_add(1)
-        };
+        failures = failures_after(failures, &ended, begun.elapsed());
         reporter.report(LinkNews::Disconnected(ended.reason)).await;
-        let wait = ended
-            .retry_in
-            .map_or_else(|| wait_after(failures), |asked| asked.min(LONGEST_DRAIN));
+        let wait = ended.retry_in.map_or_else(
+            || wait_after(failures),
+            |asked| asked.clamp(DRAIN.0, DRAIN.1).max(wait_after(failures)),
+        );
         if timeout(wait, hurry.notified()).await.is_ok() {
             failures = 0;
         }
+    }
+}
+
+/// Failures in a row, with the connection that has just ended. A planet that greets and closes again and
+/// again is waited for a little, and not as one that is gone.
+fn failures_after(before: u32, ended: &session::Ended, lasted: Duration) -> u32 {
+    match (ended.was_welcome, lasted >= SHORT) {
+        (true, true) => 0,
+        (true, false) => before.min(MOST_SHORT).saturating_add(1),
+        (false, _) => before.saturating_add(1),
     }
 }
 

@@ -9,6 +9,7 @@ mod receive;
 mod runs;
 mod segmentation;
 mod send;
+mod sieve;
 mod socket_options;
 mod steering;
 
@@ -56,6 +57,9 @@ pub struct Options {
     pub segment: bool,
     /// Whether the kernel gives datagrams that came together in one piece (UDP_GRO).
     pub merge: bool,
+    /// Whom the socket hears, `None` for everybody: what comes from elsewhere is dropped by the kernel,
+    /// so that nobody can tell that there is a socket.
+    pub only_from: Option<SocketAddr>,
 }
 
 impl Default for Options {
@@ -68,6 +72,7 @@ impl Default for Options {
             path_mtu: PathMtu::Fragment,
             segment: true,
             merge: false,
+            only_from: None,
         }
     }
 }

@@ -161,10 +161,13 @@ impl Dialer {
 }
 
 async fn connect(remote: SocketAddr, pinned: &Pinned, mark: u32) -> Result<Dialed, DialError> {
+    let remote = canonical(remote);
     let options = Options {
         mark: Some(mark),
         receive_buffer: SOCKET_BUFFER,
         send_buffer: SOCKET_BUFFER,
+        // QUIC answers strangers with resets, by which a scanner would find the node.
+        only_from: Some(remote),
         ..Options::default()
     };
     let socket = UdpSocket::bind_any(remote.ip(), 0, &options)?.into_std();

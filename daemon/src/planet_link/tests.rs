@@ -266,6 +266,69 @@ async fn an_endpoint_where_nobody_proved_the_planets_key_is_not_remembered() {
 }
 
 #[test]
+fn who_greets_and_closes_again_and_again_is_waited_for_and_not_for_long() {
+    let ended = |was_welcome| session::Ended {
+        was_welcome,
+        ..session::Ended::before_welcome(String::new())
+    };
+    let (short, long) = (Duration::from_millis(300), Duration::from_secs(60));
+    let mut failures = 0;
+    for expected in [1, 2, 3, 4, 4] {
+        failures = failures_after(failures, &ended(true), short);
+        assert_eq!(failures, expected);
+    }
+    assert_eq!(failures_after(9, &ended(false), long), 10);
+    assert_eq!(
+        failures_after(9, &ended(true), short),
+        4,
+        "it is there, after all"
+    );
+    assert_eq!(failures_after(9, &ended(true), long), 0);
+}
+
+/// Planets that drain at once ask for no patience at all, and are not hammered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planet_that_drains_at_once_is_not_hammered() {
+    let key = SigningKey::from_seed([7; 32]);
+    let (endpoint, address) = listen(&key);
+    let planet = tokio::spawn(async move {
+        let mut connections = 0;
+        while let Some(incoming) = endpoint.accept().await {
+            let Ok(connection) = incoming.await else {
+                continue;
+            };
+            connections += 1;
+            let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+            let _ = receive.read_chunk(9, true).await;
+            let retry_in = Duration::ZERO;
+            let bytes = frame::encode(&PlanetMessage::Draining { retry_in }, "test").unwrap();
+            let _ = send.write_all(&bytes).await;
+            let _ = send.finish();
+            if connections == 4 {
+                break;
+            }
+        }
+    });
+    let (mut links, mut events) = links();
+    links.keep(vec![entry(&key, address)]);
+    let begun = Instant::now();
+    let watch = tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            if links.admit(&event) && matches!(event.news, LinkNews::Connected(_)) {
+                links.send(key.planet_id(), NodeMessage::Heartbeat);
+            }
+        }
+    });
+    timeout(Duration::from_secs(60), planet)
+        .await
+        .unwrap()
+        .unwrap();
+    let waited = begun.elapsed();
+    assert!(waited >= Duration::from_millis(3 * 200), "{waited:?}");
+    watch.abort();
+}
+
+#[test]
 fn waits_grow_and_are_spread() {
     for (failures, longest) in [(0, 200), (1, 400), (5, 6_400), (8, 30_000), (40, 30_000)] {
         let waits: Vec<u128> = (0..300).map(|_| wait_after(failures).as_millis()).collect();

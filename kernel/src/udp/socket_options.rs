@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::control::{UDP_GRO, UDP_SEGMENT};
-use super::{Options, PathMtu};
+use super::{Options, PathMtu, sieve};
 
 /// Bytes of the longest address we hand to the kernel, a `sockaddr_in6`.
 pub(super) const ADDRESS_LENGTH: usize = size_of::<libc::sockaddr_in6>();
@@ -140,6 +140,9 @@ pub(super) fn apply(
         (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS)
     };
     set(socket, level, name, 1).map_err(step("read congestion marks of"))?;
+    if let Some(only) = options.only_from {
+        sieve::attach(socket, only).map_err(step("keep strangers from"))?;
+    }
     Ok(())
 }
 

@@ -176,6 +176,45 @@ fn transport_messages_reach_the_socket_that_their_receiver_index_names() {
 }
 
 #[test]
+fn a_socket_for_one_endpoint_hears_nobody_else() {
+    isolated(|| {
+        ip("addr add 127.0.0.2/8 dev lo");
+        ip("addr add 2001:db8::2/64 dev lo nodad");
+        for (home, elsewhere) in [("127.0.0.1", "127.0.0.2"), ("::1", "2001:db8::2")] {
+            let at = |text: &str, port| SocketAddr::new(text.parse().expect("an address"), port);
+            let only = bind(&at(home, 0).to_string());
+            let endpoint = only.local_addr().expect("an address");
+            let options = Options {
+                only_from: Some(endpoint),
+                ..Options::default()
+            };
+            let socket = UdpSocket::bind_any(endpoint.ip(), 0, &options).expect("a socket");
+            let port = socket.local_addr().expect("an address").port();
+            // Another port, another address, and both.
+            let others = [
+                at(home, 0),
+                at(elsewhere, endpoint.port()),
+                at(elsewhere, 0),
+            ];
+            let mut batch = SendBatch::new(100);
+            for from in others {
+                let to = at(home, port);
+                batch.push(to, b"stranger").expect("room");
+                let sender = bind(&from.to_string());
+                assert_eq!(sender.send_batch(&mut batch).sent, 1);
+            }
+            batch.push(at(home, port), b"planet").expect("room");
+            assert_eq!(only.send_batch(&mut batch).sent, 1);
+            assert_eq!(receive(&socket), [(endpoint, b"planet".to_vec())]);
+            // It sends like any other.
+            batch.push(endpoint, b"node").expect("room");
+            assert_eq!(socket.send_batch(&mut batch).sent, 1);
+            assert_eq!(receive(&only)[0].1, b"node");
+        }
+    });
+}
+
+#[test]
 fn the_mark_the_buffers_and_the_hop_limit_reach_the_kernel() {
     isolated(|| {
         // Only marked packets find a way; one hop is too few for a destination behind a router.
