@@ -48,6 +48,7 @@ use crate::identity::Identity;
 use crate::kept::Kept;
 use crate::local_socket::Asked;
 use crate::planet_link::{LinkEvent, LinkNews, PlanetLinks};
+use crate::random;
 use crate::service::Service;
 use crate::shard::{Queues, Shards};
 use crate::sockets::Outbox;
@@ -311,6 +312,10 @@ impl Node {
     }
 
     fn tick(&mut self) {
+        // A machine that was restored from a snapshot, or several that were, notice it here.
+        if let Ok(fresh) = random::bytes() {
+            self.engine.handle_entropy(fresh);
+        }
         if self.shards.lost_device() {
             self.remake_device();
         }

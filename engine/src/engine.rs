@@ -290,6 +290,12 @@ impl Engine {
         self.settle(now);
     }
 
+    /// Fresh bytes of a cryptographic random source: wanted now and then, and whenever the machine may have
+    /// been copied while it ran, so that the copies don't go on with the same nonces.
+    pub fn handle_entropy(&mut self, fresh: [u8; 32]) {
+        self.random.mix(fresh);
+    }
+
     /// The time that [`Self::poll_timeout`] gave has come.
     pub fn handle_timeout(&mut self, now: Now) {
         self.keys.tell(now);

@@ -7,6 +7,7 @@ use podmesh_proto::key::digest;
 use zeroize::Zeroizing;
 
 const CONTEXT: &str = "podmesh engine random v1";
+const MIXED: &str = "podmesh engine random mixed v1";
 
 /// A generator of random bytes.
 pub(crate) struct Random {
@@ -22,6 +23,15 @@ impl Random {
         let mut state = Zeroizing::new([0; 40]);
         state.iter_mut().zip(seed).for_each(|(to, from)| *to = from);
         Self { state, counter: 0 }
+    }
+
+    /// Goes on from what was and from `fresh`: whoever knows only one of the two can't tell what follows.
+    pub(crate) fn mix(&mut self, fresh: [u8; 32]) {
+        let mut both = Zeroizing::new([0; 64]);
+        let before: [u8; 32] = self.bytes();
+        let parts = before.into_iter().chain(fresh);
+        both.iter_mut().zip(parts).for_each(|(to, from)| *to = from);
+        *self = Self::new(digest(MIXED, both.as_slice()));
     }
 
     /// Up to 32 random bytes.
@@ -43,5 +53,26 @@ impl Random {
     /// A random number.
     pub(crate) fn number(&mut self) -> u64 {
         u64::from_le_bytes(self.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_copies_of_one_machine_part_with_the_first_fresh_bytes() {
+        let [mut one, mut other] = [Random::new([7; 32]), Random::new([7; 32])];
+        assert_eq!(one.bytes::<24>(), other.bytes::<24>());
+        one.mix([1; 32]);
+        other.mix([2; 32]);
+        let of = |random: &mut Random| (0..100).map(|_| random.number()).collect::<Vec<_>>();
+        let (first, second) = (of(&mut one), of(&mut other));
+        assert!(first.iter().all(|number| !second.contains(number)));
+        // What is fresh doesn't count alone, either.
+        let mut third = Random::new([8; 32]);
+        third.bytes::<24>();
+        third.mix([1; 32]);
+        assert_ne!(of(&mut third), first);
     }
 }
