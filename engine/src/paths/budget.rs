@@ -10,9 +10,10 @@
 //! - member: what a new record of sixteen candidates needs, and 4.5 a second after that;
 //! - the node as a whole: 200 a second, and 400 at once.
 //!
-//! The third bound doesn't hold for places that a peer was heard from or that once worked, nor for
-//! openers, which die on the way: a rack of hundreds behind one address or in one network comes up as
-//! soon as the first of them has answered, or knocks itself.
+//! Places that a peer was heard from or that once worked are counted apart in the first two, so that false
+//! candidates don't use up the answer to a true knock, and not at all in the third: a rack of hundreds
+//! behind one address or in one network comes up as soon as the first of them has answered, or knocks
+//! itself. Openers, which die on the way, don't count in the third, either.
 //!
 //! Whoever can send with a false source aims answers, too, and the echoes that would prove the way back.
 //! Until the peer has answered from there, member and network have 34 units of [`UNIT`] bytes at once for
@@ -66,9 +67,10 @@ const MAX_PROVEN: usize = 16;
 pub enum Evidence {
     /// The peer answers from there: nothing is charged.
     Answers,
-    /// Something that the peer sealed came from there, or it answered there in former times; or the
-    /// probe doesn't get there, because it is an opener.
+    /// Something that the peer sealed came from there, or it answered there in former times.
     Heard,
+    /// The peer's word alone, but the probe doesn't get there, because it is an opener.
+    Opener,
     /// The peer's word alone.
     Claimed,
 }
@@ -126,6 +128,14 @@ impl Bucket {
     }
 }
 
+/// A probe that left.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    at: Moment,
+    to: IpAddr,
+    claimed: bool,
+}
+
 #[derive(Debug)]
 struct MemberUse {
     bucket: Bucket,
@@ -139,7 +149,7 @@ pub struct ProbeBudget {
     bucket: Bucket,
     unknown: usize,
     members: BTreeMap<NodeId, MemberUse>,
-    sent: BTreeMap<(NodeId, Network), Vec<(Moment, IpAddr)>>,
+    sent: BTreeMap<(NodeId, Network), Vec<Sent>>,
     claimed: BTreeMap<Network, Vec<Moment>>,
     proven: BTreeMap<(Network, NodeId), Moment>,
     answers: BTreeMap<(NodeId, Network), Bucket>,
@@ -185,19 +195,22 @@ impl ProbeBudget {
         if !user.bucket.has(1) || !self.bucket.has(1) || !self.has_room(member, network, now) {
             return false;
         }
+        let one = Sent {
+            at: now,
+            to: target,
+            claimed: evidence != Evidence::Heard,
+        };
         let sent = self.sent.entry((member, network)).or_default();
-        sent.retain(|(at, _)| now.since(*at) < WINDOW);
-        let to_address = sent.iter().filter(|(_, to)| *to == target).count();
-        if sent.len() >= PER_NETWORK || to_address >= PER_ADDRESS {
+        sent.retain(|before| now.since(before.at) < WINDOW);
+        let alike = || sent.iter().filter(|before| before.claimed == one.claimed);
+        let to_address = alike().filter(|before| before.to == target).count();
+        if alike().count() >= PER_NETWORK || to_address >= PER_ADDRESS {
             return false;
         }
         if evidence == Evidence::Claimed && !self.take_unknown(network, now) {
             return false;
         }
-        self.sent
-            .entry((member, network))
-            .or_default()
-            .push((now, target));
+        self.sent.entry((member, network)).or_default().push(one);
         self.user(member, now).bucket.take(1);
         self.bucket.take(1);
         true
@@ -271,7 +284,7 @@ impl ProbeBudget {
         if self.sent.len() >= MAX_PAIRS && !self.sent.contains_key(&(member, network)) {
             let recent = |at: &Moment| now.since(*at) < WINDOW;
             self.sent
-                .retain(|_, sent| sent.last().is_some_and(|(at, _)| recent(at)));
+                .retain(|_, sent| sent.last().is_some_and(|one| recent(&one.at)));
             self.claimed
                 .retain(|_, sent| sent.last().is_some_and(recent));
         }

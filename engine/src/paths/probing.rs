@@ -117,7 +117,7 @@ impl Paths {
         trial.sent = Some(now);
         let body = ProbeBody::Ping { transaction };
         let evidence = match reach {
-            Some(_) => Evidence::Heard,
+            Some(_) => Evidence::Opener,
             None => self.evidence(&path, now),
         };
         self.push(PathAction::SendProbe {
