@@ -29,8 +29,8 @@ pub const MAX_HANDSHAKE_SOURCES: usize = 64 * 1024;
 /// Initiations per second over all sources above which one costs this node no key agreement before its
 /// sender has shown by a cookie that it is where it says.
 pub const INITIATIONS_BEFORE_COOKIES: u64 = 500;
-/// Control packets that a peer may send at once: a greeting has a few hundred.
-pub const CONTROL_BURST: u32 = 320;
+/// Control packets that a peer may send at once: a greeting has a few dozen.
+pub const CONTROL_BURST: u32 = 200;
 /// Control packets per second of a peer after that. An honest one sends a few.
 pub const CONTROL_PER_SECOND: u32 = 50;
 /// Control packets of one peer that were dropped, from which on somebody should know.

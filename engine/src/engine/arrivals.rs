@@ -169,7 +169,7 @@ impl Engine {
             }
             ControlMessage::SizeRequest { id } => {
                 let reply = ControlMessage::SizeReply { id };
-                if self.may_answer(node, path, now) {
+                if self.may_reply_over(node, path, now) {
                     self.send_control_over(&node, path, (&reply, 0), now);
                 }
             }

@@ -197,7 +197,7 @@ impl Engine {
     }
 
     /// Whether an answer that says nothing may go where the peer's question seems to come from.
-    pub(super) fn may_answer(&mut self, node: NodeId, path: PathId, now: Now) -> bool {
+    pub(super) fn may_reply_over(&mut self, node: NodeId, path: PathId, now: Now) -> bool {
         let PathId::Direct { endpoint, .. } = path else {
             return true;
         };

@@ -10,10 +10,10 @@
 //! - member: what a new record of sixteen candidates needs, and 4.5 a second after that;
 //! - the node as a whole: 200 a second, and 400 at once.
 //!
-//! Places that a peer was heard from or that once worked are counted apart in the first two, so that false
-//! candidates don't use up the answer to a true knock, and not at all in the third: a rack of hundreds
-//! behind one address or in one network comes up as soon as the first of them has answered, or knocks
-//! itself. Openers, which die on the way, don't count in the third, either.
+//! Places that a peer was heard from are counted apart in the first two, so that false candidates don't use
+//! up the answer to a true knock, and not at all in the third: a rack of hundreds behind one address or in
+//! one network comes up as soon as the first of them has answered, or knocks itself. Places that once
+//! worked and openers, which die on the way, don't count in the third, either.
 //!
 //! Whoever can send with a false source aims answers, too, and the echoes that would prove the way back.
 //! Until the peer has answered from there, member and network have 34 units of [`UNIT`] bytes at once for
@@ -67,10 +67,11 @@ const MAX_PROVEN: usize = 16;
 pub enum Evidence {
     /// The peer answers from there: nothing is charged.
     Answers,
-    /// Something that the peer sealed came from there, or it answered there in former times.
+    /// Something that the peer sealed came from there.
     Heard,
-    /// The peer's word alone, but the probe doesn't get there, because it is an opener.
-    Opener,
+    /// The peer answered there in former times; or its word alone, but the probe doesn't get there, because
+    /// it is an opener.
+    Spared,
     /// The peer's word alone.
     Claimed,
 }

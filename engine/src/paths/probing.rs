@@ -117,7 +117,7 @@ impl Paths {
         trial.sent = Some(now);
         let body = ProbeBody::Ping { transaction };
         let evidence = match reach {
-            Some(_) => Evidence::Opener,
+            Some(_) => Evidence::Spared,
             None => self.evidence(&path, now),
         };
         self.push(PathAction::SendProbe {
@@ -141,8 +141,10 @@ impl Paths {
         let heard = trial.heard.is_some_and(|at| now.since(at) < HEARD);
         if trial.answers(now) {
             Evidence::Answers
-        } else if heard || trial.worked || self.last_good.contains(path) {
+        } else if heard {
             Evidence::Heard
+        } else if trial.worked || self.last_good.contains(path) {
+            Evidence::Spared
         } else {
             Evidence::Claimed
         }
