@@ -83,13 +83,13 @@ impl LocalSocket {
             Ok(_) => return Err(io::Error::other("something that is no socket has its name")),
             Err(_) => {}
         }
-        let callers = Callers::of_this_machine();
+        let callers = caller::of_this_machine();
         // Bound under another name and renamed, so that nobody finds it with the wrong mode.
         let hidden = path.with_extension("new");
         let _ = fs::remove_file(&hidden);
         let listener = UnixListener::bind(&hidden)?;
         fs::set_permissions(&hidden, fs::Permissions::from_mode(0o660))?;
-        if let Some(group) = callers.group() {
+        if let Some(group) = callers.group {
             // Without the right to do so (an unprivileged meshd whose group it is not) root is left.
             let _ = give_to_group(&hidden, group);
             let _ = give_to_group(runtime, group);
@@ -121,7 +121,7 @@ impl LocalSocket {
             };
             let who = stream.peer_cred();
             let (right, uid) = who.map_or((Right::None, 0), |who| {
-                (self.callers.right_of(&who), who.uid())
+                (self.callers.right(who.uid(), who.gid()), who.uid())
             });
             let holder = match right {
                 Right::None => {

@@ -1,7 +1,7 @@
 //! The planet's local socket: what its operator asks of it while it runs.
 //!
-//! One JSON object per line, a [`Request`] answered by one [`Response`]. Whoever the socket's mode lets
-//! in may read; only root and the planet's own user may change something. The module `meshctl`
+//! One JSON object per line, a [`Request`] answered by one [`Response`]. Members of the socket's group may
+//! read, whatever its mode is; only root and the planet's own user may change something. The module `meshctl`
 //! translates for meshctl, which speaks to every daemon in the words of the nodes' local socket.
 
 mod meshctl;
@@ -13,6 +13,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use podmesh_proto::caller::{Callers, Group, Right};
 use podmesh_proto::id::{NetworkId, PlanetId};
 use podmesh_proto::local_api::RegistryView;
 use serde::{Deserialize, Serialize};
@@ -117,7 +118,7 @@ pub type Asked = (Request, oneshot::Sender<Response>);
 pub struct AdminSocket {
     listener: UnixListener,
     path: PathBuf,
-    own_uid: u32,
+    callers: Callers,
 }
 
 impl AdminSocket {
@@ -141,11 +142,11 @@ impl AdminSocket {
         }
         let listener = UnixListener::bind(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
-        let own_uid = fs::metadata(&path)?.uid();
+        let callers = callers_of(&path)?;
         Ok(Self {
             listener,
             path,
-            own_uid,
+            callers,
         })
     }
 
@@ -157,8 +158,15 @@ impl AdminSocket {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let uid = stream.peer_cred().map(|peer| peer.uid());
-            let may_change = uid.is_ok_and(|uid| uid == 0 || uid == self.own_uid);
+            let right = stream.peer_cred().map_or(Right::None, |peer| {
+                self.callers.right(peer.uid(), peer.gid())
+            });
+            if right == Right::None {
+                // Whoever this is takes nobody's place, and is not waited for.
+                let _ = stream.try_write(&not_permitted());
+                continue;
+            }
+            let may_change = right == Right::Change;
             let places = if may_change {
                 &mut owners
             } else {
@@ -174,6 +182,30 @@ impl AdminSocket {
             });
         }
     }
+}
+
+fn not_permitted() -> Vec<u8> {
+    let message =
+        "only root, the planet's user and members of the socket's group may ask; try it with sudo";
+    let refusal = Response::Failed {
+        message: message.to_owned(),
+        permission: true,
+    };
+    let mut bytes = serde_json::to_vec(&refusal).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+/// Who may do what, by the socket's user and group.
+fn callers_of(socket: &Path) -> io::Result<Callers> {
+    let owner = fs::metadata(socket)?;
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    Ok(Callers::from_files(
+        owner.uid(),
+        Group::Numbered(owner.gid()),
+        &read("/etc/group"),
+        &read("/etc/passwd"),
+    ))
 }
 
 impl Drop for AdminSocket {
@@ -286,6 +318,26 @@ mod tests {
         let start = std::time::Instant::now();
         assert!(answered(&path).await.contains("served"));
         assert!(start.elapsed() < Duration::from_secs(1));
+        let _ = fs::remove_dir_all(&folder);
+    }
+
+    #[tokio::test]
+    async fn a_stranger_is_refused_whatever_the_mode_is() {
+        let name = format!("planet-admin-stranger-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        let mut socket = AdminSocket::open(&folder).unwrap();
+        let path = socket.path.clone();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        socket.callers = Callers {
+            owners: vec![65_533],
+            group: Some(65_533),
+            members: Vec::new(),
+        };
+        let (sender, mut receiver) = mpsc::channel::<Asked>(8);
+        tokio::spawn(socket.serve(sender));
+        let answer = answered(&path).await;
+        assert!(answer.contains("try it with sudo"), "{answer}");
+        assert!(receiver.try_recv().is_err(), "nobody was asked");
         let _ = fs::remove_dir_all(&folder);
     }
 

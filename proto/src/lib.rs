@@ -11,6 +11,7 @@
 //! ([`certificate::Membership::verify`]) before a tunnel exists.
 
 pub mod armor;
+pub mod caller;
 pub mod candidate;
 pub mod certificate;
 pub mod datagram;

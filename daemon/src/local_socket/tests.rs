@@ -88,7 +88,7 @@ async fn silent_clients_keep_nobody_out() {
 #[tokio::test]
 async fn clients_that_have_their_answer_keep_nobody_out() {
     let scratch = Scratch::new();
-    for (name, callers) in [("owner", None), ("reader", Some(Callers::readers()))] {
+    for (name, callers) in [("owner", None), ("reader", Some(caller::readers()))] {
         let path = serve(&scratch.path(name), callers);
         let mut idle = Vec::new();
         for _ in 0..100 {
@@ -116,7 +116,7 @@ async fn clients_that_have_their_answer_keep_nobody_out() {
 #[tokio::test]
 async fn strangers_get_one_refusal_whatever_the_sockets_mode() {
     let scratch = Scratch::new();
-    let stranger = Callers::nobody_but(65_533);
+    let stranger = caller::nobody_but(65_533);
     let path = serve(&scratch.path("run"), Some(stranger));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
     for request in REQUESTS {
@@ -128,7 +128,7 @@ async fn strangers_get_one_refusal_whatever_the_sockets_mode() {
 #[tokio::test]
 async fn readers_may_ask_and_not_change() {
     let scratch = Scratch::new();
-    let path = serve(&scratch.path("run"), Some(Callers::readers()));
+    let path = serve(&scratch.path("run"), Some(caller::readers()));
     for (number, request) in REQUESTS.iter().enumerate() {
         let response = ask(&path, format!("{request}\n").as_bytes()).await;
         let expected = (number >= 7).then_some(FailureCode::Permission);
