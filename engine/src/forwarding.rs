@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use podmesh_proto::id::{PlanetId, RelayAddress};
 use podmesh_proto::planet_api::PROTOCOL;
-use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
+use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal, Token};
 use podmesh_proto::replay::ReplayWindow;
 use podmesh_proto::time::Moment;
 
@@ -363,11 +363,11 @@ impl RelayLeg {
         self.seal.seal(&header, datagram, out);
     }
 
-    /// Appends the question where the planet sees this node; gives the counter that the answer
-    /// will repeat.
-    pub fn observe(&self, out: &mut Vec<u8>) -> u64 {
+    /// Appends the question where the planet sees this node, with a token that it wants repeated (zeros
+    /// if none); gives the counter that the answer will repeat.
+    pub fn observe(&self, token: Token, out: &mut Vec<u8>) -> u64 {
         let counter = self.next_counter();
-        self.seal.observe(self.session, counter, out);
+        self.seal.observe(self.session, counter, token, out);
         counter
     }
 

@@ -51,6 +51,8 @@ pub const PLANET_SILENCE: Duration = Duration::from_secs(47);
 pub const OBSERVE: Duration = Duration::from_secs(15);
 /// Between two tries of a question that got no answer, right after connecting.
 pub const OBSERVE_RETRY: Duration = Duration::from_secs(1);
+/// Between two proofs to a planet that this node is where it sends from.
+pub const PROOF_GAP: Duration = Duration::from_millis(25);
 /// At most this often is news about paths written to disk.
 pub const PERSIST_PATHS: Duration = Duration::from_secs(30);
 /// The default of [`crate::config::Thresholds::eager_peers`].

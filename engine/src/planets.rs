@@ -68,6 +68,8 @@ pub struct Connection {
     pub asked: BTreeMap<u64, SocketId>,
     /// Tries since the last answer.
     pub tries: u32,
+    /// When this node last repeated a token of the planet.
+    pub proved: Option<Moment>,
     /// A report that is under way: everything up to this node is told.
     pub report: Option<Option<NodeId>>,
 }
@@ -85,6 +87,7 @@ impl Connection {
             syncing: None,
             asked: BTreeMap::new(),
             tries: 0,
+            proved: None,
             report: None,
         }
     }

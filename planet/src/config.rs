@@ -38,6 +38,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Bits a second that each node may have relayed.
     pub relay_rate: u64,
+    /// Bits a second that all nodes together may have relayed.
+    pub relay_total_rate: u64,
     /// Filter of the log.
     pub log: String,
 }
@@ -72,6 +74,7 @@ impl Default for Config {
             runtime_dir: PathBuf::from(RUNTIME_DIR),
             max_connections: 10_000,
             relay_rate: 100_000_000,
+            relay_total_rate: 1_000_000_000,
             log: "info".to_owned(),
         }
     }
@@ -85,6 +88,7 @@ struct Written {
     runtime_dir: Option<PathBuf>,
     max_connections: Option<usize>,
     relay_rate: Option<String>,
+    relay_total_rate: Option<String>,
     log: Option<String>,
 }
 
@@ -113,11 +117,9 @@ impl Config {
     fn parse(text: &str) -> Result<Self, String> {
         let written: Written = toml::from_str(text).map_err(|error| error.to_string())?;
         let usual = Self::default();
-        let relay_rate = written
-            .relay_rate
-            .as_deref()
-            .map(bits_per_second)
-            .transpose()?;
+        let rate = |written: Option<String>| written.as_deref().map(bits_per_second).transpose();
+        let relay_rate = rate(written.relay_rate)?.unwrap_or(usual.relay_rate);
+        let relay_total_rate = rate(written.relay_total_rate)?;
         let max_connections = written.max_connections.unwrap_or(usual.max_connections);
         if max_connections == 0 {
             return Err("max-connections must be at least 1".to_owned());
@@ -127,7 +129,9 @@ impl Config {
             state_dir: written.state_dir.unwrap_or(usual.state_dir),
             runtime_dir: written.runtime_dir.unwrap_or(usual.runtime_dir),
             max_connections,
-            relay_rate: relay_rate.unwrap_or(usual.relay_rate),
+            relay_rate,
+            // Who lets one node have more than all together usually get means it.
+            relay_total_rate: relay_total_rate.unwrap_or(usual.relay_total_rate.max(relay_rate)),
             log: written.log.unwrap_or(usual.log),
         })
     }
@@ -142,6 +146,7 @@ impl Config {
                 bytes_per_second,
                 // A quarter of a second, and never less than a few full datagrams.
                 burst_bytes: (bytes_per_second / 4).max(64 * 1024),
+                total_bytes_per_second: self.relay_total_rate / 8,
             },
         }
     }
@@ -261,7 +266,7 @@ mod tests {
             .collect();
         assert_eq!(Config::parse(&uncommented).unwrap(), Config::default());
         let keys: toml::Table = uncommented.parse().unwrap();
-        assert_eq!(keys.len(), 6);
+        assert_eq!(keys.len(), 7);
     }
 
     #[test]
@@ -281,5 +286,8 @@ mod tests {
         }
         let config = Config::parse("relay-rate = \"2 Gbit/s\"").unwrap();
         assert_eq!(config.limits().relay.bytes_per_second, 250_000_000);
+        assert_eq!(config.limits().relay.total_bytes_per_second, 250_000_000);
+        let config = Config::parse("relay-total-rate = \"8 Mbit/s\"").unwrap();
+        assert_eq!(config.limits().relay.total_bytes_per_second, 1_000_000);
     }
 }

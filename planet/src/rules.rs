@@ -22,6 +22,7 @@ pub mod relaying;
 pub mod view;
 
 mod admission;
+mod allowance;
 mod claims;
 mod driving;
 mod externals;
@@ -29,6 +30,7 @@ mod greeting;
 mod random;
 mod reconciling;
 mod refusal;
+mod relay_quota;
 mod relearning;
 mod renewals;
 mod requests;
@@ -50,7 +52,6 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::time::{Moment, Now};
 
 use crate::rules::books::Books;
-use crate::rules::bucket::Bucket;
 use crate::rules::directory::{Directory, Topic};
 use crate::rules::introductions::Introductions;
 use crate::rules::random::Random;
@@ -72,10 +73,6 @@ const UNSAVED_RETRY: Duration = Duration::from_secs(10);
 const STRANGER: Duration = Duration::from_secs(120);
 /// Connections of others than members.
 const MAX_STRANGERS: usize = 256;
-/// Seconds that a stranger's petition stands for: each costs the planet several signatures to verify.
-const PETITION: u64 = 2;
-/// Of such seconds, what a stranger may use at once: to join, claim and correct a mistake.
-const PETITIONS: u64 = 5 * PETITION;
 /// How often a planet with nothing to do looks around.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -92,6 +89,7 @@ pub struct Planet {
     ending: BTreeMap<u32, Moment>,
     relearning: relearning::Relearning,
     reconciling: reconciling::Reconciling,
+    allowances: allowance::Allowances,
     random: Random,
     outbox: VecDeque<Action>,
     pending: Option<Pending>,
@@ -131,10 +129,6 @@ struct Connection {
     opened: Moment,
     heard: Moment,
     heartbeat_at: Moment,
-    messages: Bucket,
-    /// What it may ask for as long as it isn't a member.
-    petitions: Bucket,
-    introductions: Bucket,
     /// Proven by the hello.
     node: Option<NodeId>,
     /// Of the hello.
@@ -192,6 +186,7 @@ impl Planet {
             ending: BTreeMap::new(),
             relearning,
             reconciling: reconciling::Reconciling::new(now.moment),
+            allowances: allowance::Allowances::default(),
             random,
             outbox: VecDeque::new(),
             pending: None,
@@ -329,9 +324,6 @@ impl Planet {
             opened: now.moment,
             heard: now.moment,
             heartbeat_at: now.moment + HEARTBEAT,
-            messages: Bucket::new(200, 2_000, now.moment),
-            petitions: Bucket::new(1, PETITIONS, now.moment),
-            introductions: Bucket::new(50, 100, now.moment),
             node: None,
             protocol: PROTOCOL,
             cursor: None,
@@ -362,9 +354,9 @@ impl Planet {
             self.online.remove(&node);
             if gone.told.is_some() {
                 self.news(Topic::Presence(node), now.moment);
-                let name = self.name_of(&node);
-                self.outbox
-                    .extend(name.map(|name| Action::Happened(Event::Offline(node, name))));
+                if let Some(name) = self.name_of(&node) {
+                    self.note_of(node, Event::Offline(node, name), now);
+                }
             }
         }
     }
@@ -498,6 +490,10 @@ impl Planet {
             self.outbox.push_back(Action::CloseRelay { session });
         }
         self.introductions.sweep(now.moment);
+        self.allowances.sweep(now.moment);
+        for (node, record) in self.allowances.due_records(now.moment) {
+            self.take_record(node, record, now);
+        }
         if !self.unsaved.is_empty() && now.moment >= self.unsaved_retry_at {
             let unsaved = std::mem::take(&mut self.unsaved);
             self.remember(unsaved, Vec::new(), Vec::new());

@@ -16,8 +16,9 @@ use podmesh_proto::key::SigningKey;
 use quinn::{Endpoint, Incoming, TokioRuntime, VarInt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use crate::identity;
 use crate::rules::relaying::{RelayQuota, Relaying};
 use crate::rules::{ConnectionId, Planet};
 use crate::server::clock::Clock;
@@ -60,7 +61,8 @@ impl Server {
         limits: Limits,
         clock: Clock,
     ) -> io::Result<Self> {
-        let relaying = Relaying::new(limits.relay);
+        let secret = identity::random().map_err(|error| io::Error::other(error.to_string()))?;
+        let relaying = Relaying::new(limits.relay, secret);
         let socket = Arc::new(SharedSocket::new(socket, relaying, clock.started())?);
         let config = tls::server_config(key).map_err(io::Error::other)?;
         let endpoint = Endpoint::new_with_abstract_socket(
@@ -156,7 +158,7 @@ async fn accept(endpoint: Endpoint, mind: mpsc::Sender<Message>, connections: us
         let Some(incoming) = proven(incoming) else {
             continue;
         };
-        let passage = doorway.enter(incoming.remote_address().ip());
+        let passage = doorway.enter(incoming.remote_address().ip(), Instant::now());
         let Some(passage) = passage.filter(|_| places.available_permits() > 0) else {
             incoming.refuse();
             continue;

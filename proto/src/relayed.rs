@@ -5,7 +5,8 @@
 //! replays; the payload is a WireGuard datagram or a probe, sealed for the other node already. The
 //! planet finds the receiver by [`RelayAddress`] in its own table: no frame ever names an address to
 //! send to. `Observe` asks where the planet sees the node's data socket; question and answer have
-//! one length.
+//! one length. A place where the node wasn't before gets a [`Token`] with it, and is believed once an
+//! `Observe` from there repeats it.
 //!
 //! Layout: `kind | version | 2 zero bytes | session 4 | counter 8 | peer 8 | payload | seal 16`, where
 //! the seal is ChaCha20-Poly1305 over nothing with all before it as associated data.
@@ -27,8 +28,13 @@ const HEADER: usize = 24;
 const SEAL: usize = 16;
 /// Bytes that relaying adds to a datagram.
 pub const OVERHEAD: usize = HEADER + SEAL;
-/// Bytes of the payload of `Observe` and `Observed`.
-const OBSERVE_BODY: usize = 24;
+/// Bytes of an endpoint in `Observed`, and of the whole payload of both in version 1 of the protocol.
+pub const FORMER_OBSERVE_BODY: usize = 24;
+/// Bytes of the payload of `Observe` and `Observed`: an endpoint and a token.
+pub const OBSERVE_BODY: usize = FORMER_OBSERVE_BODY + 8;
+
+/// What only who receives datagrams at a place can repeat. All zero: there is nothing to repeat.
+pub type Token = [u8; 8];
 
 /// A relay session as the planet hands it out, over the encrypted control connection.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,27 +180,10 @@ impl RelaySeal {
         frame.get(HEADER..).ok_or(broken)
     }
 
-    /// Appends an `Observe` frame.
-    pub fn observe(&self, session: u32, counter: u64, out: &mut Vec<u8>) {
+    /// Appends an `Observe` frame that repeats `token`.
+    pub fn observe(&self, session: u32, counter: u64, token: Token, out: &mut Vec<u8>) {
         let (kind, peer) = (RelayKind::Observe, RelayAddress([0; 8]));
-        self.seal(
-            &RelayHeader {
-                kind,
-                session,
-                counter,
-                peer,
-            },
-            &[0; OBSERVE_BODY],
-            out,
-        );
-    }
-
-    /// Appends the `Observed` frame that answers one with the same counter.
-    pub fn observed(&self, session: u32, counter: u64, endpoint: SocketAddr, out: &mut Vec<u8>) {
-        let (kind, peer) = (RelayKind::Observed, RelayAddress([0; 8]));
-        let mut body = [0; OBSERVE_BODY];
-        let encoded = postcard::to_slice(&endpoint, &mut body).map(|used| used.len());
-        debug_assert!(encoded.is_ok(), "an endpoint fits the fixed body");
+        let body = body(&[], token);
         self.seal(
             &RelayHeader {
                 kind,
@@ -205,6 +194,40 @@ impl RelaySeal {
             &body,
             out,
         );
+    }
+
+    /// Appends the `Observed` frame that answers one with the same counter, in the form of version 1: it
+    /// asks for no token.
+    pub fn formerly_observed(
+        &self,
+        session: u32,
+        counter: u64,
+        endpoint: SocketAddr,
+        out: &mut Vec<u8>,
+    ) {
+        let body = body(&encoded(endpoint), Token::default());
+        let short = body.get(..FORMER_OBSERVE_BODY).unwrap_or_default();
+        self.seal(&observed(session, counter), short, out);
+    }
+
+    /// Appends the `Observed` frame that answers a frame with the same counter: where that came from, and
+    /// a token to be repeated from there.
+    pub fn observed(
+        &self,
+        session: u32,
+        counter: u64,
+        (endpoint, token): (SocketAddr, Token),
+        out: &mut Vec<u8>,
+    ) {
+        let body = body(&encoded(endpoint), token);
+        self.seal(&observed(session, counter), &body, out);
+    }
+
+    /// The token in the payload of an `Observe` or `Observed` frame; none in those of version 1.
+    #[must_use]
+    pub fn token(payload: &[u8]) -> Option<Token> {
+        let token = payload.get(FORMER_OBSERVE_BODY..)?.first_chunk::<8>()?;
+        Some(*token)
     }
 
     /// Reads the payload of an `Observed` frame.
@@ -218,6 +241,34 @@ impl RelaySeal {
                 kind: "observed endpoint",
             })
     }
+}
+
+fn observed(session: u32, counter: u64) -> RelayHeader {
+    RelayHeader {
+        kind: RelayKind::Observed,
+        session,
+        counter,
+        peer: RelayAddress([0; 8]),
+    }
+}
+
+fn encoded(endpoint: SocketAddr) -> [u8; FORMER_OBSERVE_BODY] {
+    let mut bytes = [0; FORMER_OBSERVE_BODY];
+    let encoded = postcard::to_slice(&endpoint, &mut bytes).map(|used| used.len());
+    debug_assert!(encoded.is_ok(), "an endpoint fits the fixed body");
+    bytes
+}
+
+fn body(endpoint: &[u8], token: Token) -> [u8; OBSERVE_BODY] {
+    let mut body = [0; OBSERVE_BODY];
+    body.iter_mut()
+        .zip(endpoint)
+        .for_each(|(to, from)| *to = *from);
+    body.iter_mut()
+        .skip(FORMER_OBSERVE_BODY)
+        .zip(token)
+        .for_each(|(to, from)| *to = from);
+    body
 }
 
 #[cfg(test)]
@@ -258,11 +309,23 @@ mod tests {
             .parse()
             .unwrap();
         let (mut question, mut answer) = (Vec::new(), Vec::new());
-        seal.observe(7, 1, &mut question);
-        seal.observed(7, 1, endpoint, &mut answer);
+        seal.observe(7, 1, [5; 8], &mut question);
+        seal.observed(7, 1, (endpoint, [9; 8]), &mut answer);
         assert_eq!(question.len(), answer.len());
         let header = RelayHeader::parse(&answer).unwrap();
         let payload = seal.open(&header, &answer).unwrap();
         assert_eq!(RelaySeal::endpoint(payload), Ok(endpoint));
+        assert_eq!(RelaySeal::token(payload), Some([9; 8]));
+        let header = RelayHeader::parse(&question).unwrap();
+        let payload = seal.open(&header, &question).unwrap();
+        assert_eq!(RelaySeal::token(payload), Some([5; 8]));
+
+        let mut former = Vec::new();
+        seal.formerly_observed(7, 1, endpoint, &mut former);
+        assert_eq!(former.len(), OVERHEAD + FORMER_OBSERVE_BODY);
+        let header = RelayHeader::parse(&former).unwrap();
+        let payload = seal.open(&header, &former).unwrap();
+        assert_eq!(RelaySeal::endpoint(payload), Ok(endpoint));
+        assert_eq!(RelaySeal::token(payload), None);
     }
 }

@@ -9,7 +9,7 @@ use podmesh_proto::id::PlanetId;
 use podmesh_proto::planet_api::{
     HELLO_CONTEXT, Hello, NodeMessage, PROTOCOL, PlanetMessage, Welcome,
 };
-use podmesh_proto::relayed::{RelayHeader, RelaySeal};
+use podmesh_proto::relayed::{RelayHeader, RelaySeal, Token};
 use podmesh_proto::time::Now;
 
 use crate::engine::Engine;
@@ -257,16 +257,10 @@ impl Engine {
         let quick = !answered && connection.tries < QUICK_TRIES;
         connection.asked.clear();
         for socket in [SocketId::SPARE, SocketId::MAIN] {
-            let mut bytes = Vec::new();
-            let counter = leg.observe(&mut bytes);
+            let (question, counter) = question(&leg, socket, Token::default());
             tracing::trace!(planet = %planet.short(), ?socket, counter, "asks where it is seen");
             connection.asked.insert(counter, socket);
-            self.outputs.push_back(Output::Transmit(Transmit {
-                socket,
-                to: leg.endpoint,
-                passage: Passage::Ordinary,
-                bytes,
-            }));
+            self.outputs.push_back(Output::Transmit(question));
         }
         let first = connection.tries == 0 && self.endpoints.seen_by(&planet).is_none();
         let wait = if quick || first {
@@ -291,16 +285,21 @@ impl Engine {
             let Ok(endpoint) = RelaySeal::endpoint(payload) else {
                 return;
             };
+            let wanted = RelaySeal::token(payload).filter(|token| *token != Token::default());
             let Some(connection) = self.planets.connection(&leg.planet) else {
                 return;
             };
-            let Some(socket) = connection.asked.remove(&header.counter) else {
-                return;
-            };
+            let socket = connection.asked.remove(&header.counter);
             if connection.asked.is_empty() {
                 let next = now.moment + limits::OBSERVE;
                 self.timers.set(Timer::Observe(leg.planet), next);
             }
+            if let Some(token) = wanted {
+                self.prove_place(&leg, received.socket, token, now);
+            }
+            let Some(socket) = socket else {
+                return;
+            };
             let witness = Witness::Planet(leg.planet);
             if self.endpoints.saw(witness, socket, endpoint) {
                 self.publish(false, now);
@@ -309,4 +308,37 @@ impl Engine {
             return;
         }
     }
+
+    /// Shows a planet that this node receives what comes to its main socket, to which frames are to be
+    /// relayed. A few times a second do: whoever repeats old answers gets no more out of it.
+    fn prove_place(&mut self, leg: &RelayLeg, socket: SocketId, token: Token, now: Now) {
+        let Some(connection) = self.planets.connection(&leg.planet) else {
+            return;
+        };
+        let soon = connection
+            .proved
+            .is_some_and(|at| now.moment.since(at) < limits::PROOF_GAP);
+        if socket != SocketId::MAIN || soon {
+            return;
+        }
+        connection.proved = Some(now.moment);
+        let (proof, counter) = question(leg, socket, token);
+        connection.asked.insert(counter, socket);
+        let next = now.moment + limits::OBSERVE_RETRY;
+        self.timers.set(Timer::Observe(leg.planet), next);
+        self.outputs.push_back(Output::Transmit(proof));
+    }
+}
+
+/// Asks a planet where it sees `socket`.
+fn question(leg: &RelayLeg, socket: SocketId, token: Token) -> (Transmit, u64) {
+    let mut bytes = Vec::new();
+    let counter = leg.observe(token, &mut bytes);
+    let question = Transmit {
+        socket,
+        to: leg.endpoint,
+        passage: Passage::Ordinary,
+        bytes,
+    };
+    (question, counter)
 }

@@ -330,7 +330,7 @@ impl World {
             let (id, counter) = (header.session, header.counter);
             session
                 .seal
-                .observed(id, counter, received.from, &mut bytes);
+                .formerly_observed(id, counter, received.from, &mut bytes);
             self.send(received.from, PLANET.parse().unwrap(), bytes);
             return;
         }

@@ -144,7 +144,7 @@ impl World {
                 host,
                 id: key.planet_id(),
                 rules: None,
-                relaying: Relaying::new(RelayQuota::default()),
+                relaying: Relaying::new(RelayQuota::default(), [7; 32]),
                 records: BTreeMap::new(),
                 life: 0,
                 wake: None,

@@ -28,6 +28,11 @@ impl Bucket {
 
     /// Takes `amount`, or nothing and says `false`.
     pub fn take(&mut self, amount: u64, now: Moment) -> bool {
+        self.take_leaving(amount, 0, now)
+    }
+
+    /// The same, if `rest` stays in the bucket.
+    pub fn take_leaving(&mut self, amount: u64, rest: u64, now: Moment) -> bool {
         let passed = u64::try_from(now.since(self.at).as_micros()).unwrap_or(u64::MAX);
         if passed > 0 {
             let full = self.burst.saturating_mul(MILLION);
@@ -37,11 +42,11 @@ impl Bucket {
         }
         let wanted = amount.saturating_mul(MILLION);
         match self.filled.checked_sub(wanted) {
-            Some(left) => {
+            Some(left) if left >= rest.saturating_mul(MILLION) => {
                 self.filled = left;
                 true
             }
-            None => false,
+            _ => false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What goes in and what comes out: the whole surface between the rules and whoever drives them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use podmesh_proto::id::{Name, NodeId};
@@ -94,6 +94,8 @@ pub enum Action {
         grant: RelayGrant,
         /// The node.
         node: NodeId,
+        /// The address of its control connection.
+        home: IpAddr,
     },
     /// Relay no more.
     CloseRelay {

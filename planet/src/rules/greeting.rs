@@ -1,5 +1,7 @@
 //! The beginning of a connection: who is there, and what it may hear.
 
+use std::time::Duration;
+
 use podmesh_proto::certificate::Member;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::key::VerifyingKey;
@@ -10,9 +12,10 @@ use podmesh_proto::relayed::RelayGrant;
 use podmesh_proto::renewal::Standing;
 use podmesh_proto::time::Now;
 
+use crate::rules::allowance::{LINE, PAUSE};
 use crate::rules::directory::Topic;
 use crate::rules::records::{Change, Record, RecordKey};
-use crate::rules::refusal::refuse;
+use crate::rules::refusal::{not_now, refuse};
 use crate::rules::{Action, ConnectionId, Event, Planet, Then, Told};
 
 /// Characters of a node's program and version that are kept for people.
@@ -46,6 +49,19 @@ impl Planet {
             self.close(connection, "refused", now);
             return;
         }
+        let member = self.books.member(&hello.node, now.unix).is_some();
+        let room = member || self.allowances.has_room_for(&hello.node);
+        let allowance = room.then(|| self.allowances.of(hello.node, now.moment));
+        if !allowance.is_some_and(|allowance| allowance.hellos.take(1, now.moment)) {
+            let reason = "this node connects more often than a planet hears one node";
+            let refusal = not_now(RefusalCode::Busy, reason, Duration::from_secs(PAUSE));
+            self.send(connection, PlanetMessage::Refused(refusal));
+            self.close(connection, "too many connections", now);
+            return;
+        }
+        let Some(known) = self.connections.get_mut(&connection) else {
+            return;
+        };
         known.node = Some(hello.node);
         known.protocol = hello.protocol;
         known.cursor = hello.cursor;
@@ -142,7 +158,7 @@ impl Planet {
             });
         }
         self.news(Topic::Presence(node), now.moment);
-        self.note(Event::Online(node, name));
+        self.note_of(node, Event::Online(node, name), now);
         self.summarize(connection);
         self.tell(connection, now);
         self.consult(connection, now);
@@ -162,10 +178,12 @@ impl Planet {
             }
         };
         let grant = RelayGrant { session, key };
-        self.outbox.push_back(Action::OpenRelay {
+        let known = self.connections.get(&connection);
+        self.outbox.extend(known.map(|known| Action::OpenRelay {
             grant: grant.clone(),
             node,
-        });
+            home: known.remote.ip(),
+        }));
         if let Some(known) = self.connections.get_mut(&connection)
             && let Some(former) = known.session.replace(session)
         {
@@ -239,6 +257,19 @@ impl Planet {
         known.told = None;
         if let Some(session) = known.session.take() {
             self.outbox.push_back(Action::CloseRelay { session });
+        }
+    }
+
+    /// Whether a line of the log is left for what a node causes.
+    pub(super) fn may_log(&mut self, node: NodeId, now: Now) -> bool {
+        let allowance = self.allowances.of(node, now.moment);
+        allowance.lines.take(LINE, now.moment)
+    }
+
+    /// Notes what a node caused, as long as it doesn't do so all the time.
+    pub(super) fn note_of(&mut self, node: NodeId, event: Event, now: Now) {
+        if self.may_log(node, now) {
+            self.note(event);
         }
     }
 

@@ -274,6 +274,12 @@ impl Planet {
         }
     }
 
+    /// Everybody compares in a moment.
+    pub(super) fn compare_later(&mut self, now: Now) {
+        let due = now.moment + AFTERWARDS;
+        self.reconciling.compare_at.get_or_insert(due);
+    }
+
     /// Once a second: turns that are over, comparisons and revocations that are due.
     pub(super) fn watch_statements(&mut self, now: Now) {
         self.ask_next(now);

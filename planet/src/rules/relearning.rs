@@ -214,9 +214,23 @@ impl Planet {
         }
         let mut changes = Vec::new();
         for membership in memberships {
+            let known = self.books.entry_of(membership);
+            let is_known =
+                known.is_some_and(|entry| entry.membership().as_ref() == Some(membership));
             match self.learn(membership, None, now) {
-                Ok(learned) => changes.extend(learned),
+                Ok(learned) if !learned.is_empty() => {
+                    changes.extend(learned);
+                    continue;
+                }
+                Ok(_) => {}
                 Err(reason) => self.note(Event::NotLearned(node, reason)),
+            }
+            let allowance = self.allowances.of(node, now.moment);
+            if !is_known && !allowance.in_vain.take(1, now.moment) {
+                if let Some(known) = self.connections.get_mut(&connection) {
+                    known.reported = true;
+                }
+                break;
             }
         }
         if !changes.is_empty() {

@@ -12,11 +12,12 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
 use crate::rules::admission::Court;
+use crate::rules::allowance::{PAUSE, PETITION, work_of};
 use crate::rules::directory::Topic;
 use crate::rules::introductions;
 use crate::rules::records::{Change, Record};
 use crate::rules::refusal::{not_now, refuse};
-use crate::rules::{Action, ConnectionId, Event, PETITION, Planet, Then};
+use crate::rules::{Action, ConnectionId, Event, Planet, Then};
 
 /// Bytes of the largest endpoint record: sixteen candidates and eight planets fit.
 const MAX_ENDPOINTS: usize = 2 * 1024;
@@ -27,10 +28,6 @@ impl Planet {
             return;
         };
         known.heard = now.moment;
-        if !known.messages.take(1, now.moment) {
-            self.close(connection, "too many messages", now);
-            return;
-        }
         let node = match (&message, known.node) {
             (NodeMessage::Hello(hello), None) => {
                 self.hello(connection, hello, now);
@@ -42,6 +39,15 @@ impl Planet {
             }
             (_, Some(node)) => node,
         };
+        let allowance = self.allowances.of(node, now.moment);
+        if !allowance.messages.take(1, now.moment) {
+            self.close(connection, "too many messages", now);
+            return;
+        }
+        if !allowance.work.take(work_of(&message), now.moment) {
+            self.too_much(connection, &message);
+            return;
+        }
         if !self.may_petition(connection, &message, now) {
             let wait = Duration::from_secs(PETITION);
             let reason = "the planet hears a stranger once in two seconds";
@@ -97,7 +103,7 @@ impl Planet {
         match court.admit(&node, application, granting) {
             Ok(admitted) => {
                 let answer = PlanetMessage::Admitted(admitted.receipt);
-                self.grant(connection, node, (admitted.changes, answer));
+                self.grant(connection, node, (admitted.changes, answer), now);
             }
             Err(refusal) => self.refused(connection, node, refusal),
         }
@@ -111,12 +117,23 @@ impl Planet {
         let granting = self.may_grant(now);
         let court = self.court(now);
         match court.claim(&node, claim, granting) {
+            Ok(claimed) if !self.may_claim(node, &claimed.changes, now) => {
+                let reason = "the last claims of this node are seconds old";
+                let wait = Duration::from_secs(PAUSE);
+                self.refused(connection, node, not_now(RefusalCode::Busy, reason, wait));
+            }
             Ok(claimed) => {
                 let answer = PlanetMessage::Claimed(claimed.receipt);
-                self.grant(connection, node, (claimed.changes, answer));
+                self.grant(connection, node, (claimed.changes, answer), now);
             }
             Err(refusal) => self.refused(connection, node, refusal),
         }
+    }
+
+    /// Each claim is written to disk and told to everybody; who only asks again costs nothing.
+    fn may_claim(&mut self, node: NodeId, changes: &[Change], now: Now) -> bool {
+        let allowance = self.allowances.of(node, now.moment);
+        changes.is_empty() || allowance.claims.take(PAUSE, now.moment)
     }
 
     /// Lets the answer out once what it says is durable.
@@ -125,6 +142,7 @@ impl Planet {
         connection: ConnectionId,
         node: NodeId,
         (mut changes, answer): (Vec<Change>, PlanetMessage),
+        now: Now,
     ) {
         let claimed = matches!(answer, PlanetMessage::Claimed(_));
         let send = |message| {
@@ -139,7 +157,9 @@ impl Planet {
         }
         changes.extend(self.relearning.conclude(&self.books));
         let mut then = vec![send(answer)];
-        let name = self.name_of(&node).filter(|_| claimed);
+        let name = self
+            .name_of(&node)
+            .filter(|_| claimed && self.may_log(node, now));
         then.extend(name.map(|name| Then::Do(Action::Happened(Event::Member(node, name)))));
         let reason = "the planet can't write to its disk and grants nothing until it can";
         let refusal = not_now(RefusalCode::Busy, reason, Duration::from_secs(10));
@@ -167,6 +187,29 @@ impl Planet {
             self.refused(connection, node, refuse(RefusalCode::NotMember, reason));
             return;
         }
+        let allowance = self.allowances.of(node, now.moment);
+        if !allowance.records.take(PAUSE, now.moment) {
+            // The last one of those that come too early is taken when there is time.
+            allowance.late = Some(signed).filter(|signed| signed.size() <= MAX_ENDPOINTS);
+            return;
+        }
+        allowance.late = None;
+        if !self.take_record(node, signed, now) {
+            let reason = "the endpoint record is not this node's, or too long";
+            self.refused(connection, node, refuse(RefusalCode::Invalid, reason));
+        }
+    }
+
+    /// Takes a node's word where it may be reached; `false` if it is none.
+    pub(super) fn take_record(
+        &mut self,
+        node: NodeId,
+        signed: Signed<EndpointRecord>,
+        now: Now,
+    ) -> bool {
+        if self.books.member(&node, now.unix).is_none() {
+            return false;
+        }
         let short =
             frame::encode(&signed, "record").is_ok_and(|bytes| bytes.len() <= MAX_ENDPOINTS);
         let identity = self.identity_of(&node);
@@ -174,15 +217,14 @@ impl Planet {
             .ok()
             .filter(|record| short && record.node == node);
         let Some(record) = record else {
-            let reason = "the endpoint record is not this node's, or too long";
-            self.refused(connection, node, refuse(RefusalCode::Invalid, reason));
-            return;
+            return false;
         };
         let known = self.endpoints.get(&node);
         if known.is_none_or(|(_, known)| record.is_newer_than(known)) {
             self.endpoints.insert(node, (signed, record));
             self.news(Topic::Endpoints(node), now.moment);
         }
+        true
     }
 
     fn introduce(
@@ -197,11 +239,12 @@ impl Planet {
             self.refused(connection, node, refuse(RefusalCode::NotMember, reason));
             return;
         }
-        let Some(known) = self.connections.get_mut(&connection) else {
+        let Some(known) = self.connections.get(&connection) else {
             return;
         };
         let here = known.rtt;
-        if !known.introductions.take(1, now.moment) {
+        let allowance = self.allowances.of(node, now.moment);
+        if !allowance.introductions.take(1, now.moment) {
             let reason = "too many introductions at once";
             let refusal = not_now(RefusalCode::Busy, reason, Duration::from_secs(1));
             self.refused(connection, node, refusal);
@@ -289,8 +332,25 @@ impl Planet {
         if matches!(message, NodeMessage::Heartbeat) || self.may_ask(connection) {
             return true;
         }
-        let known = self.connections.get_mut(&connection);
-        known.is_some_and(|known| known.petitions.take(PETITION, now.moment))
+        let node = self
+            .connections
+            .get(&connection)
+            .and_then(|known| known.node);
+        node.is_some_and(|node| {
+            let allowance = self.allowances.of(node, now.moment);
+            allowance.petitions.take(PETITION, now.moment)
+        })
+    }
+
+    /// Answers who asks for more than its allowance.
+    fn too_much(&mut self, connection: ConnectionId, message: &NodeMessage) {
+        let reason = "this node asks for more than a planet does for one node";
+        let refusal = not_now(RefusalCode::Busy, reason, Duration::from_secs(PAUSE));
+        let answer = match message {
+            NodeMessage::Renew(_) => PlanetMessage::NotRenewed(refusal),
+            _ => PlanetMessage::Refused(refusal),
+        };
+        self.send(connection, answer);
     }
 
     /// Whether a connection has what only members have.

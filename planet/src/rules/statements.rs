@@ -57,6 +57,15 @@ impl Planet {
         statement: &Signed<RootStatement>,
         now: Now,
     ) {
+        if self.books.statements().get(&statement.hash()).is_some() {
+            return;
+        }
+        let allowance = self.allowances.of(node, now.moment);
+        if !allowance.work.take(1, now.moment) {
+            // What the node holds is asked for when it is compared.
+            self.compare_later(now);
+            return;
+        }
         match self.judge_statement(statement) {
             Ok((changes, _)) if changes.is_empty() => {}
             Ok((changes, what)) => {

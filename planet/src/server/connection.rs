@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::rules::{ConnectionId, HELLO_DEADLINE, Input};
 use crate::server::doorway::Passage;
 use crate::server::mind::{Arrival, Message};
+use crate::server::tls::RECEIVE_WINDOW;
 
 /// For the handshake, and again for the node to open its stream.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -79,17 +80,11 @@ pub async fn serve(
     mind: mpsc::Sender<Message>,
     (passage, places): (Passage, Arc<Semaphore>),
 ) {
-    let Ok(accepting) = incoming.accept() else {
-        return;
+    let entered = tokio::select! {
+        entered = enter(incoming) => entered,
+        () = passage.shown_out() => None,
     };
-    let Ok(Ok(connection)) = timeout(HANDSHAKE, accepting).await else {
-        return;
-    };
-    let mut exported = vec![0; 32];
-    let material = connection.export_keying_material(&mut exported, EXPORTER_LABEL, b"");
-    let streams = timeout(HELLO_DEADLINE, connection.accept_bi()).await;
-    let (Ok(()), Ok(Ok((sending, receiving)))) = (material, streams) else {
-        connection.close(VarInt::from_u32(1), b"no control stream");
+    let Some((connection, exported, (sending, receiving))) = entered else {
         return;
     };
     let Ok(place) = places.try_acquire_owned() else {
@@ -127,6 +122,21 @@ pub async fn serve(
     let gone = Input::Disconnected { connection: id };
     let _ = mind.send(Message::Input(gone)).await;
     drop(place);
+}
+
+/// The handshake, and the node's stream. Who has not spoken has little room for what it sends.
+async fn enter(incoming: Incoming) -> Option<(Connection, Vec<u8>, (SendStream, RecvStream))> {
+    let accepting = incoming.accept().ok()?;
+    let connection = timeout(HANDSHAKE, accepting).await.ok()?.ok()?;
+    let mut exported = vec![0; 32];
+    let material = connection.export_keying_material(&mut exported, EXPORTER_LABEL, b"");
+    let streams = timeout(HELLO_DEADLINE, connection.accept_bi()).await;
+    let (Ok(()), Ok(Ok(streams))) = (material, streams) else {
+        connection.close(VarInt::from_u32(1), b"no control stream");
+        return None;
+    };
+    connection.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW));
+    Some((connection, exported, streams))
 }
 
 async fn write(

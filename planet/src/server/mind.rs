@@ -178,13 +178,15 @@ impl Mind {
                     outbox.close(reason);
                 }
             }
-            Action::OpenRelay { grant, node } => {
+            Action::OpenRelay { grant, node, home } => {
                 let now = self.clock.now().moment;
                 self.socket
-                    .relaying(|relaying| relaying.open(&grant, node, now));
+                    .relaying(|relaying| relaying.open(&grant, (node, home), now));
             }
             Action::CloseRelay { session } => {
-                self.socket.relaying(|relaying| relaying.close(session));
+                let now = self.clock.now().moment;
+                self.socket
+                    .relaying(|relaying| relaying.close(session, now));
             }
             Action::Answer { request, result } => {
                 if let Some(asker) = self.requests.remove(&request) {

@@ -155,6 +155,9 @@ impl SharedSocket {
                 send();
             }
         }
+        if let Some((to, question)) = rules.take_question() {
+            self.send_frame(&question, to, None);
+        }
     }
 
     /// Lets the network fragment what `send` sends. There is no such flag for a single datagram, so
@@ -306,7 +309,7 @@ mod tests {
     #[tokio::test]
     async fn a_mixed_batch_is_sifted_datagram_by_datagram() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let rules = Relaying::new(RelayQuota::default());
+        let rules = Relaying::new(RelayQuota::default(), [7; 32]);
         let shared = SharedSocket::new(socket, rules, Instant::now()).unwrap();
         let datagram = |first: u8, length: usize| {
             let mut datagram = vec![0x11; length];

@@ -21,7 +21,9 @@ const IDLE: Duration = Duration::from_secs(45);
 /// Keeps NATs open and the idle time from running out.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Bytes that a connection may have under way towards the planet: a whole message and some.
-const RECEIVE_WINDOW: u32 = 128 * 1024;
+pub const RECEIVE_WINDOW: u32 = 128 * 1024;
+/// The same before it has opened its stream: nobody knows yet who it is.
+const UNPROVEN_WINDOW: u32 = 4 * 1024;
 /// Bytes that wait for acknowledgement from one node.
 const SEND_WINDOW: u64 = 512 * 1024;
 /// Bytes of handshake that may arrive out of order.
@@ -92,7 +94,7 @@ fn transport() -> Result<TransportConfig, String> {
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW))
-        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .receive_window(VarInt::from_u32(UNPROVEN_WINDOW))
         .send_window(SEND_WINDOW)
         .crypto_buffer_size(CRYPTO_BUFFER)
         .datagram_receive_buffer_size(None);

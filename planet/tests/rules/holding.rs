@@ -139,9 +139,11 @@ fn a_node_that_comes_back_is_admitted_later_than_it_left() {
     let mut stage = Stage::fresh(&operator);
     let token = operator.token(9);
     let mut node = Node::new(1);
-    stage.connect(&mut node);
     // At once, then by a clock that is ahead within the tolerance, then by one that is wrong.
     for (ahead, admitted) in [(0, 1), (60, 61), (10_000, 300)] {
+        // A planet hears one node at a measured pace.
+        stage.pass(Duration::from_secs(120));
+        stage.connect(&mut node);
         stage.join(&mut node, &token, "a");
         let now = stage.now.unix;
         let departure = node.departure(&operator.network, now.plus(ahead));

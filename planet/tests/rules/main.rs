@@ -10,6 +10,7 @@
 mod story;
 
 mod connections;
+mod flooding;
 mod holding;
 mod joining;
 mod relearning;

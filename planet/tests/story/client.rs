@@ -9,7 +9,7 @@ use podmesh_proto::id::PlanetId;
 use podmesh_proto::planet_api::{
     ALPN, DirectoryRecord, EXPORTER_LABEL, Hello, NodeMessage, PROTOCOL, PlanetMessage, RefusalCode,
 };
-use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal};
+use podmesh_proto::relayed::{RelayGrant, RelayHeader, RelayKind, RelaySeal, Token};
 use podmesh_proto::spki;
 use podmesh_proto::token::JoinToken;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -295,12 +295,20 @@ impl DataSocket {
         RelaySeal::new(&self.grant.key)
     }
 
-    /// Where the planet sees this socket.
+    /// Where the planet sees this socket. Proves the place, too.
     pub(crate) fn observe(&mut self) -> SocketAddr {
+        let (_, token) = self.question(Token::default());
+        assert_ne!(token, Token::default(), "a new place has to prove itself");
+        let (endpoint, token) = self.question(token);
+        assert_eq!(token, Token::default(), "proven");
+        endpoint
+    }
+
+    fn question(&mut self, token: Token) -> (SocketAddr, Token) {
         let mut question = Vec::new();
         self.counter += 1;
         self.seal()
-            .observe(self.grant.session, self.counter, &mut question);
+            .observe(self.grant.session, self.counter, token, &mut question);
         self.socket.send_to(&question, self.planet).unwrap();
         let mut answer = [0; 2_000];
         let length = self.socket.recv(&mut answer).unwrap();
@@ -309,7 +317,8 @@ impl DataSocket {
         assert_eq!(header.kind, RelayKind::Observed);
         let seal = self.seal();
         let payload = seal.open(&header, &answer[..length]).unwrap();
-        RelaySeal::endpoint(payload).unwrap()
+        let endpoint = RelaySeal::endpoint(payload).unwrap();
+        (endpoint, RelaySeal::token(payload).unwrap())
     }
 
     pub(crate) fn frame(&mut self, to: &Node, payload: &[u8]) -> Vec<u8> {

@@ -23,7 +23,7 @@ use podmesh_planet::rules::books::Books;
 use podmesh_planet::rules::records::{Change, Origin, Record, RecordKey};
 use podmesh_planet::rules::relaying::RelayCounters;
 use podmesh_planet::rules::view::PlanetStatus;
-use podmesh_planet::rules::{Action, ConnectionId, Input, Planet};
+use podmesh_planet::rules::{Action, ConnectionId, Event, Input, Planet};
 use podmesh_proto::candidate::{Candidate, CandidateKind, EndpointRecord};
 use podmesh_proto::certificate::{
     AdmissionReceipt, Application, Claim, ClaimReceipt, Departure, Grant, Leases, Membership,

@@ -17,6 +17,10 @@ pub(crate) struct Stage {
     pub(crate) now: Now,
     pub(crate) hold_commits: bool,
     pub(crate) disk_full: bool,
+    /// Commits so far.
+    pub(crate) commits: u64,
+    /// What was noted for people so far.
+    pub(crate) happened: Vec<Event>,
     key: [u8; 32],
     network: Signed<RootStatement>,
     disk: BTreeMap<RecordKey, Record>,
@@ -52,6 +56,8 @@ impl Stage {
             now,
             hold_commits: false,
             disk_full: false,
+            commits: 0,
+            happened: Vec::new(),
             key,
             network,
             disk,
@@ -129,6 +135,7 @@ impl Stage {
         match action {
             Action::Commit(changes) => {
                 self.committing = true;
+                self.commits += 1;
                 if self.disk_full {
                     return;
                 }
@@ -156,14 +163,14 @@ impl Stage {
                     inbox.push(Told::Closed(reason));
                 }
             }
-            Action::OpenRelay { grant, node } => {
+            Action::OpenRelay { grant, node, .. } => {
                 self.sessions.insert(grant.session, node);
             }
             Action::CloseRelay { session } => {
                 self.sessions.remove(&session);
             }
             Action::Answer { result, .. } => self.answers.push(result),
-            Action::Happened(_) => {}
+            Action::Happened(event) => self.happened.push(event),
         }
     }
 

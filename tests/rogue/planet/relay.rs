@@ -61,7 +61,7 @@ impl Relay {
         match header.kind {
             RelayKind::Observe => {
                 let seal = &session.seal;
-                seal.observed(header.session, header.counter, from, &mut out);
+                seal.formerly_observed(header.session, header.counter, from, &mut out);
                 Some((from, out))
             }
             RelayKind::Up => {

@@ -28,7 +28,7 @@ impl World {
         };
         let key = podmesh_proto::key::SigningKey::from_seed(*self.authority.planets[index].seed());
         planet.rules = Some(Planet::new(key, books, seed, now));
-        planet.relaying = Relaying::new(RelayQuota::default());
+        planet.relaying = Relaying::new(RelayQuota::default(), [7; 32]);
         planet.life += 1;
         planet.wake = None;
         self.net.hosts[planet.host].up = true;
@@ -85,8 +85,10 @@ impl World {
                     message,
                 } => self.send_to_node(connection.0, message),
                 Action::Close { connection, .. } => self.break_after(connection.0, CONTROL_RESET),
-                Action::OpenRelay { grant, node } => planet.relaying.open(&grant, node, now.moment),
-                Action::CloseRelay { session } => planet.relaying.close(session),
+                Action::OpenRelay { grant, node, home } => {
+                    planet.relaying.open(&grant, (node, home), now.moment);
+                }
+                Action::CloseRelay { session } => planet.relaying.close(session, now.moment),
                 Action::Answer { .. } | Action::Happened(_) => {}
             }
         }
@@ -119,10 +121,13 @@ impl World {
         if host.rules.is_none() {
             return;
         }
-        if let Some(place) = host.relaying.handle(bytes, from, now, &mut out) {
-            let host = host.host;
+        let answer = host.relaying.handle(bytes, from, now, &mut out);
+        let answer = answer.map(|place| (place, out));
+        let question = host.relaying.take_question();
+        let host = host.host;
+        for (place, bytes) in answer.into_iter().chain(question) {
             self.net
-                .send((host, PLANET_PORT), place.endpoint, None, out);
+                .send((host, PLANET_PORT), place.endpoint, None, bytes);
         }
     }
 }
