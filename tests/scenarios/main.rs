@@ -15,6 +15,7 @@ mod cni;
 mod cold_boot;
 mod ended;
 mod first_start;
+mod host_faults;
 mod interop;
 mod many_peers;
 mod memory;

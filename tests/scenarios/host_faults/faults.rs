@@ -1,0 +1,252 @@
+//! What can be done to a host.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use podmesh_lab::{Node, Pod};
+
+/// A thing that somebody does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    RulesetFlushed,
+    TableDeleted,
+    GuardChainFlushed,
+    NatChainFlushed,
+    AcceptInserted,
+    RoutingRuleDeleted,
+    RoutesFlushed,
+    PodRouteDeleted,
+    DeviceDown,
+    DeviceDeleted,
+    DeviceRenamed,
+    DeviceAddressesFlushed,
+    DeviceMtu,
+    ForwardingOff,
+    DeviceForwardingOff,
+    DeviceIpv6Off,
+    StrictReversePath,
+    PodForwardingOff,
+    PodIpv6OffAndOn,
+    PodDownAndUp,
+    PodHardwareAddress,
+    PodNeighboursFlushed,
+    ConnectionsForgotten,
+    NodeFileRemoved,
+    NodeFileOverwritten,
+    RuntimeFolderRemoved,
+    SocketRemoved,
+    SocketClosed,
+    ForeignFirewall,
+    ForeignTables,
+    ForeignRoutingRule,
+}
+
+impl Kind {
+    const ALL: [Self; 31] = [
+        Self::RulesetFlushed,
+        Self::TableDeleted,
+        Self::GuardChainFlushed,
+        Self::NatChainFlushed,
+        Self::AcceptInserted,
+        Self::RoutingRuleDeleted,
+        Self::RoutesFlushed,
+        Self::PodRouteDeleted,
+        Self::DeviceDown,
+        Self::DeviceDeleted,
+        Self::DeviceRenamed,
+        Self::DeviceAddressesFlushed,
+        Self::DeviceMtu,
+        Self::ForwardingOff,
+        Self::DeviceForwardingOff,
+        Self::DeviceIpv6Off,
+        Self::StrictReversePath,
+        Self::PodForwardingOff,
+        Self::PodIpv6OffAndOn,
+        Self::PodDownAndUp,
+        Self::PodHardwareAddress,
+        Self::PodNeighboursFlushed,
+        Self::ConnectionsForgotten,
+        Self::NodeFileRemoved,
+        Self::NodeFileOverwritten,
+        Self::RuntimeFolderRemoved,
+        Self::SocketRemoved,
+        Self::SocketClosed,
+        Self::ForeignFirewall,
+        Self::ForeignTables,
+        Self::ForeignRoutingRule,
+    ];
+
+    /// Whether it is somebody's right, so that meshd can only say what is wrong.
+    pub(super) fn is_named(self) -> bool {
+        !self.words().is_empty()
+    }
+
+    /// What Health says of it, one of them.
+    pub(super) fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::ForeignFirewall => &["chain refuse of table inet theirs"],
+            Self::ForeignTables => &["chain FORWARD of table ip filter"],
+            Self::ForeignRoutingRule => &["somebody else's routing rule"],
+            _ => &[],
+        }
+    }
+
+    pub(super) fn takes_files(self) -> bool {
+        matches!(
+            self,
+            Self::RuntimeFolderRemoved | Self::SocketRemoved | Self::SocketClosed
+        )
+    }
+
+    /// As lines of a shell on the node. `$pm` is the node's end of a pod, `$pod` that pod's address, `$f`
+    /// one of the families and `$n` a number.
+    fn script(self) -> &'static str {
+        match self {
+            Self::RulesetFlushed => "nft flush ruleset",
+            Self::TableDeleted => "nft delete table inet podmesh",
+            Self::GuardChainFlushed => "nft flush chain inet podmesh fail-closed",
+            Self::NatChainFlushed => "nft flush chain inet podmesh source-nat",
+            Self::AcceptInserted => "nft insert rule inet podmesh fail-closed accept",
+            Self::RoutingRuleDeleted => {
+                "for p in 4990 4991 5000; do ip $f rule del pref $p; done; true"
+            }
+            Self::RoutesFlushed => "ip $f route flush table 7077",
+            Self::PodRouteDeleted => "ip route del $pod table 7077",
+            Self::DeviceDown => "ip link set mesh0 down",
+            Self::DeviceDeleted => "ip link del mesh0",
+            Self::DeviceRenamed => {
+                "ip link set mesh0 down; ip link set mesh0 name other$n; sleep 0.5; ip link del other$n; true"
+            }
+            Self::DeviceAddressesFlushed => "ip addr flush dev mesh0",
+            Self::DeviceMtu => "ip link set mesh0 mtu 576",
+            Self::ForwardingOff => {
+                "sysctl -q net.ipv4.ip_forward=0; sysctl -q net.ipv6.conf.all.forwarding=0"
+            }
+            Self::DeviceForwardingOff => "sysctl -q net.ipv4.conf.mesh0.forwarding=0",
+            Self::DeviceIpv6Off => "sysctl -q net.ipv6.conf.mesh0.disable_ipv6=1",
+            Self::StrictReversePath => {
+                "sysctl -q net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.mesh0.rp_filter=1"
+            }
+            Self::PodForwardingOff => "sysctl -q net.ipv4.conf.$pm.forwarding=0",
+            Self::PodIpv6OffAndOn => {
+                "sysctl -q net.ipv6.conf.$pm.disable_ipv6=1; sysctl -q net.ipv6.conf.$pm.disable_ipv6=0"
+            }
+            Self::PodDownAndUp => "ip link set $pm down; ip link set $pm up",
+            Self::PodHardwareAddress => "ip link set $pm address 02:00:00:00:00:$n",
+            Self::PodNeighboursFlushed => "ip neigh flush dev $pm nud permanent; true",
+            Self::ConnectionsForgotten => "conntrack -F 2>/dev/null",
+            Self::ForeignFirewall => {
+                "nft add table inet theirs; \
+                 nft add chain inet theirs refuse '{ type filter hook forward priority 10; }'; \
+                 nft add rule inet theirs refuse ct state established accept; \
+                 nft add rule inet theirs refuse iifname lo accept; \
+                 nft add rule inet theirs refuse reject with icmpx admin-prohibited"
+            }
+            Self::ForeignTables => "iptables -P FORWARD DROP",
+            Self::ForeignRoutingRule => "ip rule add pref 100 to 10.42.0.0/16 lookup 99",
+            Self::NodeFileRemoved
+            | Self::NodeFileOverwritten
+            | Self::RuntimeFolderRemoved
+            | Self::SocketRemoved
+            | Self::SocketClosed => "true",
+        }
+    }
+
+    /// Ends what only whoever did it may end.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::ForeignFirewall => "nft delete table inet theirs",
+            Self::ForeignTables => "nft delete table ip filter",
+            Self::ForeignRoutingRule => "ip rule del pref 100",
+            _ => "true",
+        }
+    }
+}
+
+/// One of them, done to something.
+#[derive(Debug, Clone)]
+pub(super) struct Fault {
+    pub(super) kind: Kind,
+    interface: String,
+    address: String,
+    family: &'static str,
+    number: u64,
+}
+
+impl Fault {
+    pub(super) fn any(random: &mut Random, pods: &[Arc<Pod>]) -> Self {
+        let pod = &pods[random.below(pods.len())];
+        Self {
+            kind: Kind::ALL[random.below(Kind::ALL.len())],
+            interface: host_end(pod).expect("the node's end of a pod"),
+            address: pod.address(false).expect("an address").to_string(),
+            family: ["-4", "-6"][random.below(2)],
+            number: 10 + random.below(80) as u64,
+        }
+    }
+
+    pub(super) fn commit(&self, node: &Node) -> Result<()> {
+        let run = node.runtime_dir();
+        match self.kind {
+            Kind::NodeFileRemoved => fs::remove_file(run.join("node.json"))?,
+            Kind::NodeFileOverwritten => fs::write(run.join("node.json"), "{")?,
+            Kind::RuntimeFolderRemoved => fs::remove_dir_all(&run)?,
+            Kind::SocketRemoved => fs::remove_file(run.join("meshd.sock"))?,
+            Kind::SocketClosed => {
+                let closed = fs::Permissions::from_mode(0o000);
+                fs::set_permissions(run.join("meshd.sock"), closed)?;
+            }
+            kind => self.run(node, kind.script())?,
+        }
+        // Notices are on their way.
+        thread::sleep(Duration::from_millis(20));
+        Ok(())
+    }
+
+    pub(super) fn undo(&self, node: &Node) -> Result<()> {
+        self.run(node, self.kind.remedy())
+    }
+
+    fn run(&self, node: &Node, script: &str) -> Result<()> {
+        let set = format!(
+            "pm={} pod={} f={} n={}; {script}",
+            self.interface, self.address, self.family, self.number
+        );
+        node.namespace().run(&["sh", "-c", &set])?;
+        Ok(())
+    }
+}
+
+fn host_end(pod: &Pod) -> Result<String> {
+    let interfaces = pod.result()["interfaces"]
+        .as_array()
+        .context("no interfaces")?;
+    let names = interfaces
+        .iter()
+        .filter_map(|interface| interface["name"].as_str());
+    let mut ours = names.filter(|name| name.starts_with("pm"));
+    Ok(ours.next().context("no interface of the node")?.to_owned())
+}
+
+/// Numbers that a seed decides (splitmix64).
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// One of so many.
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        usize::try_from(mixed % limit as u64).expect("less than a usize")
+    }
+}
