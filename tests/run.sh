@@ -30,7 +30,7 @@ part "unit and integration tests" \
 part "engine and simulator" \
   "$CARGO" test -q --locked --profile checked -p podmesh-engine --features virtual-time
 part "house rules" "$CARGO" test -q --locked --profile checked -p podmesh-tests --test house
-part "disks that fail" python3 tests/disk/run.py 15 7
+part "disks that fail" python3 tests/disk/run.py 12 7
 # Most of their time these wait for something to be due; the others want the machine for themselves.
 patient=(trust:: renewal:: ended:: revocation:: cold_boot:: planet_loss::)
 part "patient scenarios" \
