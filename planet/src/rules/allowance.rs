@@ -21,7 +21,9 @@ const HELLOS: (u64, u64) = (1, 20);
 /// Seconds that a claim or an endpoint record stands for in the long run, and how many such seconds there
 /// are at once. What is taken of them is told to everybody.
 pub(super) const PAUSE: u64 = 5;
-const PAUSES: u64 = 4 * PAUSE;
+const CLAIMS: u64 = 4 * PAUSE;
+/// A start of a node brings about four editions of its record, a move as many.
+const RECORDS: u64 = 8 * PAUSE;
 /// Work a second, and at once, in about so many signatures to verify.
 const WORK: (u64, u64) = (10, 300);
 /// Memberships of a report that cost a proof and taught nothing, a second and at once.
@@ -67,8 +69,8 @@ impl Allowance {
             messages: bucket((200, 2_000)),
             petitions: bucket((1, PETITIONS)),
             introductions: bucket((50, 100)),
-            claims: bucket((1, PAUSES)),
-            records: bucket((1, PAUSES)),
+            claims: bucket((1, CLAIMS)),
+            records: bucket((1, RECORDS)),
             work: bucket(WORK),
             in_vain: bucket(IN_VAIN),
             lines: bucket((1, LINES)),

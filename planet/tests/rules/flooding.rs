@@ -93,7 +93,7 @@ fn of_many_editions_of_a_record_few_are_passed_on_and_the_last_one_is() {
             }));
         }
     }
-    let most = usize::try_from(4 + (SECONDS + 8) / 5).unwrap();
+    let most = usize::try_from(8 + (SECONDS + 8) / 5).unwrap();
     assert!(passed_on.len() <= most, "{} editions", passed_on.len());
     assert_eq!(passed_on.last(), last.as_ref());
 }
