@@ -114,6 +114,17 @@ pub fn forget_strays(guard: &GuardRules) -> io::Result<usize> {
     connections::forget_strays(guard)
 }
 
+/// Has the kernel forget the UDP connections that this machine began from one of these ports and gives
+/// another source port. For sockets that somebody's rules took for theirs and take no more: what such a
+/// rule decided once holds as long as there are packets. Gives how many were forgotten.
+///
+/// # Errors
+///
+/// When the kernel's connections or this namespace's addresses can't be read.
+pub fn forget_translated(ports: &[u16]) -> io::Result<usize> {
+    connections::forget_translated(ports)
+}
+
 /// Whether the table holds exactly these rules.
 ///
 /// # Errors

@@ -23,6 +23,11 @@ const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_STATUS_MASK: u16 = 26;
 const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const IPPROTO_UDP: u8 = 17;
 /// Sources of IPv4 and IPv6; a destination has the next number.
 const CTA_IP: [u16; 2] = [1, 3];
 /// "The source is translated", among the bits of the status.
@@ -54,24 +59,41 @@ pub(super) fn forget_strays(guard: &GuardRules) -> io::Result<usize> {
         guard,
         own: own_addresses()?,
     };
+    forget(0, |reply| {
+        flow(reply).is_some_and(|flow| edge.is_stray(&flow))
+    })
+}
+
+/// See [`forget_translated`](super::forget_translated).
+pub(super) fn forget_translated(ports: &[u16]) -> io::Result<usize> {
+    let own: HashSet<IpAddr> = own_addresses()?;
+    forget(SOURCE_NAT, |reply| {
+        let begun_here = flow(reply).is_some_and(|flow| own.contains(&flow.from));
+        begun_here
+            && udp_ports(reply).is_some_and(|(from, seen)| ports.contains(&from) && from != seen)
+    })
+}
+
+/// Forgets those that are meant, of the connections whose source is translated (`status`) or not.
+fn forget(status: u32, is_meant: impl Fn(&Reply) -> bool) -> io::Result<usize> {
     let mut conversation = Conversation::netfilter()?;
-    let mut strays = Vec::new();
-    // Kernels that don't know the condition tell of translated ones, too.
+    let mut meant = Vec::new();
+    // Kernels that don't know the condition tell of all.
     let mut question = message(GET, 0);
     question
-        .be32(CTA_STATUS, 0)
+        .be32(CTA_STATUS, status)
         .be32(CTA_STATUS_MASK, SOURCE_NAT);
     conversation.walk(question, |reply| {
-        if strays.len() < MOST_STRAYS
-            && flow(&reply).is_some_and(|flow| edge.is_stray(&flow))
+        if meant.len() < MOST_STRAYS
+            && is_meant(&reply)
             && let Some(deletion) = deletion(&reply)
         {
-            strays.push(deletion);
+            meant.push(deletion);
         }
     })?;
-    let number = strays.len();
-    while !strays.is_empty() {
-        let batch = strays.split_off(strays.len().saturating_sub(BATCH));
+    let number = meant.len();
+    while !meant.is_empty() {
+        let batch = meant.split_off(meant.len().saturating_sub(BATCH));
         match conversation.requests(batch) {
             Ok(()) => {}
             // Over meanwhile.
@@ -122,6 +144,19 @@ fn flow(reply: &Reply) -> Option<Flow> {
         to,
         answer_to,
     })
+}
+
+/// The port that a UDP connection began from, and the one that it is answered at.
+fn udp_ports(reply: &Reply) -> Option<(u16, u16)> {
+    let attributes = reply.attributes(HEADER_BYTES);
+    let port = |tuple, kind| {
+        let end = attributes.nested(tuple).nested(CTA_TUPLE_PROTO);
+        let is_udp = end.find(CTA_PROTO_NUM) == Some(&[IPPROTO_UDP]);
+        let bytes = <[u8; 2]>::try_from(end.find(kind)?).ok()?;
+        is_udp.then_some(u16::from_be_bytes(bytes))
+    };
+    let from = port(CTA_TUPLE_ORIG, CTA_PROTO_SRC_PORT)?;
+    Some((from, port(CTA_TUPLE_REPLY, CTA_PROTO_DST_PORT)?))
 }
 
 fn address(attributes: Attributes<'_>, kind: u16) -> Option<IpAddr> {

@@ -5,10 +5,14 @@ use std::{
     fmt::Write as _,
     fs,
     net::{SocketAddr, UdpSocket},
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
-use podmesh_kernel::nft;
+use podmesh_kernel::{
+    nft,
+    udp::{self as underlay, Options},
+};
 
 use super::{Scene, guard, namespaces::Namespace, udp};
 
@@ -145,6 +149,60 @@ fn a_few_strays_among_many_connections_are_found_and_nothing_else_is_cut() {
     assert!(taken < Duration::from_secs(5), "{taken:?}");
     let left = node.command("conntrack -C");
     assert_eq!(left.trim(), "20000");
+}
+
+#[test]
+fn sockets_with_another_mark_than_before_are_seen_at_their_ports() {
+    let scene = Scene::new("marks");
+    let world = udp(&scene.outside, "192.0.2.2:9000");
+    scene.node.command(
+        "nft add table ip theirs
+         nft add chain ip theirs out \"{ type nat hook postrouting priority 100; }\"
+         nft add rule ip theirs out meta mark and 0x4000 != 0 masquerade fully-random",
+    );
+    let mark = |mark| Options {
+        mark: Some(mark),
+        ..Options::default()
+    };
+    let sockets = ["192.0.2.1:40001", "192.0.2.1:40002"].map(|address| {
+        scene.node.run(|| {
+            let address = address.parse().unwrap();
+            underlay::UdpSocket::bind(address, &mark(0x6d65))
+                .unwrap()
+                .into_std()
+        })
+    });
+    let ports = || {
+        sockets.each_ref().map(|socket| {
+            socket.send_to(b"x", "192.0.2.2:9000").unwrap();
+            arrival(&world).expect("a datagram").port()
+        })
+    };
+    let [one, other] = ports();
+    assert!(one != 40_001 && other != 40_002, "{one} {other}");
+    let sockets = sockets.map(OwnedFd::from);
+    let sockets = scene.node.run(|| {
+        sockets.map(|socket| {
+            underlay::UdpSocket::adopt(socket, &mark(0x101c))
+                .unwrap()
+                .into_std()
+        })
+    });
+    let ports = || {
+        sockets.each_ref().map(|socket| {
+            socket.send_to(b"x", "192.0.2.2:9000").unwrap();
+            arrival(&world).expect("a datagram").port()
+        })
+    };
+    assert_eq!(ports(), [one, other], "the kernel has forgotten by itself");
+    let forget = || {
+        scene
+            .node
+            .run(|| nft::forget_translated(&[40_001, 40_009]).unwrap())
+    };
+    assert_eq!(forget(), 1);
+    assert_eq!(ports(), [40_001, other]);
+    assert_eq!(forget(), 0);
 }
 
 fn remove_the_rules(scene: &Scene) {
