@@ -7,6 +7,7 @@
 mod errand;
 mod firewalls;
 mod settings;
+mod wanted;
 
 use std::io;
 use std::net::IpAddr;
@@ -16,15 +17,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podmesh_engine::host_plan::HostPlan;
-use podmesh_kernel::firewall::{Advice, Traffic};
-use podmesh_kernel::host::{HostState, Inside, Outcome, PeerRoute, Problem, Reconciler};
-use podmesh_kernel::mark::Mark;
+use podmesh_kernel::firewall::Advice;
+use podmesh_kernel::host::{Change, HostState, Inside, Outcome, Problem, Reconciler};
 use podmesh_kernel::netlink::Netlink;
 use podmesh_kernel::nft::{self, GuardRules};
-use podmesh_kernel::sysctl::{self, IpFamily};
+use podmesh_kernel::rule::MARK_PRIORITY;
 use podmesh_kernel::veth;
 use podmesh_kernel::watch::Watcher;
-use podmesh_proto::mark::Mark as UnderlayMark;
+use podmesh_proto::mark::Mark;
 use podmesh_proto::node_file::NodeFile;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
@@ -32,11 +32,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::errand::Errand;
 use self::firewalls::Firewalls;
+use self::settings::{Settings, without_v6};
+use self::wanted::{guard, has_v6, host_state, mark, traffic, usable};
 use crate::config::{is_excluded, mark_remark};
 use crate::kept::Kept;
 use crate::node_file::NodeFiles;
-
-use self::settings::{Settings, without_v6};
 
 /// What the names of pod interfaces on the host begin with, as the CNI plugin makes them.
 const VETH_PREFIX: &str = "pm";
@@ -61,9 +61,9 @@ pub(crate) struct HostConfig {
     /// Other interfaces whose containers may use the mesh.
     pub(crate) local_devices: Vec<String>,
     /// The mark of the underlay's datagrams.
-    pub(crate) mark: UnderlayMark,
-    /// The first UDP port of the tunnels.
-    pub(crate) port: Option<u16>,
+    pub(crate) mark: Mark,
+    /// UDP ports of the underlay.
+    pub(crate) ports: [u16; 2],
 }
 
 /// How the host is.
@@ -388,7 +388,16 @@ impl Keeper {
 
     async fn apply(&mut self, state: &HostState, report: &mut HostReport) {
         match self.reconciler.apply(state).await {
-            Ok(outcome) => note(&outcome, report),
+            Ok(outcome) => {
+                note(&outcome, report);
+                let mark = Some(state.mark);
+                if outcome.changes.iter().any(|change| {
+                    matches!(change, Change::RuleRemoved(rule)
+                        if rule.priority == MARK_PRIORITY && rule.mark != mark)
+                }) {
+                    self.forget_translated();
+                }
+            }
             Err(error) => report.problems.push(error.to_string()),
         }
         let inside = Inside {
@@ -434,6 +443,21 @@ impl Keeper {
         }
     }
 
+    /// The sockets had another mark before, and somebody's rules may have taken their datagrams for
+    /// theirs: what was decided then would hold on.
+    fn forget_translated(&self) {
+        match nft::forget_translated(&self.config.ports) {
+            Ok(0) => {}
+            Ok(number) => tracing::info!(
+                number,
+                "forgot how the kernel translated datagrams with the former mark"
+            ),
+            Err(error) => {
+                tracing::warn!(reason = %error, "peers may see this node at ports of the former mark");
+            }
+        }
+    }
+
     async fn underlay(&self, plan: Option<&HostPlan>) -> anyhow::Result<Vec<IpAddr>> {
         let inside: Vec<IpNet> = plan
             .iter()
@@ -465,91 +489,5 @@ fn note(outcome: &Outcome, report: &mut HostReport) {
             _ => &mut report.problems,
         };
         list.push(problem.to_string());
-    }
-}
-
-/// Those of the families that the kernel has.
-fn usable(nets: &[IpNet]) -> Vec<IpNet> {
-    of_families(nets, has_v6())
-}
-
-fn of_families(nets: &[IpNet], v6: bool) -> Vec<IpNet> {
-    let is_usable = |net: &&IpNet| v6 || net.addr().is_ipv4();
-    nets.iter().filter(is_usable).copied().collect()
-}
-
-fn has_v6() -> bool {
-    sysctl::has_family(IpFamily::V6)
-}
-
-/// What the kernel should hold; nothing but refusals of IPv6 if the interface can't have it.
-fn host_state(plan: &HostPlan, (underlay_mark, v6): (UnderlayMark, bool)) -> HostState {
-    let routes = plan
-        .peer_routes
-        .iter()
-        .filter(|route| v6 || route.prefix.addr().is_ipv4());
-    HostState {
-        device: plan.device.clone(),
-        mtu: plan.mtu,
-        addresses: of_families(&plan.addresses, v6),
-        protected: usable(&plan.protected),
-        peer_routes: routes
-            .map(|route| PeerRoute {
-                prefix: route.prefix,
-                mtu: route.mtu,
-            })
-            .collect(),
-        local_prefixes: usable(&plan.pod_cidrs),
-        source_v4: plan
-            .overlay_addresses
-            .iter()
-            .find_map(|address| match address {
-                IpAddr::V4(v4) => Some(*v4),
-                IpAddr::V6(_) => None,
-            }),
-        source_v6: plan
-            .overlay_addresses
-            .iter()
-            .find_map(|address| match address {
-                IpAddr::V6(address) if v6 => Some(*address),
-                _ => None,
-            }),
-        mark: mark(underlay_mark),
-    }
-}
-
-fn mark(mark: UnderlayMark) -> Mark {
-    Mark {
-        value: mark.value(),
-        mask: mark.mask(),
-    }
-}
-
-/// What passes this node, for the judgement of others' firewalls.
-fn traffic(plan: &HostPlan, config: &HostConfig, underlay: &[IpAddr]) -> Traffic {
-    Traffic {
-        device: plan.device.clone(),
-        veth_prefix: VETH_PREFIX.to_owned(),
-        own_pod_cidrs: usable(&plan.pod_cidrs),
-        protected: usable(&plan.protected),
-        port: config.port,
-        mark: mark(config.mark),
-        underlay: [
-            underlay.iter().any(IpAddr::is_ipv4),
-            underlay.iter().any(IpAddr::is_ipv6),
-        ],
-    }
-}
-
-/// From the node file and nothing else, as the CNI plugin does it: both must want the same.
-fn guard(file: &NodeFile) -> GuardRules {
-    GuardRules {
-        device: file.device.clone(),
-        veth_prefix: VETH_PREFIX.to_owned(),
-        local_devices: file.local_devices.clone(),
-        protected: file.protected.clone(),
-        own_pod_cidrs: file.pod_cidrs.clone(),
-        own_overlay: file.overlay_addresses.clone(),
-        mark: mark(file.mark),
     }
 }

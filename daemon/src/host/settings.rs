@@ -1,11 +1,11 @@
-//! The kernel settings that packets of the mesh depend on, and the care for what the machine learns from
+//! The kernel settings that packets of the mesh depend on, but for those of the node's ends of pods, which are
+//! kept with all else that their pairs need; and the care for what the machine learns from
 //! router advertisements while it forwards.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use podmesh_kernel::sysctl::{self, IpFamily, OwnInterfaces, SysctlError};
-use podmesh_kernel::veth;
 use podmesh_proto::node_file::NodeFile;
 
 use super::{HostReport, VETH_PREFIX};
@@ -15,7 +15,7 @@ const ADVERTISEMENTS: Duration = Duration::from_secs(1800);
 /// Repairs of one setting are counted for so long.
 const MEMORY: Duration = Duration::from_secs(60);
 /// So many repairs within [`MEMORY`] are somebody's who will go on.
-const FIGHT: usize = 3;
+const FIGHT: usize = 5;
 
 /// What is remembered about the settings from look to look.
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ impl Settings {
         sysctl::has_family(IpFamily::V6) && !errors.iter().any(SysctlError::turns_off_v6)
     }
 
-    /// Lets the machine forward what its pods need, and their interfaces carry it.
+    /// Lets the machine forward what its pods need.
     pub(super) fn keep_forwarding(&mut self, file: &NodeFile, report: &mut HostReport) {
         let own = OwnInterfaces {
             device: &file.device,
@@ -58,31 +58,8 @@ impl Settings {
                 Err(error) => report.problems.push(lost(family, &error)),
             }
         }
-        self.keep_pods(forwarded(file).contains(&IpFamily::V6), report);
         self.keep_learning(own, report);
         report.remarks.extend(self.fights());
-    }
-
-    fn keep_pods(&mut self, v6: bool, report: &mut HostReport) {
-        let names = veth::list(VETH_PREFIX).unwrap_or_else(|error| {
-            report.problems.push(error.to_string());
-            Vec::new()
-        });
-        for name in names {
-            let (repairs, errors) = sysctl::keep_pod_end(&name, v6);
-            for repair in repairs {
-                self.note(repair.to_string());
-            }
-            let sentences = errors.iter().map(|error| {
-                let effect = if error.stops_packets() {
-                    "the pod behind it reaches nobody"
-                } else {
-                    "the pod behind it may do more than it should"
-                };
-                format!("{effect}: {error}")
-            });
-            report.remarks.extend(sentences);
-        }
     }
 
     fn keep_learning(&mut self, own: OwnInterfaces<'_>, report: &mut HostReport) {

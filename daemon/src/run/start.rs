@@ -64,9 +64,10 @@ pub(crate) async fn prepare(
     let (sockets, queues) = open_network(cli, config, &mut identity, (inherited, service)).await?;
     let sockets = Arc::new(sockets);
     let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
-    let engine = engine((config, mtu), &identity, stored, sockets.ports())?;
+    let ports = sockets.ports();
+    let engine = engine((config, mtu), &identity, stored, ports)?;
     // Last of what can fail for a reason of the machine's: who finds the socket finds a node.
-    let port = sockets.ports().first().copied();
+    let port = ports.first().copied();
     let terms = Terms::new(Some(queues.len()), &config.device, port);
     let (requests, request_queue) = mpsc::channel(REQUESTS);
     let (heirs, heir_queue) = mpsc::channel(1);
@@ -96,7 +97,7 @@ pub(crate) async fn prepare(
         queues,
         outbox: Outbox::new(0, LONGEST_CONTROL.max(longest)),
         links: PlanetLinks::new(events, LastGood::load(&dir), config.mark.value()),
-        host: Host::start(host_config(config, port), files, reports)?,
+        host: Host::start(host_config(config, ports), files, reports)?,
         report: HostReport::default(),
         writer,
         held: super::Held::default(),
@@ -146,13 +147,13 @@ pub(crate) fn inherit(
     }
 }
 
-fn host_config(config: &Config, port: Option<u16>) -> HostConfig {
+fn host_config(config: &Config, ports: [u16; 2]) -> HostConfig {
     HostConfig {
         device: config.device.clone(),
         exclude_interfaces: config.exclude_interfaces.clone(),
         local_devices: config.local_devices.clone(),
         mark: config.mark,
-        port,
+        ports,
     }
 }
 
