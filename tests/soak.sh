@@ -22,6 +22,7 @@ bars() {
   bar demo target/release/lab demo
   bar systemd tests/systemd/run.sh
   bar disk-500-faults python3 tests/disk/run.py 500
+  bar steady-100 tests/steady.sh 100
   bar simulator-2000 simulator 2000
   bar cni-1000-pods plugin storm::sixteen_at_once_never_share_an_address PODMESH_CNI_ROUNDS=1000
   bar cni-200-kills plugin storm::killed_calls_leave_nothing_that_garbage_collection_does_not_free PODMESH_CNI_KILLS=200
