@@ -14,6 +14,8 @@ mod addresses;
 mod attachment;
 mod check;
 mod del;
+#[cfg(test)]
+mod fuzz;
 mod gc;
 mod guard;
 mod ledger;

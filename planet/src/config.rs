@@ -114,7 +114,11 @@ impl Config {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// A configuration as it is written in a file.
+    ///
+    /// # Errors
+    /// It makes no sense; the reason.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let written: Written = toml::from_str(text).map_err(|error| error.to_string())?;
         let usual = Self::default();
         let rate = |written: Option<String>| written.as_deref().map(bits_per_second).transpose();

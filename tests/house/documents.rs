@@ -32,3 +32,20 @@ fn the_readme_gives_the_two_commands() {
         assert!(readme.contains(command), "README.md lacks '{command}'");
     }
 }
+
+#[test]
+fn every_kept_input_is_of_a_fuzz_target_that_make_fuzz_plays() {
+    let makefile = super::read("Makefile");
+    let line = makefile
+        .lines()
+        .find_map(|line| line.strip_prefix("FUZZ_TARGETS ?= "));
+    let targets: Vec<&str> = line.expect("the targets").split(' ').collect();
+    let kept = super::top().join("tests/fuzz/kept");
+    for folder in kept.read_dir().expect("the kept inputs") {
+        let name = folder.expect("a folder").file_name();
+        assert!(
+            targets.iter().any(|target| name == **target),
+            "{name:?} is no target"
+        );
+    }
+}
