@@ -264,6 +264,11 @@ impl Paths {
         self.drive(now);
     }
 
+    /// The peer has answered a handshake of this node's, whose session comes right after.
+    pub fn handle_answered(&mut self, now: Now) {
+        self.session.answered = Some(now.moment);
+    }
+
     /// Whether the tunnel has a session; call it after each handshake, too.
     pub fn handle_session(&mut self, established: bool, now: Now) {
         self.session_changed(established, now);

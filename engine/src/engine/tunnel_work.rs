@@ -15,6 +15,8 @@ use crate::peer::Peer;
 use crate::reach::Passage;
 use crate::tunnel::{Opened, Sealed, Tunnel, TunnelError, ephemeral_of};
 
+/// First byte of the answer to an initiation (`WireGuard` paper §5.4.3).
+const RESPONSE: u8 = 2;
 /// Bytes of a control packet before its payload.
 const CONTROL_HEADER: usize = 40;
 
@@ -142,6 +144,10 @@ impl Engine {
                     && let Some(peer) = self.peers.get_mut(&node)
                 {
                     peer.accepted(ephemeral, now.moment);
+                }
+                let answers = received.bytes.first() == Some(&RESPONSE);
+                if let (MemberId::Node(node), true) = (id, answers) {
+                    self.with_paths(&node, now, |paths| paths.handle_answered(now));
                 }
                 self.after_handshake(id, received.path(), now);
             }

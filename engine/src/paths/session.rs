@@ -33,6 +33,8 @@ pub(super) struct Session {
     direct: bool,
     /// Where the last handshake went.
     over: Option<PathId>,
+    /// When the peer answered one of this node's last.
+    pub(super) answered: Option<Moment>,
     /// This node was restarted: the peer thinks that all is well, so that this one must begin.
     resumes: bool,
 }
@@ -48,6 +50,7 @@ impl Session {
             tries: 0,
             direct: false,
             over: None,
+            answered: None,
             resumes: false,
         }
     }
@@ -77,8 +80,11 @@ impl Session {
 impl Paths {
     pub(super) fn session_changed(&mut self, established: bool, now: Now) {
         let was_up = std::mem::replace(&mut self.session.up, established);
-        // Of a later try, or of the peer's, nobody knows by which way it was answered.
-        let first_was_answered = self.session.tries == 1
+        // Of a later try nobody knows by which way it was answered; and one of the peer's own, which makes a
+        // session as well, says nothing about the way out.
+        let answered = self.session.answered.take() == Some(now.moment);
+        let first_was_answered = answered
+            && self.session.tries == 1
             && self
                 .session
                 .last
@@ -251,8 +257,18 @@ mod tests {
     fn an_answer_to_the_first_handshake_of_a_new_life_is_enough() {
         let (mut paths, path) = resumed();
         paths.handle_heard(path, at(40));
+        paths.handle_answered(at(40));
         paths.handle_session(true, at(40));
         assert!(is_taken(&mut paths));
+    }
+
+    /// Both begin at once, and the way out is cut: it is the peer's own handshake that came.
+    #[test]
+    fn a_handshake_of_the_peers_is_no_answer_to_the_first_of_a_new_life() {
+        let (mut paths, path) = resumed();
+        paths.handle_heard(path, at(40));
+        paths.handle_session(true, at(40));
+        assert!(!is_taken(&mut paths));
     }
 
     /// The way out is cut: what comes in is the peer's own doing, and says nothing of it.
@@ -264,6 +280,7 @@ mod tests {
         }
         asked(&mut paths);
         paths.handle_heard(path, at(20_000));
+        paths.handle_answered(at(20_000));
         paths.handle_session(true, at(20_000));
         assert!(!is_taken(&mut paths));
     }
