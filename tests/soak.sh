@@ -13,6 +13,7 @@ touch "$log"
 # A name that no test has any more must not count as passed.
 one() { "$@" | awk '{ print; fflush() } /^test result: ok. 1 passed/ { seen = 1 } END { exit !seen }'; }
 scenario() { one env LAB_LONG=1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-tests --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
+walks() { SIM_WALKS=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --nocapture a_minute_after; }
 simulator() { SIM_SEEDS=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --nocapture; }
 # The plugin's own test of that name, as long as these variables make it.
 plugin() { one env "${@:2}" ${CARGO:-cargo} test --locked --release -q -p podmesh-cni-plugin --test plugin -- --exact "$1" --nocapture --test-threads=1; }
@@ -24,6 +25,7 @@ bars() {
   bar disk-500-faults python3 tests/disk/run.py 500
   bar steady-100 tests/steady.sh 100
   bar simulator-2000 simulator 2000
+  bar walks-2000 walks 2000
   bar cni-1000-pods plugin storm::sixteen_at_once_never_share_an_address PODMESH_CNI_ROUNDS=1000
   bar cni-200-kills plugin storm::killed_calls_leave_nothing_that_garbage_collection_does_not_free PODMESH_CNI_KILLS=200
   bar cni-every-step plugin storm::a_kill_before_any_step_leaves_nothing_that_garbage_collection_does_not_free PODMESH_CNI_STRIDE=1

@@ -437,8 +437,11 @@ impl Node {
         for effect in self.held.release(progress) {
             self.do_effect(effect);
         }
+        let written = progress.written >= progress.number;
+        self.engine
+            .handle_persisted(progress.number, written, clock::now());
         if let Some(trouble) = &progress.trouble
-            && self.held.holds_keys()
+            && (self.held.holds_keys() || self.engine.rotation_waits_for_disk())
         {
             self.postpone_rotation(trouble);
         }

@@ -40,6 +40,7 @@ mod arrivals;
 mod astray;
 mod departures;
 mod directory;
+mod durable;
 mod gossip;
 mod joining;
 mod peer_work;
@@ -53,6 +54,7 @@ mod syncing;
 mod tunnel_work;
 
 pub use self::directory::Told;
+use self::durable::Disk;
 pub(crate) use self::joining::printable;
 use self::pings::Ping;
 use self::renewing::Renewing;
@@ -86,7 +88,7 @@ pub struct Engine {
     presence: BTreeMap<(NodeId, PlanetId), bool>,
     pings: BTreeMap<u64, Ping>,
     claim: Option<Signed<Claim>>,
-    /// This node's own departure, if no planet was there to hear it.
+    /// This node's own departure, until it has joined anew.
     left: Option<Signed<Departure>>,
     claim_serial: u64,
     incarnation: u64,
@@ -96,6 +98,7 @@ pub struct Engine {
     /// When a handshake was under way last.
     stirred: Option<Moment>,
     persisted: Option<Moment>,
+    disk: Disk,
     dirty: bool,
     scratch: Vec<u8>,
 }
@@ -139,6 +142,7 @@ impl Engine {
             rebuilt: None,
             stirred: None,
             persisted: None,
+            disk: Disk::default(),
             dirty: false,
             scratch: vec![0; buffer_for(limits::MAX_PACKET)],
             drops,

@@ -30,6 +30,30 @@ pub enum Mutant {
     NewestClaimWins,
     /// Probes are not bounded, and bursts of them don't end.
     NoBudget,
+    /// A renewal is told before it is on disk.
+    RenewalUnsaved,
+    /// A renewal is asked for before that is on disk.
+    RequestUnsaved,
+    /// New keys are asked for though the disk refuses to write that down.
+    RotationUnsaved,
+    /// Old keys are wiped before the membership that names the new ones is on disk.
+    KeysWipedEarly,
+    /// The stored floor of the incarnation is ignored.
+    FloorIgnored,
+    /// Probes of a peer's former life are taken.
+    FormerLifeProbes,
+    /// Peers that were dropped with this node's standing are not taken up again.
+    StandingForgotten,
+    /// What is known of a member goes when it isn't routed to for a while.
+    RestForgets,
+    /// A member that a wrong clock has ended doesn't begin again.
+    EndedForGood,
+    /// What was refused because of the time is never asked for again.
+    UntimelyForgotten,
+    /// In a large mesh a peer is let go after a second of silence.
+    SleepsEarly,
+    /// In a large mesh traffic for a peer that was let go doesn't wake it.
+    NeverWakes,
 }
 
 #[cfg(feature = "virtual-time")]
@@ -59,7 +83,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 12] = [
+    pub const ALL: [Mutant; 24] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -72,6 +96,18 @@ mod switch {
         Mutant::RevokedStays,
         Mutant::NewestClaimWins,
         Mutant::NoBudget,
+        Mutant::RenewalUnsaved,
+        Mutant::RequestUnsaved,
+        Mutant::RotationUnsaved,
+        Mutant::KeysWipedEarly,
+        Mutant::FloorIgnored,
+        Mutant::FormerLifeProbes,
+        Mutant::StandingForgotten,
+        Mutant::RestForgets,
+        Mutant::EndedForGood,
+        Mutant::UntimelyForgotten,
+        Mutant::SleepsEarly,
+        Mutant::NeverWakes,
     ];
 
     thread_local! {

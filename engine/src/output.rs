@@ -36,7 +36,8 @@ pub enum Output {
     Forwarding(Arc<ForwardingTable>),
     /// What the host should hold, from now on.
     HostPlan(Box<HostPlan>),
-    /// Write this to disk. What the engine does next may rely on it being there.
+    /// Write this to disk. Planets hear what the engine says next only when that is done, or has failed;
+    /// [`crate::engine::Engine::handle_persisted`] tells the engine.
     Persist(Box<StoredState>),
     /// Write an inner packet to the TUN.
     PodPacket(Vec<u8>),

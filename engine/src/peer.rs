@@ -18,6 +18,7 @@ use podmesh_proto::time::Moment;
 
 use crate::forwarding::PeerLink;
 use crate::limits;
+use crate::mutation::{self, Mutant};
 use crate::path_id::{PathId, SocketId};
 use crate::paths::Paths;
 use crate::stored::ActivePath;
@@ -175,7 +176,7 @@ impl Peer {
 
     /// Judges the life and number of a probe that the peer has sealed.
     pub(crate) fn judge_probe(&mut self, probe: &Probe) -> ProbeNews {
-        if probe.incarnation < self.incarnation {
+        if probe.incarnation < self.incarnation && !mutation::is(Mutant::FormerLifeProbes) {
             return ProbeNews::Stale;
         }
         let restarted = self.is_new_life(probe.incarnation);

@@ -66,6 +66,8 @@ pub struct Connection {
     pub syncing: Option<(u64, Moment)>,
     /// Questions where the planet sees a socket, by counter.
     pub asked: BTreeMap<u64, SocketId>,
+    /// It was told of this node's own departure.
+    pub departed: bool,
     /// Tries since the last answer.
     pub tries: u32,
     /// When this node last repeated a token of the planet.
@@ -86,6 +88,7 @@ impl Connection {
             welcome: false,
             syncing: None,
             asked: BTreeMap::new(),
+            departed: false,
             tries: 0,
             proved: None,
             report: None,

@@ -13,7 +13,7 @@ use podmesh_proto::id::Name;
 use podmesh_proto::time::UnixSeconds;
 
 pub(crate) use authority::{Authority, Draft, Keys};
-pub(crate) use world::World;
+pub(crate) use world::{Fault, World};
 
 pub(crate) const START: UnixSeconds = UnixSeconds(1_800_000_000);
 

@@ -195,7 +195,9 @@ impl Engine {
                 if let Some(peer) = self.peers.get_mut(&node) {
                     peer.busy = Some(now.moment);
                 }
-                self.wake(&node, now);
+                if !mutation::is(Mutant::NeverWakes) {
+                    self.wake(&node, now);
+                }
             }
             Some(id @ MemberId::External(key)) => {
                 let endpoint = self.peers.external(&key).and_then(|peer| peer.endpoint);

@@ -107,7 +107,8 @@ impl Engine {
         }
         let mut legs = self.planets.legs();
         let asked = legs.all(|leg| self.timers.is_set(Timer::Renew(leg.planet)));
-        if self.renewing.request.is_some() && !asked {
+        let asks = self.renewing.request.is_some() && self.renewing.held_for.is_none();
+        if asks && !asked {
             return Some("a renewal waits for nothing".to_owned());
         }
         let strange = |(node, planet): &&(NodeId, _)| {

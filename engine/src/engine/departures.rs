@@ -40,7 +40,8 @@ impl Engine {
         let message = ControlMessage::Left(Box::new(departure.clone()));
         self.gossip(&message, None, now);
         tracing::info!(by_planets = heard, "left the network");
-        self.left = (!heard).then_some(departure);
+        // Also if a planet was there: nobody knows whether it has heard.
+        self.left = Some(departure);
         self.forget_network(now);
         Ok(())
     }
@@ -122,9 +123,14 @@ impl Engine {
         let network = self.join.as_ref().map(|join| Join::network(join).id);
         let left = self.left.clone().filter(|left| {
             let said = left.unverified();
-            said.is_ok_and(|said| Some(said.network) == network)
+            // From a node that it doesn't know, which this is after its identity has changed, no planet
+            // takes another one's departure.
+            said.is_ok_and(|said| Some(said.network) == network && said.node == self.node)
         });
-        if let Some(left) = left {
+        // Once: a planet doesn't listen to strangers often, and the join has to be heard, too.
+        let connection = self.planets.connection(&planet);
+        let told = connection.is_some_and(|known| std::mem::replace(&mut known.departed, true));
+        if let Some(left) = left.filter(|_| !told) {
             self.say(planet, NodeMessage::Leave(left));
         }
     }

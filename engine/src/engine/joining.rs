@@ -160,6 +160,13 @@ impl Engine {
         self.dirty = true;
         self.persist(now);
         self.outputs.push_back(Output::JoinDone(Ok(())));
+        // A planet that took it for a member before it knew so itself, because it didn't live to hear the
+        // receipt, has told everything to somebody who could not make use of it.
+        let early: Vec<PlanetId> = self.planets.legs().map(|leg| leg.planet).collect();
+        for planet in early {
+            self.planet_lost(planet, "asked anew, as a member".to_owned(), now);
+            self.outputs.push_back(Output::Reconnect(planet));
+        }
     }
 
     /// A planet answered with something that doesn't fit: it is named, and asked again later.
@@ -192,6 +199,9 @@ impl Engine {
         let counts = ends || self.join.is_some();
         if let Some(entry) = self.planets.get_mut(&planet).filter(|_| counts) {
             entry.error = Some(printable(&refusal.reason));
+        }
+        if refusal.code == RefusalCode::Unproven {
+            self.show_other_identity();
         }
         if let Some(join) = &mut self.join {
             match join.refused(refusal) {

@@ -8,7 +8,9 @@ use podmesh_proto::time::Now;
 
 use crate::control::ControlMessage;
 use crate::engine::Engine;
+use crate::limits;
 use crate::membership::holdings::MemberId;
+use crate::mutation::{self, Mutant};
 use crate::path_id::{PathId, SocketId};
 use crate::paths::{Evidence, PathAction, Paths, SwitchReason, TrafficSample};
 use crate::peer::Peer;
@@ -259,7 +261,11 @@ impl Engine {
     /// Tells the paths what the fast half has counted.
     pub(super) fn sample_traffic(&mut self, now: Now) {
         let many = self.peers.len() > self.config.thresholds.eager_peers;
-        let idle_after = self.config.thresholds.idle;
+        let idle_after = if mutation::is(Mutant::SleepsEarly) {
+            limits::SECOND
+        } else {
+            self.config.thresholds.idle
+        };
         for id in self.peers.tunnels() {
             let MemberId::Node(node) = id else {
                 continue;

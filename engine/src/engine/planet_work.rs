@@ -42,7 +42,7 @@ impl Engine {
                 .map_or(PROTOCOL, |planet| planet.protocol),
             network: network.id,
             node: self.node_id(),
-            proof: self.config.keys.identity.sign(HELLO_CONTEXT, exported),
+            proof: self.shown_identity().sign(HELLO_CONTEXT, exported),
             incarnation: self.incarnation,
             membership: own.map(|own| Box::new((*own.membership).clone())),
             cursor: self.planets.get(planet).and_then(|planet| planet.cursor),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use podmesh_proto::certificate::Membership;
 use podmesh_proto::id::{NodeId, PlanetId};
+use podmesh_proto::key::SigningKey;
 use podmesh_proto::limits::MAX_SUCCESSIONS;
 use podmesh_proto::planet_api::{NodeMessage, Refusal};
 use podmesh_proto::probe::ProbeKeys;
@@ -24,6 +25,7 @@ use crate::limits;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
 use crate::membership::{Known, Learned, Members};
+use crate::mutation::{self, Mutant};
 use crate::timers::Timer;
 use crate::tunnel::Tunnel;
 
@@ -37,10 +39,19 @@ pub(crate) struct Renewing {
     /// The keys that the membership names are not this node's: somebody else has used its identity, or
     /// it came back from an old copy of its disk.
     pub(crate) lost_keys: bool,
+    /// To planets it is proven by the identity that comes.
+    shows_next: bool,
     /// Serial of the last successor that everybody was told of.
     told: u64,
-    /// New keys are in force; the shell has yet to write that down.
-    moved: bool,
+    /// Peers and planets are told of the newest successor when the state with this number is on disk, or
+    /// can't be.
+    pub(super) told_by: Option<u64>,
+    /// The request asks for new keys, and is kept back until the state with this number is on disk.
+    pub(super) held_for: Option<u64>,
+    /// New keys are in force; the old ones are needed until the state with this number is on disk.
+    pub(super) moved_by: Option<u64>,
+    /// The old keys may go; the shell has yet to write that down.
+    pub(super) moved: bool,
 }
 
 impl Engine {
@@ -62,7 +73,7 @@ impl Engine {
         }
         let request = self.successor(Some(&keys), now.unix)?;
         self.config.next = Some(keys);
-        self.hand_in(request, now);
+        self.hand_in(request, true, now);
         self.settle(now);
         Ok(())
     }
@@ -89,7 +100,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether new keys have come into force since this was asked last: the old ones may go.
+    /// Whether new keys have come into force since this was asked last, and the disk has the membership
+    /// that names them: the old ones may go.
     pub fn take_moved(&mut self) -> bool {
         std::mem::take(&mut self.renewing.moved)
     }
@@ -105,6 +117,9 @@ impl Engine {
     pub fn renewal_waits(&self) -> Option<String> {
         self.renewing.request.as_ref()?;
         let reason = self.renewing.refusal.clone();
+        if self.renewing.held_for.is_some() {
+            return Some("the state can't be written to disk".to_owned());
+        }
         let silent = || match self.planets.connected().next() {
             Some(_) => "the planet has not answered yet",
             None => "no planet is connected",
@@ -121,7 +136,7 @@ impl Engine {
         if due.is_some_and(|due| now.unix >= due)
             && let Ok(request) = self.successor(None, now.unix)
         {
-            self.hand_in(request, now);
+            self.hand_in(request, false, now);
         }
     }
 
@@ -182,11 +197,20 @@ impl Engine {
         })
     }
 
-    fn hand_in(&mut self, request: RenewalRequest, now: Now) {
+    fn hand_in(&mut self, request: RenewalRequest, new_keys: bool, now: Now) {
         self.renewing.request = Some(request);
         self.renewing.refusal = None;
         // Before a planet sees it: the next life must not sign another one.
-        self.persist(now);
+        if !mutation::is(Mutant::RequestUnsaved) {
+            self.persist(now);
+        }
+        // New keys that peers know and the next life doesn't would cut it off until a planet is there.
+        self.renewing.held_for = new_keys.then_some(self.disk.last);
+        self.ask_renewals(now);
+    }
+
+    /// Hands a pending renewal to every planet.
+    pub(super) fn ask_renewals(&mut self, now: Now) {
         let planets: Vec<PlanetId> = self.planets.connected().collect();
         for planet in planets {
             self.ask_renewal(planet, now);
@@ -201,7 +225,9 @@ impl Engine {
 
     /// Hands a pending renewal to one planet.
     pub(super) fn ask_renewal(&mut self, planet: PlanetId, now: Now) {
-        if let Some(request) = self.renewing.request.clone() {
+        if let Some(request) = self.renewing.request.clone()
+            && self.renewing.held_for.is_none()
+        {
             self.say(planet, NodeMessage::Renew(Box::new(request)));
             let next = now.moment + limits::RENEW_RETRY;
             self.timers.set(Timer::Renew(planet), next);
@@ -229,6 +255,19 @@ impl Engine {
         }
     }
 
+    /// What proves to planets who this node is.
+    pub(super) fn shown_identity(&self) -> &SigningKey {
+        let next = self.config.next.as_ref();
+        let next = next.filter(|_| self.renewing.shows_next);
+        &next.unwrap_or(&self.config.keys).identity
+    }
+
+    /// A planet doesn't believe this node's identity. If another one is coming, it may be in force
+    /// already: the planet has receipted it, and this node did not live to hear that.
+    pub(super) fn show_other_identity(&mut self) {
+        self.renewing.shows_next = self.config.next.is_some() && !self.renewing.shows_next;
+    }
+
     pub(super) fn not_renewed(&mut self, planet: PlanetId, refusal: &Refusal, now: Now) {
         if self.renewing.request.is_some() {
             self.renewing.refusal = Some(printable(&refusal.reason));
@@ -240,10 +279,7 @@ impl Engine {
     /// This node's own membership has changed: whatever follows from that for its keys, and the news.
     pub(super) fn follow_own(&mut self, now: Now) {
         let own = self.members.as_ref().and_then(Members::own).cloned();
-        let Some(Known {
-            member, membership, ..
-        }) = own
-        else {
+        let Some(Known { member, .. }) = own else {
             return;
         };
         let pending = self.renewing.request.as_ref();
@@ -252,16 +288,18 @@ impl Engine {
         if pending.is_none() {
             self.renewing.request = None;
             self.renewing.refusal = None;
+            self.renewing.held_for = None;
             self.timers
                 .retain(|timer| !matches!(timer, Timer::Renew(_)));
         }
         if member.renewal > self.renewing.told {
             self.renewing.told = member.renewal;
             tracing::info!(serial = member.renewal, "the membership goes on");
-            // What peers act on from here must not be forgotten. They hear it by the old sessions, and
-            // so know new keys before these are used.
-            self.persist(now);
-            self.tell_renewal(&membership, now);
+            // What peers act on from here must not be forgotten.
+            if !mutation::is(Mutant::RenewalUnsaved) {
+                self.persist(now);
+            }
+            self.renewing.told_by = Some(self.disk.last);
         }
         if !self.config.keys.are_of(&member)
             && let Some(next) = self.config.next.take_if(|next| next.are_of(&member))
@@ -289,10 +327,14 @@ impl Engine {
         }
     }
 
-    fn tell_renewal(&mut self, membership: &Membership, now: Now) {
+    pub(super) fn tell_renewal(&mut self, now: Now) {
+        let own = self.members.as_ref().and_then(Members::own);
+        let Some(membership) = own.map(|own| Arc::clone(&own.membership)) else {
+            return;
+        };
         let planets: Vec<PlanetId> = self.planets.legs().map(|leg| leg.planet).collect();
         for planet in planets {
-            let membership = Box::new(membership.clone());
+            let membership = Box::new((*membership).clone());
             self.say(planet, NodeMessage::Membership(membership));
         }
         if let Some(message) = self.own_renewal() {
@@ -303,6 +345,9 @@ impl Engine {
     /// What peers are told of this node's newest document.
     pub(super) fn own_renewal(&self) -> Option<ControlMessage> {
         let own = self.members.as_ref().and_then(Members::own)?;
+        if self.renewing.told_by.is_some() {
+            return None;
+        }
         let renewed = own.membership.renewed.clone()?;
         let node = own.member.node;
         Some(ControlMessage::Renewed { node, renewed })
@@ -340,7 +385,7 @@ impl Engine {
         let identity = next.identity.public() != self.config.keys.identity.public();
         self.keys = self.keys.renewed(&next.wireguard);
         self.config.keys = next;
-        self.renewing.moved = true;
+        self.renewing.moved_by = Some(self.disk.last);
         let nodes: Vec<NodeId> = self.peers.nodes().map(|peer| peer.member.node).collect();
         for node in nodes {
             self.rekey(&node, now);

@@ -14,6 +14,7 @@ use crate::join::Join;
 use crate::limits;
 use crate::membership::lies::Source;
 use crate::membership::{Learned, Members};
+use crate::mutation::{self, Mutant};
 use crate::output::Output;
 use crate::path_id::SocketId;
 use crate::publishing::Witness;
@@ -29,7 +30,12 @@ impl Engine {
             });
         }
         self.claim_serial = stored.claim_serial;
-        self.incarnation = now.unix.0.max(stored.incarnation_floor.saturating_add(1));
+        let floor = if mutation::is(Mutant::FloorIgnored) {
+            0
+        } else {
+            stored.incarnation_floor.saturating_add(1)
+        };
+        self.incarnation = now.unix.0.max(floor);
         for (socket, endpoint) in stored.reflexive.drain(..) {
             self.endpoints.saw(Witness::Disk, socket, endpoint);
         }

@@ -12,6 +12,7 @@ use crate::forwarding::{ForwardingTable, PeerLink};
 use crate::host_plan::{HostPlan, host_plan};
 use crate::limits;
 use crate::membership::holdings::MemberId;
+use crate::mutation::{self, Mutant};
 use crate::output::Output;
 use crate::peer::{External, Peer};
 use crate::timers::Timer;
@@ -32,6 +33,7 @@ impl Engine {
     /// The last step of every input: whatever has changed reaches everything that follows from it.
     pub(super) fn settle(&mut self, now: Now) {
         self.follow_members(now);
+        self.follow_disk(now);
         if self.dirty && !self.timers.is_set(Timer::Rebuild) {
             let at = self.earliest(self.rebuilt);
             if at <= now.moment {
@@ -84,6 +86,7 @@ impl Engine {
     pub(super) fn persist(&mut self, now: Now) {
         self.timers.clear(Timer::Persist);
         self.persisted = Some(now.moment);
+        self.disk.last = self.disk.last.saturating_add(1);
         let stored = Box::new(self.stored_state());
         self.outputs.push_back(Output::Persist(stored));
     }
@@ -99,7 +102,10 @@ impl Engine {
             self.follow_own(now);
         }
         let serves = self.is_active();
-        if serves != self.peers.served {
+        let forgets = serves && mutation::is(Mutant::StandingForgotten);
+        if serves != self.peers.served && forgets {
+            self.peers.served = serves;
+        } else if serves != self.peers.served {
             // The standing decides about everybody, whatever it was that changed it.
             self.peers.served = serves;
             changed.extend(self.everybody());
@@ -183,7 +189,7 @@ impl Engine {
         let Some(mut peer) = self.new_peer(&member) else {
             return;
         };
-        if let Some(before) = before {
+        if let Some(before) = before.filter(|_| !mutation::is(Mutant::RestForgets)) {
             peer = peer.goes_on(before);
         }
         tracing::info!(peer = %member.name, "a member is known");

@@ -20,6 +20,15 @@ use crate::tunnel::TunnelKind;
 
 pub(super) const DELAY: Duration = Duration::from_millis(10);
 
+/// What is wrong with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It refuses to write.
+    Full,
+    /// It doesn't answer.
+    Hangs,
+}
+
 pub(crate) struct World {
     pub(crate) authority: Authority,
     pub(crate) engines: Vec<Engine>,
@@ -38,6 +47,10 @@ pub(crate) struct World {
     /// Nodes connect again when they ask for it.
     pub(crate) reconnects: bool,
     pub(crate) reconnections: usize,
+    /// Disks that don't do as they should.
+    pub(crate) disks: BTreeMap<usize, Fault>,
+    persists: Vec<u64>,
+    answered: Vec<(u64, bool)>,
     /// Pairs that can't reach each other directly.
     pub(crate) direct_blocked: bool,
     pub(crate) planet_alive: bool,
@@ -77,6 +90,9 @@ impl World {
             thresholds: Thresholds::default(),
             reconnects: false,
             reconnections: 0,
+            disks: BTreeMap::new(),
+            persists: Vec::new(),
+            answered: Vec::new(),
             direct_blocked: false,
             planet_alive: true,
             off: BTreeSet::new(),
@@ -125,6 +141,8 @@ impl World {
         self.tables.push(None);
         self.plans.push(None);
         self.delivered.push(Vec::new());
+        self.persists.push(0);
+        self.answered.push((0, true));
         let node = self.engines.len() - 1;
         let address = address_of(number);
         let now = self.now;
@@ -150,6 +168,7 @@ impl World {
     /// The node's process dies and starts again from its disk.
     pub(crate) fn restart(&mut self, node: usize) {
         let stored = self.stored[node].clone();
+        (self.persists[node], self.answered[node]) = (0, (0, true));
         self.engines[node] = self.engine(self.keys[node], stored);
         self.planet.connected.remove(&node);
         let address = address_of(self.keys[node]);
@@ -283,7 +302,12 @@ impl World {
                     self.transmit(node, transmit);
                 }
                 Output::Planet { message, .. } => self.planet_hears(node, *message),
-                Output::Persist(stored) => self.stored[node] = Some(stored),
+                Output::Persist(stored) => {
+                    self.persists[node] += 1;
+                    if !self.disks.contains_key(&node) {
+                        self.stored[node] = Some(stored);
+                    }
+                }
                 Output::Forwarding(table) => {
                     assert!(!sent, "answers may come before the table that knows them");
                     self.tables[node] = Some(table);
@@ -311,6 +335,18 @@ impl World {
         }
         if again {
             self.connect(node);
+        }
+        // The disk answers, if it does, after what the engine did with it.
+        let (number, now) = (self.persists[node], self.now_of(node));
+        let written = match self.disks.get(&node) {
+            None => true,
+            Some(Fault::Full) => false,
+            Some(Fault::Hangs) => return,
+        };
+        if self.answered[node] != (number, written) {
+            self.answered[node] = (number, written);
+            self.engines[node].handle_persisted(number, written, now);
+            self.drain(node);
         }
     }
 

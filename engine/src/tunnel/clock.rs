@@ -15,12 +15,17 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
+    /// The wall clock never goes back here: peers refuse handshakes that seem older than one that they
+    /// have had, also of a tunnel that is made anew.
     pub(crate) fn tell(&self, now: Now) {
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let unix = Duration::new(now.unix.0, now.nanos);
-        self.moment
-            .store(nanos(now.moment.since_start()), Ordering::Relaxed);
-        self.unix.store(nanos(unix), Ordering::Relaxed);
+        let (unix, moment) = (
+            Duration::new(now.unix.0, now.nanos),
+            nanos(now.moment.since_start()),
+        );
+        let passed = moment.saturating_sub(self.moment.swap(moment, Ordering::Relaxed));
+        let went_on = self.unix.load(Ordering::Relaxed).saturating_add(passed);
+        self.unix.store(nanos(unix).max(went_on), Ordering::Relaxed);
     }
 
     pub(crate) fn moment(&self) -> Moment {

@@ -7,7 +7,7 @@ use podmesh_engine::stored::StoredState;
 use podmesh_engine::tunnel::TunnelKind;
 use podmesh_proto::certificate::Grant;
 use podmesh_proto::id::{Name, NodeId, TokenId};
-use podmesh_proto::key::{SecretKey, SigningKey};
+use podmesh_proto::key::{PublicKey, SecretKey, SigningKey};
 use podmesh_proto::network::{Network, PlanetEntry, Ranges, RootStatement};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
@@ -24,6 +24,8 @@ pub struct Authority {
     pub planets: Vec<SigningKey>,
     pub network: Network,
     pub statement: Signed<RootStatement>,
+    /// Seconds that a membership lasts.
+    pub life: Option<u64>,
 }
 
 impl Authority {
@@ -61,6 +63,7 @@ impl Authority {
             planets: keys,
             network,
             statement,
+            life: None,
         }
     }
 
@@ -87,6 +90,10 @@ impl Authority {
     /// A token that admits everybody of a run.
     pub fn token(&self) -> JoinToken {
         let (grant, key) = self.grant(1);
+        let grant = Grant {
+            membership: self.life,
+            ..grant
+        };
         JoinToken {
             network: self.statement.clone(),
             grant: Signed::seal(&grant, &self.root).unwrap(),
@@ -115,6 +122,30 @@ impl Keys {
         }
     }
 
+    /// Other keys, of the same machine.
+    pub fn renewed(&self, random: &mut Random, identity: bool) -> Self {
+        let mut other = Self::new(random);
+        other.ports = self.ports;
+        // The kind of tunnel hangs on it.
+        other.wireguard[0] = self.wireguard[0];
+        if !identity {
+            other.identity = self.identity;
+        }
+        other
+    }
+
+    pub fn wireguard(&self) -> PublicKey {
+        SecretKey::from_bytes(self.wireguard).public()
+    }
+
+    pub fn secrets(&self) -> NodeKeys {
+        NodeKeys {
+            identity: self.identity(),
+            wireguard: SecretKey::from_bytes(self.wireguard),
+            probe: SecretKey::from_bytes(self.probe),
+        }
+    }
+
     pub fn identity(&self) -> SigningKey {
         SigningKey::from_seed(self.identity)
     }
@@ -132,14 +163,10 @@ impl Keys {
         }
     }
 
-    pub fn config(&self, stored: Option<Box<StoredState>>) -> EngineConfig {
+    pub fn config(&self, next: Option<Self>, stored: Option<Box<StoredState>>) -> EngineConfig {
         EngineConfig {
-            keys: NodeKeys {
-                identity: self.identity(),
-                wireguard: SecretKey::from_bytes(self.wireguard),
-                probe: SecretKey::from_bytes(self.probe),
-            },
-            next: None,
+            keys: self.secrets(),
+            next: next.map(|next| next.secrets()),
             stored,
             ports: self.ports,
             configured: Vec::new(),

@@ -109,7 +109,7 @@ impl Impostor {
     fn membership(&self, world: &World, planet: &SigningKey, victim: Option<usize>) -> Membership {
         let authority = &world.authority;
         let (network, time, node) = (authority.network.id, world.now().unix, self.id());
-        let (grant, token_key) = authority.grant(1);
+        let (grant, token_key) = authority.grant(2);
         let certificate = NodeCertificate {
             network,
             node,
@@ -129,7 +129,7 @@ impl Impostor {
             network,
             planet: authority.planets[0].planet_id(),
             token: grant.token,
-            use_number: 150 + u32::from(node.0[0] % 50),
+            use_number: 1 + u32::from(node.0[0] % 200),
             node,
             name: certificate.name,
             certificate: application.certificate.hash(),

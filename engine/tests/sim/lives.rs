@@ -11,6 +11,7 @@ use podmesh_engine::mutation::{self, Mutant};
 
 use crate::faults::Fault;
 use crate::life::{Life, Report};
+use crate::walk::Walk;
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable)
@@ -21,7 +22,11 @@ fn number(variable: &str, default: u64) -> u64 {
 
 /// Lives of all these seeds, on two threads, with a rule broken or not; what failed, with its seed.
 /// Ends at the first failure if a rule is broken.
-fn lives(seeds: Range<u64>, mutant: Option<Mutant>) -> (Vec<Report>, Vec<String>) {
+fn lives(
+    seeds: Range<u64>,
+    mutant: Option<Mutant>,
+    live: impl Fn(u64) -> Report + Sync,
+) -> (Vec<Report>, Vec<String>) {
     let next = AtomicU64::new(seeds.start);
     let (reports, failures) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -34,7 +39,7 @@ fn lives(seeds: Range<u64>, mutant: Option<Mutant>) -> (Vec<Report>, Vec<String>
                     if seed >= seeds.end || enough {
                         return;
                     }
-                    match catch_unwind(AssertUnwindSafe(|| Life::new(seed).run())) {
+                    match catch_unwind(AssertUnwindSafe(|| live(seed))) {
                         Ok(report) => reports.lock().unwrap().push(report),
                         Err(panic) => {
                             let text = panic.downcast_ref::<String>().cloned();
@@ -61,11 +66,56 @@ fn hush() {
     std::panic::set_hook(Box::new(|_| {}));
 }
 
+fn random_life(seed: u64) -> Report {
+    Life::new(seed).run()
+}
+
+fn walk(seed: u64) -> Report {
+    Walk::new(seed).run()
+}
+
+/// Rules of lives, disks, clocks and large meshes.
+const WALKED: [Mutant; 12] = [
+    Mutant::RenewalUnsaved,
+    Mutant::RequestUnsaved,
+    Mutant::RotationUnsaved,
+    Mutant::KeysWipedEarly,
+    Mutant::FloorIgnored,
+    Mutant::FormerLifeProbes,
+    Mutant::StandingForgotten,
+    Mutant::RestForgets,
+    Mutant::EndedForGood,
+    Mutant::UntimelyForgotten,
+    Mutant::SleepsEarly,
+    Mutant::NeverWakes,
+];
+
+/// `SIM_WALKS` says how many.
+#[test]
+fn a_minute_after_all_was_put_right_everybody_reaches_everybody() {
+    let (first, count) = (number("SIM_FIRST", 0), number("SIM_WALKS", 40));
+    let started = Instant::now();
+    let (reports, failures) = lives(first..first + count, None, walk);
+    let hours = reports.iter().map(|report| report.virtual_time.as_secs());
+    println!(
+        "figure {} walks in {:.1?}: {} virtual hours",
+        reports.len(),
+        started.elapsed(),
+        hours.sum::<u64>() / 3_600
+    );
+    assert!(
+        failures.is_empty(),
+        "{} of {count} failed:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
+
 #[test]
 fn random_life_ends_well() {
     let (first, count) = (number("SIM_FIRST", 0), number("SIM_SEEDS", 300));
     let started = Instant::now();
-    let (reports, failures) = lives(first..first + count, None);
+    let (reports, failures) = lives(first..first + count, None, random_life);
     let mut faults: BTreeMap<Fault, u64> = BTreeMap::new();
     for report in &reports {
         for (fault, times) in &report.faults {
@@ -131,7 +181,12 @@ fn every_broken_rule_is_noticed() {
     hush();
     let mut unnoticed = Vec::new();
     for mutant in mutation::ALL {
-        let (reports, failures) = lives(0..most, Some(mutant));
+        let live = if WALKED.contains(&mutant) {
+            walk
+        } else {
+            random_life
+        };
+        let (reports, failures) = lives(0..most, Some(mutant), live);
         match failures.first() {
             Some(failure) => {
                 let failure: String = failure.chars().take(150).collect();

@@ -26,6 +26,7 @@ mod nat;
 mod net;
 mod random;
 mod scenarios;
+mod walk;
 mod watch;
 mod whole;
 mod world;

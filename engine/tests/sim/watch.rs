@@ -31,6 +31,8 @@ pub struct Watch {
     pub arrived_packets: u64,
     /// When the last pod packet came from each node at each node.
     pub last_packet: BTreeMap<(usize, usize), Moment>,
+    /// Pod packets that came from each node to each node.
+    pub counts: BTreeMap<(usize, usize), u64>,
     senders: BTreeMap<u64, usize>,
     /// Endpoints that some node has published.
     published: BTreeSet<SocketAddr>,
@@ -197,5 +199,6 @@ impl Watch {
         assert!(self.got.insert(id), "packet {id} came twice");
         self.arrived_packets += 1;
         self.last_packet.insert((self.senders[&id], node), now);
+        *self.counts.entry((self.senders[&id], node)).or_default() += 1;
     }
 }

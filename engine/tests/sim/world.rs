@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use podmesh_engine::config::Thresholds;
 use podmesh_engine::engine::Engine;
+use podmesh_engine::error::JoinError;
 use podmesh_engine::output::{Output, PlanetEvent, Received, Transmit};
 use podmesh_engine::path_id::SocketId;
-use podmesh_engine::stored::StoredState;
 use podmesh_engine::tunnel;
 use podmesh_planet::rules::records::Record;
 use podmesh_planet::rules::relaying::{RelayQuota, Relaying};
@@ -22,18 +23,21 @@ use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
 use podmesh_proto::time::{Moment, Now};
 
-use crate::authority::{Authority, Keys, PLANET_PORT, START, name};
+use crate::authority::{Authority, Keys, PLANET_PORT, START};
 use crate::nat::{Nat, NatKind};
 use crate::net::{HostId, Net, Occurrence, SiteId};
 use crate::random::Random;
 use crate::watch::Watch;
 
+mod changes;
 mod control;
+mod disk;
 mod planets;
 mod pods;
 mod thief;
 
 use control::{CONTROL_IDLE, Control};
+use disk::Disk;
 use thief::Thief;
 
 #[derive(Debug)]
@@ -65,6 +69,11 @@ pub enum Work {
     },
     Broken {
         connection: u64,
+    },
+    /// A node's disk is done.
+    Written {
+        node: usize,
+        life: u32,
     },
     Talk {
         from: usize,
@@ -98,7 +107,17 @@ pub struct NodeHost {
     pub id: NodeId,
     pub engine: Option<Engine>,
     pub life: u32,
-    pub stored: Option<Box<StoredState>>,
+    pub born: Moment,
+    /// The keys that it changes to.
+    pub next: Option<Keys>,
+    /// Its identity is another one than at the start.
+    pub rotated: bool,
+    pub disk: Disk,
+    /// The disk gives back the generation before the newest at the next start.
+    pub older: bool,
+    /// Seconds by which its wall clock is ahead.
+    pub clock: i64,
+    pub thresholds: Thresholds,
     pub pods: Option<Ipv4Addr>,
     pub cidr: Option<IpNet>,
     wake: Option<Moment>,
@@ -195,7 +214,13 @@ impl World {
             id: keys.node(),
             engine: None,
             life: 0,
-            stored: None,
+            born: self.net.now,
+            next: None,
+            rotated: false,
+            disk: Disk::default(),
+            older: false,
+            clock: 0,
+            thresholds: Thresholds::default(),
             pods: None,
             cidr: None,
             wake: None,
@@ -219,11 +244,22 @@ impl World {
 
     /// Starts a node's process from its disk; the first time it joins.
     pub fn start(&mut self, index: usize) {
-        let now = self.now();
+        let now = self.now_of(index);
         let seed = self.net.random.bytes();
         let node = &mut self.nodes[index];
-        let engine = Engine::new(node.keys.config(node.stored.clone()), seed, now).unwrap();
-        let fresh = node.engine.replace(engine).is_none() && node.stored.is_none();
+        let stored = node.disk.reopen(std::mem::take(&mut node.older));
+        let floor = stored.as_ref().map_or(0, |stored| stored.incarnation_floor);
+        let mut config = node.keys.config(node.next, stored);
+        config.thresholds = node.thresholds;
+        let engine = Engine::new(config, seed, now).unwrap();
+        if let Some(NodeMessage::Hello(hello)) = engine.hello(self.planets[0].id, &[]) {
+            assert!(
+                hello.incarnation > floor,
+                "a life seems older than the last one"
+            );
+        }
+        node.engine = Some(engine);
+        node.born = now.moment;
         node.life += 1;
         node.wake = None;
         node.wanted.clear();
@@ -231,12 +267,7 @@ impl World {
         let addresses = self.net.hosts[node.host].addresses.clone();
         let engine = node.engine.as_mut().unwrap();
         engine.handle_underlay(addresses, now);
-        if fresh {
-            let token = self.authority.token();
-            engine
-                .handle_join(&token, name(&format!("n{index}")), now)
-                .unwrap();
-        }
+        self.join(index);
         self.watch.restarted(index);
         self.note_candidates_of(index);
         self.drain(index);
@@ -253,14 +284,17 @@ impl World {
 
     pub fn set_address(&mut self, index: usize, address: IpAddr) {
         let host = self.nodes[index].host;
-        self.net.hosts[host].addresses = vec![address];
+        let addresses = &mut self.net.hosts[host].addresses;
+        addresses.retain(|other| other.is_ipv4() != address.is_ipv4());
+        addresses.insert(0, address);
+        let addresses = addresses.clone();
         let site = self.net.hosts[host].site;
         if let Some(nat) = &mut self.net.sites[site].nat {
             nat.inner = Some(address);
         }
-        let now = self.now();
+        let now = self.now_of(index);
         if let Some(engine) = &mut self.nodes[index].engine {
-            engine.handle_underlay(vec![address], now);
+            engine.handle_underlay(addresses, now);
             self.note_candidates_of(index);
             self.drain(index);
         }
@@ -320,7 +354,7 @@ impl World {
     }
 
     fn wake(&mut self, index: usize, life: u32) {
-        let now = self.now();
+        let now = self.now_of(index);
         let node = &mut self.nodes[index];
         if node.wake != Some(now.moment) || node.life != life {
             return;
@@ -388,6 +422,7 @@ impl World {
                     }
                 }
             }
+            Work::Written { node, life } => self.written(node, life),
             Work::Replay { to, bytes } => self.replay(to, bytes),
             work @ (Work::Fault | Work::Look) => return Some(work),
         }
@@ -395,7 +430,7 @@ impl World {
     }
 
     pub fn tell_node(&mut self, index: usize, planet: PlanetId, event: PlanetEvent) {
-        let now = self.now();
+        let now = self.now_of(index);
         if let Some(engine) = &mut self.nodes[index].engine {
             engine.handle_planet(planet, event, now);
             self.drain(index);
@@ -409,8 +444,9 @@ impl World {
             .as_mut()
             .and_then(Engine::poll_output)
         {
-            self.perform(index, output);
+            self.in_order(index, output);
         }
+        self.move_keys(index);
         let node = &mut self.nodes[index];
         let Some(engine) = &node.engine else { return };
         let Some(next) = engine.poll_timeout() else {
@@ -448,7 +484,7 @@ impl World {
                     self.break_after(connection, Duration::ZERO);
                 }
             }
-            Output::Persist(stored) => self.nodes[index].stored = Some(stored),
+            Output::Persist(stored) => self.persist(index, stored),
             Output::HostPlan(plan) => {
                 let pods = plan.pod_cidrs.iter().find_map(|cidr| match cidr {
                     IpNet::V4(cidr) => cidr.hosts().next(),
@@ -462,8 +498,10 @@ impl World {
                     .copied();
             }
             Output::PodPacket(packet) => self.watch.delivered(index, &packet, self.net.now),
+            Output::JoinDone(Err(JoinError::Cancelled))
+            | Output::Forwarding(_)
+            | Output::PingDone { .. } => {}
             Output::JoinDone(result) => result.unwrap(),
-            Output::Forwarding(_) | Output::PingDone { .. } => {}
         }
     }
 
@@ -483,8 +521,12 @@ impl World {
         );
         let node = &self.nodes[index];
         let port = node.keys.ports[usize::from(socket.0)];
+        if probe {
+            self.keep_probe(index, to, &bytes);
+        }
+        let node = &self.nodes[index];
         if !self.net.send((node.host, port), to, passage.reach(), bytes) {
-            let now = self.now();
+            let now = self.now_of(index);
             if let Some(engine) = &mut self.nodes[index].engine {
                 engine.handle_unreachable(socket, to, now);
             }
@@ -536,7 +578,7 @@ impl World {
         if !handled.is_his {
             self.watch.arrived(index, from, sender, self.net.now);
         }
-        let now = self.now();
+        let now = self.now_of(index);
         if let Some(engine) = &mut self.nodes[index].engine {
             let received = Received {
                 socket: SocketId(socket as u8),

@@ -9,7 +9,7 @@ use podmesh_proto::time::Moment;
 
 use super::*;
 use crate::membership::lies::Lie;
-use crate::testing::{Keys, START, World, packet4};
+use crate::testing::{Fault, Keys, START, World, packet4};
 
 const LIFE: u64 = 600;
 
@@ -315,4 +315,88 @@ fn a_node_whose_keys_were_taken_says_so_and_stops() {
     is_out(&world, 1);
     assert!(world.engines[1].peers(world.now).is_empty());
     assert!(world.now.moment > Moment::ZERO && world.now.unix > START);
+}
+
+/// The next life would not know the new keys, and peers would know no others.
+#[test]
+fn keys_don_t_change_while_the_disk_refuses_and_do_so_afterwards() {
+    let mut world = joined(2, None);
+    world.disks.insert(0, Fault::Full);
+    world.rotate(0, 51);
+    pass(&mut world, Duration::from_secs(30));
+    assert_eq!(
+        world.engines[0].renewal_waits().as_deref(),
+        Some("the state can't be written to disk")
+    );
+    assert_eq!((known(&world, 1, 1).0, world.moved.get(&1)), (0, None));
+    // A crash in between: nothing has changed.
+    world.restart(0);
+    pass(&mut world, Duration::from_secs(10));
+    assert_eq!(world.engines[0].status(world.now).state, NodeState::Online);
+    assert_eq!(world.engines[0].peers(world.now).len(), 1);
+    world.rotate(0, 51);
+    world.disks.clear();
+    world.drain(0);
+    pass(&mut world, Duration::from_secs(10));
+    assert_eq!((known(&world, 1, 1).0, world.moved.get(&1)), (1, Some(&51)));
+}
+
+/// The disk fails between the request and its receipt: whichever life comes next has the keys that its
+/// state names.
+#[test]
+fn old_keys_stay_until_the_membership_that_names_the_new_ones_is_on_disk() {
+    for fault in [Fault::Full, Fault::Hangs] {
+        let mut world = joined(2, None);
+        world.planet_silent = true;
+        world.rotate(0, 51);
+        world.disks.insert(0, fault);
+        world.planet_silent = false;
+        pass(&mut world, limits::RENEW_RETRY + Duration::from_secs(10));
+        assert_eq!(known(&world, 0, 1).0, 1, "the new keys are in force");
+        assert_eq!(
+            world.moved.get(&1),
+            None,
+            "and the old ones are still there"
+        );
+        // What a full disk can't keep is in memory alone; a crash brings the old keys back, and the
+        // planet's word the new ones.
+        world.restart(0);
+        pass(&mut world, Duration::from_secs(10));
+        assert_eq!(world.engines[0].status(world.now).state, NodeState::Online);
+        assert_eq!(known(&world, 0, 1), known(&world, 1, 1));
+        world.disks.clear();
+        world.drain(0);
+        assert_eq!(world.moved.get(&1), Some(&51));
+        assert_eq!(world.engines[0].peers(world.now).len(), 1);
+    }
+}
+
+#[test]
+fn peers_hear_of_a_renewal_when_the_disk_has_it() {
+    let mut world = joined(2, Some(LIFE));
+    world.planet_silent = true;
+    pass(&mut world, Duration::from_secs(LIFE * 2 / 3 + 5));
+    let now = world.now;
+    let request = world.engines[0].renewing.request.clone().unwrap();
+    world.kill_planet();
+    world.disks.insert(0, Fault::Hangs);
+    let receipt = RenewalReceipt {
+        network: world.authority.network.id,
+        planet: world.planet_id(),
+        node: world.engines[0].node_id(),
+        renewal: request.renewal.hash(),
+        time: now.unix,
+    };
+    let receipt = Signed::seal(&receipt, &world.authority.planet).unwrap();
+    let planet = world.planet_id();
+    world.engines[0].renewed(planet, receipt, now);
+    world.engines[0].settle(now);
+    world.drain(0);
+    world.run(Duration::from_secs(1));
+    assert_eq!((known(&world, 0, 1).0, known(&world, 1, 1).0), (1, 0));
+    // A disk that can't is no reason to leave them without it.
+    world.disks.insert(0, Fault::Full);
+    world.drain(0);
+    world.run(Duration::from_secs(1));
+    assert_eq!(known(&world, 1, 1).0, 1);
 }

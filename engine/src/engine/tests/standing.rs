@@ -288,3 +288,27 @@ fn probes_count_on_when_a_member_is_routed_to_again() {
     let after = world.engines[0].peers.get_mut(&id).unwrap().next_probe();
     assert!(after > before, "{before}, then {after}");
 }
+
+/// The planet has made it a member; it died before it heard so.
+#[test]
+fn who_died_while_it_became_a_member_knows_the_others_afterwards() {
+    let mut world = joined(2);
+    world.add(3);
+    let token = world.authority.token_for(1, Some(LIFE));
+    let now = world.now;
+    world.engines[2]
+        .handle_join(&token, name("n3"), now)
+        .unwrap();
+    world.drain(2);
+    let joining = world.stored[2].clone();
+    assert!(joining.as_ref().unwrap().joining.is_some());
+    world.connect(2);
+    pass(&mut world, 10);
+    assert!(reaches_all(&world, 2));
+    world.stored[2] = joining;
+    world.restart(2);
+    pass(&mut world, 20);
+    assert_eq!(state(&world, 2), NodeState::Online);
+    let views = world.engines[2].peers(world.now);
+    assert_eq!(views.len(), 2, "{views:#?}");
+}

@@ -19,6 +19,9 @@ pub(super) const CONTROL_IDLE: Duration = Duration::from_secs(15);
 /// The same when the other end answers that it knows of no connection.
 pub(super) const CONTROL_RESET: Duration = Duration::from_secs(2);
 
+/// How long a connection that a node wants no more takes to be gone.
+const CLOSING: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) node: usize,
@@ -294,6 +297,12 @@ impl World {
         let node = &mut self.nodes[index];
         let life = node.life;
         node.wanted.clone_from(&wanted);
+        let unwanted = self
+            .of(|one| one.node == index && one.node_life == life && !wanted.contains(&one.planet));
+        // What was said last still arrives.
+        for connection in unwanted {
+            self.break_after(connection, CLOSING);
+        }
         for planet in wanted {
             self.net.schedule(
                 self.net.now,

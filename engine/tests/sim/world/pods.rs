@@ -29,7 +29,7 @@ impl World {
         if victim == node || target == node {
             return;
         }
-        let now = self.now();
+        let now = self.now_of(node);
         let packet = self.watch.forged((node, source), (target, destination));
         if let Some(engine) = &mut self.nodes[node].engine {
             engine.handle_pod_packet(&packet, now);
@@ -42,7 +42,7 @@ impl World {
         let (Some(source), Some(destination)) = (self.nodes[from].pods, self.nodes[to].pods) else {
             return;
         };
-        let now = self.now();
+        let now = self.now_of(from);
         let packet = self
             .watch
             .packet((from, source), (to, destination), now.moment);

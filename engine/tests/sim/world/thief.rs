@@ -17,6 +17,8 @@ use crate::net::HostId;
 
 const PORT: u16 = 6_666;
 const LISTENS: Duration = Duration::from_secs(10);
+/// Probes that he keeps for long.
+const KEPT: usize = 24;
 /// Percent of what he hears.
 const REPLAYED: f64 = 20.0;
 /// Milliseconds between hearing and sending; the original has arrived by then, if it ever does.
@@ -31,6 +33,10 @@ pub(super) struct Thief {
     had: BTreeSet<(usize, u32, u64)>,
     /// Nodes that had something from him first.
     fooled: BTreeSet<usize>,
+    /// Probes of all times: sender, its life, where it went.
+    kept: Vec<(usize, u32, SocketAddr, Vec<u8>)>,
+    /// What he sends is of former lives, which everybody knows to be over.
+    of_former_lives: bool,
     /// What a node is handling comes from him; whether it has had that already.
     pub(super) replaying: Option<bool>,
 }
@@ -84,6 +90,29 @@ impl World {
         to_thief
     }
 
+    /// The thief keeps a probe for a later life of its sender.
+    pub(super) fn keep_probe(&mut self, from: usize, to: SocketAddr, bytes: &[u8]) {
+        if self.thief.host.is_some() && self.thief.kept.len() < KEPT && self.net.random.chance(5.0)
+        {
+            let life = self.nodes[from].life;
+            self.thief.kept.push((from, life, to, bytes.to_vec()));
+        }
+    }
+
+    /// Sends what he kept of former lives, when everybody has heard of the present ones.
+    pub fn replay_former_lives(&mut self) {
+        let nodes = &self.nodes;
+        let over =
+            |(from, life, ..): &mut (usize, u32, SocketAddr, Vec<u8>)| *life < nodes[*from].life;
+        let former: Vec<_> = self.thief.kept.extract_if(.., over).collect();
+        self.thief.of_former_lives = true;
+        for (.., to, bytes) in former {
+            self.replay(to, bytes);
+        }
+        self.run_for(Duration::from_secs(2));
+        self.thief.of_former_lives = false;
+    }
+
     pub(super) fn replay(&mut self, to: SocketAddr, bytes: Vec<u8>) {
         if let Some(host) = self.thief.host {
             self.net.send((host, PORT), to, None, bytes);
@@ -96,7 +125,7 @@ impl World {
         let watched = is_his || self.net.now < self.thief.until;
         let what = (node, self.nodes[node].life, digest(bytes));
         if is_his {
-            let had = self.thief.had.contains(&what);
+            let had = self.thief.had.contains(&what) || self.thief.of_former_lives;
             self.thief.replaying = Some(had);
             if !had {
                 self.thief.fooled.insert(node);

@@ -1,0 +1,410 @@
+//! A walk over the states of nodes: clocks jump, memberships end and go on, keys change, disks refuse or
+//! forget, nodes leave and come back. After each stretch all is put right; a minute later everybody who
+//! is a member reaches everybody.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use podmesh_engine::config::Thresholds;
+use podmesh_proto::local_api::{NodeState, PeerState};
+use podmesh_proto::time::Moment;
+
+use crate::life::Report;
+use crate::nat::NatKind;
+use crate::random::Random;
+use crate::world::{NodeHost, World};
+
+const JOIN: Duration = Duration::from_secs(25);
+const ROUNDS: u64 = 4;
+/// Everybody reaches everybody this long after all was put right.
+const SETTLE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(2);
+/// Packets that are sent each way when everybody must be reached, and how many must arrive.
+const SENT: u32 = 16;
+const ARRIVE: u64 = 13;
+/// A restarted node that is over its time has this long to be admitted anew.
+const AGAIN: Duration = Duration::from_secs(20);
+const MINUTE: u64 = 60;
+const HOUR: u64 = 3_600;
+const DAY: u64 = 86_400;
+
+/// What a node goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Blow {
+    ClockAhead,
+    ClockBehind,
+    ClockRight,
+    Restart,
+    /// Its clock is another one in its next life.
+    RestartAhead,
+    RestartBehind,
+    DiskRefuses,
+    DiskForgets,
+    Keys,
+    Identity,
+    Rejoin,
+    /// Off for longer than a membership lasts.
+    LongOff,
+    PlanetRestart,
+    Moves,
+    Cut,
+}
+
+const BLOWS: [Blow; 15] = [
+    Blow::ClockAhead,
+    Blow::ClockBehind,
+    Blow::ClockRight,
+    Blow::Restart,
+    Blow::RestartAhead,
+    Blow::RestartBehind,
+    Blow::DiskRefuses,
+    Blow::DiskForgets,
+    Blow::Keys,
+    Blow::Identity,
+    Blow::Rejoin,
+    Blow::LongOff,
+    Blow::PlanetRestart,
+    Blow::Moves,
+    Blow::Cut,
+];
+
+pub struct Walk {
+    world: World,
+    start: Moment,
+    path: Vec<(Blow, usize)>,
+    next_address: u8,
+    verbose: bool,
+    /// Where each node saw each peer last, of the large meshes.
+    awake: BTreeMap<(usize, usize), u32>,
+    talked: BTreeMap<(usize, usize), Moment>,
+    /// Nothing is wrong anywhere.
+    calm: bool,
+}
+
+impl Walk {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random(seed ^ 0x77a1_4b0d);
+        let planets = if random.chance(30.0) { 2 } else { 1 };
+        let mut world = World::new(random.next(), planets);
+        let is_large = random.chance(20.0);
+        let nodes = if is_large { 5 } else { random.range(2, 5) };
+        if random.chance(75.0) {
+            world.authority.life = Some(random.range(300, 900));
+        }
+        for _ in 0..nodes {
+            let kinds = [
+                NatKind::N0,
+                NatKind::N0,
+                NatKind::N2,
+                NatKind::N4,
+                NatKind::N5,
+            ];
+            let kind = *random.pick(&kinds);
+            let site = world.site(kind);
+            let node = world.node(site, kind);
+            if random.chance(30.0) {
+                world.add_v6(node);
+            }
+            if is_large {
+                world.nodes[node].thresholds = Thresholds {
+                    eager_peers: 2,
+                    idle: Duration::from_secs(20),
+                    in_vain: Duration::from_secs(10),
+                };
+            }
+        }
+        world.add_thief();
+        world.links(|_, _, random| random.millis(1, 60));
+        let start = world.net.now;
+        Self {
+            world,
+            start,
+            path: Vec::new(),
+            next_address: 1,
+            verbose: std::env::var_os("SIM_VERBOSE").is_some(),
+            awake: BTreeMap::new(),
+            talked: BTreeMap::new(),
+            calm: false,
+        }
+    }
+
+    pub fn run(mut self) -> Report {
+        for planet in 0..self.world.planets.len() {
+            self.world.start_planet(planet);
+        }
+        for node in 0..self.world.nodes.len() {
+            self.world.start(node);
+            self.run_for(Duration::from_millis(500));
+        }
+        self.run_for(JOIN);
+        self.all_reach_all();
+        for _ in 0..ROUNDS {
+            for _ in 0..self.world.net.random.range(1, 4) {
+                self.strike();
+                let span = self.world.net.random.millis(500, 30_000);
+                self.run_for(span);
+            }
+            self.put_right();
+            self.run_for(SETTLE);
+            self.all_reach_all();
+            self.world.replay_former_lives();
+            self.path.clear();
+        }
+        Report {
+            nodes: self.world.nodes.len() as u64,
+            digest: self.world.net.digest,
+            virtual_time: self.world.net.now.since(self.start),
+            ..Report::default()
+        }
+    }
+
+    fn strike(&mut self) {
+        let world = &mut self.world;
+        let blow = *world.net.random.pick(&BLOWS);
+        let node = world.net.random.range(0, world.nodes.len() as u64) as usize;
+        if self.verbose {
+            println!(
+                "{:.1?} {blow:?} node {node}",
+                world.net.now.since(self.start)
+            );
+        }
+        self.path.push((blow, node));
+        match blow {
+            Blow::ClockAhead | Blow::ClockBehind => self.jump(node, blow == Blow::ClockAhead),
+            Blow::ClockRight => world.nodes[node].clock = 0,
+            Blow::Restart => self.restart(node),
+            Blow::RestartAhead | Blow::RestartBehind => {
+                world.stop(node);
+                self.jump(node, blow == Blow::RestartAhead);
+                self.restart(node);
+            }
+            Blow::DiskRefuses => world.nodes[node].disk.refuses = true,
+            Blow::DiskForgets => {
+                // A life that may have been ahead of its clock must stay the last one.
+                world.nodes[node].older = world.nodes[node].clock == 0;
+                self.restart(node);
+            }
+            Blow::Keys => world.rotate(node, false),
+            Blow::Identity => world.rotate(node, true),
+            Blow::Rejoin => self.rejoin(node),
+            Blow::LongOff => {
+                world.stop(node);
+                if let Some(life) = world.authority.life {
+                    self.run_for(Duration::from_secs(life + 400));
+                }
+            }
+            Blow::PlanetRestart => {
+                let planets = world.planets.len() as u64;
+                let planet = world.net.random.range(0, planets) as usize;
+                world.stop_planet(planet);
+            }
+            Blow::Moves => self.move_host(node),
+            Blow::Cut => {
+                let site = world.net.hosts[world.nodes[node].host].site;
+                for ((from, to), link) in &mut world.net.links {
+                    link.cut |= *from == site || *to == site;
+                }
+            }
+        }
+    }
+
+    fn jump(&mut self, node: usize, ahead: bool) {
+        let random = &mut self.world.net.random;
+        let far = *random.pick(&[10 * MINUTE, 3 * HOUR, 10 * DAY]);
+        let by = i64::try_from(far + random.range(0, MINUTE)).unwrap();
+        self.world.nodes[node].clock = if ahead { by } else { -by };
+    }
+
+    fn restart(&mut self, node: usize) {
+        self.world.stop(node);
+        let span = self.world.net.random.millis(300, 20_000);
+        self.run_for(span);
+        self.world.start(node);
+    }
+
+    fn rejoin(&mut self, node: usize) {
+        let host = &self.world.nodes[node];
+        // With another identity it would come back as another node; with a wrong clock its own word
+        // says that it left at another time.
+        if host.rotated || host.clock != 0 || host.disk.refuses {
+            return;
+        }
+        self.world.leave(node);
+        let span = self.world.net.random.millis(0, 10_000);
+        self.run_for(span);
+        self.world.join(node);
+    }
+
+    fn move_host(&mut self, node: usize) {
+        let site = self.world.net.hosts[self.world.nodes[node].host].site;
+        self.next_address += 1;
+        let address = match &self.world.net.sites[site].nat {
+            None => [198, 18, 0, self.next_address],
+            Some(_) => [192, 168, site as u8, 100 + self.next_address % 150],
+        };
+        self.world.set_address(node, address.into());
+    }
+
+    fn put_right(&mut self) {
+        let world = &mut self.world;
+        for link in world.net.links.values_mut() {
+            link.cut = false;
+        }
+        for planet in 0..world.planets.len() {
+            if world.planets[planet].rules.is_none() {
+                world.start_planet(planet);
+            }
+        }
+        for node in 0..world.nodes.len() {
+            world.nodes[node].clock = 0;
+            world.nodes[node].disk.refuses = false;
+            if world.nodes[node].engine.is_none() {
+                world.start(node);
+            }
+            world.join(node);
+        }
+        self.run_for(Duration::from_secs(5));
+        for node in 0..self.world.nodes.len() {
+            if self.is_over(node) {
+                self.world.leave(node);
+                self.run_for(Duration::from_secs(2));
+                self.world.join(node);
+                self.run_for(AGAIN);
+            }
+        }
+    }
+
+    /// Whether a node has ended by its own and the right clock, and an operator has to help.
+    fn is_over(&self, node: usize) -> bool {
+        let now = self.world.now();
+        let engine = self.world.nodes[node].engine.as_ref().unwrap();
+        let status = engine.status(now);
+        let expires = status.node.and_then(|own| own.expires);
+        // Both are RFC 3339 in UTC, so that they sort as text.
+        let over = expires.is_some_and(|at| at < now.unix.minus(299).to_string());
+        status.state == NodeState::Ended && over
+    }
+
+    fn run_for(&mut self, span: Duration) {
+        let end = self.world.net.now + span;
+        while self.world.net.now < end {
+            let step = LOOK.min(end.since(self.world.net.now));
+            self.world.run_for(step);
+            self.look();
+        }
+    }
+
+    /// What must hold at any time.
+    fn look(&mut self) {
+        self.world.note_candidates();
+        for from in 0..self.world.nodes.len() {
+            let node = &self.world.nodes[from];
+            let (life, idle) = (node.life, node.thresholds.idle);
+            let Some(engine) = &node.engine else {
+                continue;
+            };
+            if let Some(astray) = engine.astray() {
+                panic!("node {from}: {astray}, after {:?}", self.path);
+            }
+            for view in engine.peers(self.world.now_of(from)) {
+                let to = self
+                    .world
+                    .nodes
+                    .iter()
+                    .position(|node| Some(node.id) == view.id);
+                let Some(to) = to else { continue };
+                let sleeps = view.why.as_deref() == Some("no traffic wants it");
+                let was_awake = self.awake.remove(&(from, to)) == Some(life);
+                if !sleeps && view.state == PeerState::Up {
+                    self.awake.insert((from, to), life);
+                }
+                let talked = self.talked.get(&(from.min(to), from.max(to)));
+                let silent = talked.map(|at| self.world.net.now.since(*at));
+                assert!(
+                    !(self.calm
+                        && sleeps
+                        && was_awake
+                        && silent.is_some_and(|silent| silent + LOOK < idle)),
+                    "{from} lets {to} go after {silent:?}"
+                );
+            }
+        }
+    }
+
+    /// Everybody is a member, and hears from everybody.
+    fn all_reach_all(&mut self) {
+        let path = format!("{:?}", self.path);
+        let nodes = self.world.nodes.len();
+        for node in 0..nodes {
+            let state = self.world.state(node);
+            if self.verbose && state != Some(NodeState::Online) {
+                self.explain();
+            }
+            assert_eq!(state, Some(NodeState::Online), "node {node} after {path}");
+        }
+        let before = self.world.watch.counts.clone();
+        let every = Duration::from_millis(250);
+        let until = self.world.net.now + every * (SENT - 1);
+        let pairs = (0..nodes).flat_map(|a| (0..nodes).map(move |b| (a, b)));
+        let pairs: Vec<(usize, usize)> = pairs.filter(|(a, b)| a != b).collect();
+        for (a, b) in &pairs {
+            self.world.talk(*a, *b, every, until);
+            self.talked.insert((*a.min(b), *a.max(b)), until);
+        }
+        self.run_for(every * SENT);
+        self.calm = true;
+        self.run_for(Duration::from_secs(6));
+        self.calm = false;
+        self.all_know_all(&path);
+        for pair in pairs {
+            let count = |of: &BTreeMap<_, u64>| of.get(&pair).copied().unwrap_or(0);
+            let arrived = count(&self.world.watch.counts) - count(&before);
+            if self.verbose && arrived < ARRIVE {
+                self.explain();
+            }
+            assert!(
+                arrived >= ARRIVE,
+                "{pair:?}: {arrived} of {SENT} packets arrived, after {path}"
+            );
+        }
+    }
+
+    /// Everybody has heard where everybody says that it is, and not only met it by chance. In a large mesh
+    /// nobody looks after those that nobody talks to.
+    fn all_know_all(&self, path: &str) {
+        let small = |node: &&NodeHost| node.thresholds == Thresholds::default();
+        for (index, node) in self.world.nodes.iter().enumerate() {
+            let now = self.world.now_of(index);
+            let Some(engine) = node.engine.as_ref().filter(|_| small(&node)) else {
+                continue;
+            };
+            for view in engine.peers(now) {
+                let detail = engine.peer(view.name.as_str(), now).unwrap();
+                let heard = detail.candidates.iter().any(|trial| trial.kind == "host");
+                assert!(
+                    heard,
+                    "{index} doesn't know where {} is, after {path}",
+                    view.name
+                );
+            }
+        }
+    }
+
+    fn explain(&self) {
+        for (index, node) in self.world.nodes.iter().enumerate() {
+            let now = self.world.now_of(index);
+            let Some(engine) = &node.engine else { continue };
+            println!("node {index} {:?} {}", node.kind, engine.node_id().short());
+            let status = engine.status(now);
+            println!(
+                "  {:?} {:?} {:?}",
+                status.state, status.planets, status.health
+            );
+            for view in engine.peers(now) {
+                let name = view.name.to_string();
+                let detail = engine.peer(&name, now).map(|detail| detail.candidates);
+                println!("  to {name}: {:?} {:?} {:?}", view.path, view.why, detail);
+            }
+        }
+    }
+}
