@@ -1,7 +1,7 @@
 //! A namespace, two folders and a meshd in them.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
@@ -283,14 +283,17 @@ impl Drop for Meshd {
 
 /// One request and its one answer.
 pub(crate) fn ask(socket: &Path, request: &str) -> String {
-    let mut stream = UnixStream::connect(socket).expect("a connection");
+    ask_if_open(socket, request).expect("a connection and an answer")
+}
+
+/// The same where the socket may be closed to this process, or gone.
+pub(crate) fn ask_if_open(socket: &Path, request: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
     // A refusal may come before the request is taken.
     let _ = writeln!(stream, "{request}");
     let mut answer = String::new();
-    BufReader::new(stream)
-        .read_line(&mut answer)
-        .expect("an answer");
-    answer
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer)
 }
 
 pub(crate) fn wait_until(patience: Duration, mut is_so: impl FnMut() -> bool) {

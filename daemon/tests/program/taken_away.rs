@@ -121,12 +121,12 @@ fn an_interface_of_somebody_else_is_refused_by_the_key_that_avoids_it() {
 #[test]
 fn an_interface_that_takes_the_place_of_ours_is_named_in_health() {
     let node = Node::new();
-    let _meshd = started(&node);
-    // In one go, before meshd can make its own anew.
-    let script = "link del mesh0\nlink add mesh0 type bridge\n";
-    fs::write(node.path("script"), script).expect("a file");
-    let script = node.path("script").display().to_string();
-    node.ip(&["-batch", &script]);
+    let meshd = started(&node);
+    // Before meshd can make its own anew.
+    meshd.signal("STOP");
+    node.ip(&["link", "del", "mesh0"]);
+    node.ip(&["link", "add", "mesh0", "type", "bridge"]);
+    meshd.signal("CONT");
     wait_until(PATIENCE, || {
         node.ask(REQUESTS[0]).contains("set `device` in meshd's")
     });
