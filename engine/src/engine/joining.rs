@@ -19,7 +19,6 @@ use crate::limits;
 use crate::membership::lies::{Lie, Source};
 use crate::membership::{Learned, Members};
 use crate::output::Output;
-use crate::paths::ProbeBudget;
 use crate::timers::Timer;
 
 /// Between two tries when a planet's answer makes no sense.
@@ -278,7 +277,7 @@ impl Engine {
         self.comparing = Comparing::default();
         self.config.next = None;
         self.waiting_bytes = 0;
-        self.budget = ProbeBudget::new(now.moment);
+        self.budget.leave(now.moment);
         self.held_editions.clear();
         self.presence.clear();
         self.timers = crate::timers::Timers::default();

@@ -273,6 +273,18 @@ impl ProbeBudget {
         }
     }
 
+    /// This node left its network: nobody there speaks for a place any more. What was sent stays counted,
+    /// or who leaves and joins again would send a victim as much once more.
+    pub fn leave(&mut self, now: Moment) {
+        self.proven.clear();
+        self.unknown = MOST_UNKNOWN;
+        self.members.retain(|_, user| {
+            user.proven.clear();
+            user.bucket.refill(MEMBER, now);
+            !user.bucket.has(MEMBER.burst)
+        });
+    }
+
     fn user(&mut self, member: NodeId, now: Moment) -> &mut MemberUse {
         self.members.entry(member).or_insert_with(|| MemberUse {
             bucket: Bucket::full(MEMBER, now),

@@ -153,6 +153,26 @@ fn an_answer_speaks_for_its_network_for_a_time_and_as_long_as_its_member_is_one(
 }
 
 #[test]
+fn who_leaves_and_joins_again_sends_a_victim_no_more() {
+    let mut budget = ProbeBudget::new(Moment::ZERO);
+    let victim = neighbour(7, false);
+    let mut sent = Vec::new();
+    for millis in (0..90_000).step_by(7) {
+        if millis % 5_005 == 0 {
+            budget.leave(at(millis));
+        }
+        if budget.take(member(1), victim, Evidence::Claimed, at(millis)) {
+            sent.push(millis);
+        }
+    }
+    assert!(sent.len() >= 3 * 17);
+    assert_spread(&sent, 17);
+    budget.answered(member(2), neighbour(8, false), at(90_000));
+    budget.leave(at(200_000));
+    assert!(budget.members.is_empty() && budget.proven.is_empty());
+}
+
+#[test]
 fn the_node_as_a_whole_and_its_memory_are_bounded() {
     let mut budget = ProbeBudget::new(Moment::ZERO);
     let sent = (0..100_000_u32)
