@@ -18,6 +18,12 @@ const DOUBT: Duration = Duration::from_secs(1);
 const RESUME: Duration = Duration::from_millis(300);
 /// A handshake that came by a path this long ago says that it works.
 const JUST_HEARD: Duration = Duration::from_secs(1);
+/// Age of a session that its initiator should have renewed (at 120 s, and it is tried each 5 s). When two
+/// handshakes cross, each end may take itself for the one that answered, so that nobody does.
+const OVERDUE: Duration = Duration::from_secs(135);
+/// The node with the higher id waits this much longer, or these handshakes would cross, too. All is over
+/// at 180 s.
+const OVERDUE_STAGGER: Duration = Duration::from_secs(10);
 /// Shortest time between a handshake over a relay and one over the direct path that appears then.
 const SHORTEST: Duration = Duration::from_millis(20);
 
@@ -26,6 +32,8 @@ const SHORTEST: Duration = Duration::from_millis(20);
 pub(super) struct Session {
     lower: bool,
     up: bool,
+    /// When the last handshake succeeded.
+    made: Option<Moment>,
     doubted: Option<Moment>,
     wanted: Option<Moment>,
     last: Option<Moment>,
@@ -44,6 +52,7 @@ impl Session {
         Self {
             lower,
             up: false,
+            made: None,
             doubted: None,
             wanted: None,
             last: None,
@@ -69,6 +78,16 @@ impl Session {
         self.up
     }
 
+    /// When a path that is in use needs a new session, because nobody has renewed this one.
+    fn overdue(&self) -> Option<Moment> {
+        let stagger = if self.lower {
+            Duration::ZERO
+        } else {
+            OVERDUE_STAGGER
+        };
+        Some(self.made? + OVERDUE + stagger)
+    }
+
     /// The peer may have forgotten the session.
     pub(super) fn doubt(&mut self, now: Moment) {
         if self.up {
@@ -92,6 +111,7 @@ impl Paths {
         self.session.doubted = None;
         self.session.wanted = None;
         self.session.tries = 0;
+        self.session.made = established.then_some(now.moment);
         if established {
             self.session.last = Some(now.moment);
             if std::mem::take(&mut self.session.resumes) && !was_up && first_was_answered {
@@ -183,9 +203,11 @@ impl Paths {
         if let Some(doubted) = session.doubted {
             return Some(after_last.max(doubted + DOUBT));
         }
+        if self.active.is_some() {
+            return session.overdue().map(|overdue| after_last.max(overdue));
+        }
         // Something answers, yet no echo returns: the peer may have lost the session.
-        let struggles =
-            self.active.is_none() && self.trials.values().any(|trial| trial.echoes.struggles());
+        let struggles = self.trials.values().any(|trial| trial.echoes.struggles());
         struggles.then(|| {
             after_last.max(
                 session
@@ -212,7 +234,7 @@ impl Paths {
 
 #[cfg(test)]
 mod tests {
-    use podmesh_proto::id::NodeId;
+    use podmesh_proto::id::{NodeId, PlanetId};
     use podmesh_proto::time::UnixSeconds;
 
     use super::*;
@@ -269,6 +291,38 @@ mod tests {
         paths.handle_heard(path, at(40));
         paths.handle_session(true, at(40));
         assert!(!is_taken(&mut paths));
+    }
+
+    /// When each of the two ends asks for a new session, if none comes of itself.
+    fn renews(lower: bool, renewed: Option<u64>) -> Option<u64> {
+        let (me, peer) = if lower { (1, 2) } else { (2, 1) };
+        let mut paths = Paths::new(NodeId([me; 32]), NodeId([peer; 32]), 7, at(0));
+        paths.handle_session(true, at(0));
+        paths.set_relays(&[PlanetId([3; 32])], at(0));
+        for millis in (0..180_000).step_by(250) {
+            if Some(millis) == renewed {
+                paths.handle_session(true, at(millis));
+            }
+            paths.handle_timeout(at(millis));
+            for action in asked(&mut paths) {
+                match action {
+                    PathAction::SendEcho { path, id, .. } => {
+                        paths.handle_echo_reply(path, id, at(millis));
+                    }
+                    PathAction::Handshake { .. } => return Some(millis / 1_000),
+                    _ => {}
+                }
+            }
+        }
+        None
+    }
+
+    /// Two handshakes crossed, and each end thinks that it is the other's turn.
+    #[test]
+    fn a_session_that_nobody_renews_is_renewed_by_one_end_before_it_ends() {
+        assert_eq!(renews(true, None), Some(135));
+        assert_eq!(renews(false, None), Some(145));
+        assert_eq!(renews(true, Some(120_000)), None);
     }
 
     /// The way out is cut: what comes in is the peer's own doing, and says nothing of it.
