@@ -62,6 +62,8 @@ pub(crate) struct Peer {
     pub(crate) sampled: Sampled,
     /// When data flowed last.
     pub(crate) busy: Option<Moment>,
+    /// Whether there was any traffic since somebody looks after its paths.
+    pub(crate) talked: bool,
     /// Bytes of the longest inner packet that its path carries, as far as is known.
     pub(crate) mtu: u16,
     /// When [`crate::timers`] wakes its paths.
@@ -80,6 +82,13 @@ pub(crate) struct Sampled {
     pub(crate) received: u64,
     /// Messages received by the path in use.
     pub(crate) on_path: u64,
+}
+
+impl Sampled {
+    /// Whether there was traffic between this and a later sample.
+    pub(crate) fn talked_until(&self, later: &Self) -> bool {
+        later.sent > self.sent || later.received > self.received
+    }
 }
 
 /// What a sealed probe told.
@@ -120,6 +129,7 @@ impl Peer {
             handover: None,
             sampled: Sampled::default(),
             busy: None,
+            talked: false,
             mtu: limits::MIN_MTU,
             deadline: None,
             counter: 0,

@@ -101,6 +101,7 @@ impl Engine {
         let seed = self.random.number();
         peer.paths = Some(Box::new(Paths::new(me, *node, seed, now)));
         peer.busy = Some(now.moment);
+        peer.talked = false;
         let cached = peer.cached.clone();
         let record = peer.record.as_ref().map(|(record, _)| record.clone());
         let session = peer.session;
@@ -121,6 +122,22 @@ impl Engine {
                 paths.set_cached(&cached, now);
             }
         });
+    }
+
+    /// Lets go of a peer that seems to have let go of this node, if there are many and there was no traffic
+    /// with this one. To call it back would wake it anew, and later it this node: two between which there
+    /// is no traffic would never both sleep.
+    pub(super) fn let_go(&mut self, node: &NodeId) -> bool {
+        let many = self.peers.len() > self.config.thresholds.eager_peers;
+        let unwanted = |peer: &Peer| {
+            let talks = peer.talked || peer.sampled.talked_until(&peer.counted());
+            peer.waiting.is_empty() && !talks
+        };
+        let lets_go = many && self.peers.get(node).is_some_and(unwanted);
+        if lets_go {
+            self.sleep(node);
+        }
+        lets_go
     }
 
     /// Lets go of a peer that nobody has talked to for long.
@@ -220,7 +237,9 @@ impl Engine {
         state.path = path;
         state.elsewhere = None;
         drop(state);
-        peer.sampled = peer.counted();
+        let counted = peer.counted();
+        peer.talked |= peer.sampled.talked_until(&counted);
+        peer.sampled = counted;
         let waiting = peer.take_waiting();
         if path.is_some() {
             peer.former = None;
@@ -241,6 +260,7 @@ impl Engine {
                     peer.wait(packet, at);
                 }
             });
+            self.let_go(node);
             return;
         }
         let length: usize = waiting.iter().map(|(_, packet)| packet.len()).sum();
@@ -281,8 +301,8 @@ impl Engine {
             drop(state);
             let sent = counted.sent.saturating_sub(before.sent);
             let on_path = counted.on_path.saturating_sub(before.on_path);
-            if sent > 0 || counted.received > before.received {
-                peer.busy = Some(now.moment);
+            if before.talked_until(&counted) {
+                (peer.busy, peer.talked) = (Some(now.moment), true);
             }
             let idle = peer
                 .busy

@@ -15,6 +15,8 @@ use crate::peer::Peer;
 use crate::reach::Passage;
 use crate::tunnel::{Opened, Sealed, Tunnel, TunnelError, ephemeral_of};
 
+/// First byte of an initiation (`WireGuard` paper §5.4.2).
+const INITIATION: u8 = 1;
 /// First byte of the answer to an initiation (`WireGuard` paper §5.4.3).
 const RESPONSE: u8 = 2;
 /// Bytes of a control packet before its payload.
@@ -266,6 +268,14 @@ impl Engine {
             let look =
                 session != state.session || state.tunnel.as_ref().is_some_and(Tunnel::can_flush);
             drop(state);
+            let begins = length.is_some() && self.scratch.first() == Some(&INITIATION);
+            if let MemberId::Node(node) = id
+                && session
+                && begins
+                && self.let_go(&node)
+            {
+                continue;
+            }
             if !session {
                 self.stirred = Some(now.moment);
             }

@@ -18,6 +18,10 @@ const JOIN: Duration = Duration::from_secs(25);
 const ROUNDS: u64 = 4;
 /// Everybody reaches everybody this long after all was put right.
 const SETTLE: Duration = Duration::from_secs(60);
+/// Two of a large mesh between which there is no traffic sleep this long after they have met: when they are
+/// idle, and one of them may have asked for the other once more.
+const ASLEEP: Duration = Duration::from_secs(50);
+const ASLEEP_WHY: &str = "no traffic wants it";
 const LOOK: Duration = Duration::from_secs(2);
 /// Packets that are sent each way when everybody must be reached, and how many must arrive.
 const SENT: u32 = 16;
@@ -77,6 +81,8 @@ pub struct Walk {
     /// Where each node saw each peer last, of the large meshes.
     awake: BTreeMap<(usize, usize), u32>,
     talked: BTreeMap<(usize, usize), Moment>,
+    /// Since when each node knows each peer.
+    known: BTreeMap<(usize, usize), Moment>,
     /// Nothing is wrong anywhere.
     calm: bool,
 }
@@ -124,6 +130,7 @@ impl Walk {
             verbose: std::env::var_os("SIM_VERBOSE").is_some(),
             awake: BTreeMap::new(),
             talked: BTreeMap::new(),
+            known: BTreeMap::new(),
             calm: false,
         }
     }
@@ -146,6 +153,7 @@ impl Walk {
             }
             self.put_right();
             self.run_for(SETTLE);
+            self.all_sleep();
             self.all_reach_all();
             self.world.replay_former_lives();
             self.path.clear();
@@ -297,6 +305,7 @@ impl Walk {
     /// What must hold at any time.
     fn look(&mut self) {
         self.world.note_candidates();
+        let before = std::mem::take(&mut self.known);
         for from in 0..self.world.nodes.len() {
             let node = &self.world.nodes[from];
             let (life, idle) = (node.life, node.thresholds.idle);
@@ -313,7 +322,10 @@ impl Walk {
                     .iter()
                     .position(|node| Some(node.id) == view.id);
                 let Some(to) = to else { continue };
-                let sleeps = view.why.as_deref() == Some("no traffic wants it");
+                let since = before.get(&(from, to)).copied();
+                let since = since.unwrap_or(self.world.net.now);
+                self.known.insert((from, to), since);
+                let sleeps = view.why.as_deref() == Some(ASLEEP_WHY);
                 let was_awake = self.awake.remove(&(from, to)) == Some(life);
                 if !sleeps && view.state == PeerState::Up {
                     self.awake.insert((from, to), life);
@@ -365,6 +377,27 @@ impl Walk {
             assert!(
                 arrived >= ARRIVE,
                 "{pair:?}: {arrived} of {SENT} packets arrived, after {path}"
+            );
+        }
+    }
+
+    /// In a large mesh nobody looks after a peer that there was no traffic with for long. Who has just come
+    /// to know the other has looked for it.
+    fn all_sleep(&self) {
+        for ((from, to), since) in &self.known {
+            let is_new = self.world.net.now.since(*since) < ASLEEP;
+            let node = &self.world.nodes[*from];
+            let Some(engine) = node.engine.as_ref().filter(|_| !is_new) else {
+                continue;
+            };
+            let id = Some(self.world.nodes[*to].id);
+            let views = engine.peers(self.world.now_of(*from));
+            let why = views.into_iter().find(|view| view.id == id);
+            let sleeps = why.and_then(|view| view.why).as_deref() == Some(ASLEEP_WHY);
+            assert!(
+                sleeps || node.thresholds == Thresholds::default(),
+                "{from} looks after {to} for nothing, after {:?}",
+                self.path
             );
         }
     }
