@@ -289,7 +289,7 @@ impl Books {
     }
 
     /// Revocations of tokens that admit nobody any more, whoever forgets that they were revoked: the
-    /// grant ended [`TOKEN_AFTERLIFE`] ago, and the memberships that it gave have no end, so that none
+    /// grant ended 30 days ago, and the memberships that it gave have no end, so that none
     /// of them asks to be prolonged. Where they end, the revocation keeps them from going on.
     #[must_use]
     pub fn spent_revocations(&self, now: UnixSeconds) -> Vec<Change> {
