@@ -22,6 +22,7 @@ plugin() { one env "${@:2}" ${CARGO:-cargo} test --locked --release -q -p podmes
 bars() {
   bar demo target/release/lab demo
   bar systemd tests/systemd/run.sh
+  bar systemd-20-start-faults tests/systemd/starts.sh
   bar disk-500-faults python3 tests/disk/run.py 500
   bar steady-100 tests/steady.sh 100
   bar simulator-2000 simulator 2000

@@ -37,23 +37,24 @@ make_link() { # a namespace per container, joined by one veth pair
   ip link add up0 netns "$id-one" type veth peer name up0 netns "$id-two"
 }
 
-boot() { # CONTAINER [ADDRESS]
+boot() { # CONTAINER [ADDRESS...]
   local root=$work/$id-$1
   rm -rf "$root"
   cp -a "$work/image" "$root"
   echo "$id-$1" > "$root/etc/hostname"
-  [ $# = 1 ] || underlay "$root" "$2"
+  [ $# = 1 ] || underlay "$root" "${@:2}"
   start_container "$1"
 }
 
-underlay() { # ROOT ADDRESS
-  local root=$1
+underlay() { # ROOT ADDRESS...
+  local root=$1 address commands=
+  for address in "${@:2}"; do commands+="ip address replace $address/24 dev up0; "; done
   mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
   cat > "$root/etc/systemd/system/underlay.service" <<U
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -c 'ip link set lo up; ip address replace $2/24 dev up0; ip link set up0 up; ip route replace default via 10.99.0.254 dev up0'
+ExecStart=/bin/sh -c 'ip link set lo up; ${commands}ip link set up0 up; ip route replace default via 10.99.0.254 dev up0'
 [Install]
 WantedBy=multi-user.target
 U
