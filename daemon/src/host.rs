@@ -184,7 +184,7 @@ impl Keeper {
         loop {
             let plan = plans.borrow_and_update().clone();
             let report = self.look(plan.as_ref()).await;
-            let is_good = report.problems.is_empty();
+            let is_good = report.problems.is_empty() && !self.files.keep_waiting();
             if report != last && reports.send(report.clone()).await.is_err() {
                 return;
             }

@@ -29,6 +29,8 @@ pub(crate) struct NodeFiles {
     written: Option<Vec<u8>>,
     /// What was written with success.
     kept: Vec<Kept>,
+    /// The last call could not write the copy that pods wait for.
+    keeps_waiting: bool,
 }
 
 impl NodeFiles {
@@ -41,6 +43,7 @@ impl NodeFiles {
             subnet_env,
             written: None,
             kept: Vec::new(),
+            keeps_waiting: false,
         }
     }
 
@@ -60,6 +63,8 @@ impl NodeFiles {
         if self.written.as_ref() == Some(&bytes) && self.kept.iter().all(Kept::stands) {
             return Ok(());
         }
+        // What fails here is tried again by the next call.
+        self.written = None;
         self.kept.clear();
         let mut trouble = Vec::new();
         let mut note =
@@ -80,12 +85,18 @@ impl NodeFiles {
         {
             note(path, replace_foreign(path, &text));
         }
+        self.keeps_waiting = !self.kept.iter().any(|kept| kept.path() == self.runtime);
         if trouble.is_empty() {
             self.written = Some(bytes);
             Ok(())
         } else {
             Err(trouble)
         }
+    }
+
+    /// Whether pods wait for a file that could not be written.
+    pub(crate) fn keep_waiting(&self) -> bool {
+        self.keeps_waiting
     }
 
     /// What was written, as it was.
@@ -98,6 +109,7 @@ impl NodeFiles {
     pub(crate) fn retire(&mut self) {
         self.written = None;
         self.kept.clear();
+        self.keeps_waiting = false;
         match fs::rename(&self.state, &self.former) {
             Err(error) if error.kind() == ErrorKind::NotFound => self.rescue(),
             Err(error) => {
@@ -265,6 +277,30 @@ mod tests {
         fs::remove_file(state.join("node.json")).unwrap();
         files.retire();
         assert_eq!(files.former(), Some(file()), "the state folder was lost");
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_by_the_next_call() {
+        for lost in ["run", "state"] {
+            let scratch = Scratch::new();
+            let (runtime, state) = (scratch.path("run"), scratch.path("state"));
+            fs::create_dir(&runtime).unwrap();
+            fs::create_dir(&state).unwrap();
+            let env = Some(scratch.path("flannel/subnet.env"));
+            let mut files = NodeFiles::new(&runtime, &state, env);
+            files.write(&file()).unwrap();
+            assert!(!files.keep_waiting());
+            fs::remove_dir_all(scratch.path(lost)).unwrap();
+            // Twice, since the first look may come before the second loss is mended.
+            for _ in 0..2 {
+                assert_eq!(files.write(&file()).unwrap_err().len(), 1);
+                assert_eq!(files.keep_waiting(), lost == "run");
+            }
+            fs::create_dir(scratch.path(lost)).unwrap();
+            files.write(&file()).unwrap();
+            assert!(scratch.path(lost).join("node.json").exists(), "{lost}");
+            assert!(!files.keep_waiting());
+        }
     }
 
     #[test]
