@@ -112,7 +112,10 @@ impl Node {
             (Ok(()), Some(answer)) => self.waiting.add_join(answer),
             (Ok(()), None) => {}
             (Err(failure), answer) => {
-                tracing::warn!(reason = failure.message, "not joining");
+                // One that tries again by itself says each cause once.
+                if answer.is_some() || self.join_trouble.as_ref() != Some(&failure) {
+                    tracing::warn!(reason = failure.message, "not joining");
+                }
                 match answer {
                     Some(answer) => drop(answer.send(Response::Failed(failure))),
                     None => self.join_trouble = Some(failure),
