@@ -246,12 +246,16 @@ impl Keeper {
     async fn look(&mut self, plan: Option<&HostPlan>) -> HostReport {
         let mut report = HostReport::default();
         report.remarks.extend(mark_remark(self.config.mark));
+        match self.netlink.link(&self.config.device).await {
+            // One that is somebody else's is none; the reconciler says so.
+            Ok(link) => {
+                let ours = link.filter(|link| link.unfit.is_none());
+                report.device = ours.map(|link| link.index);
+            }
+            Err(error) => report.problems.push(error.to_string()),
+        }
         if let Some(plan) = plan {
             self.keep(plan, &mut report).await;
-        }
-        match self.netlink.link(&self.config.device).await {
-            Ok(link) => report.device = link.map(|link| link.index),
-            Err(error) => report.problems.push(error.to_string()),
         }
         match self.underlay(plan).await {
             Ok(addresses) => report.underlay = addresses,
@@ -272,7 +276,10 @@ impl Keeper {
         match plan.node_file(devices, self.config.mark) {
             Some(file) => {
                 self.was_member = true;
-                let v6 = self.settings.keep_device(&file, report);
+                let v6 = match report.device {
+                    Some(_) => self.settings.keep_device(&file, report),
+                    None => has_v6(),
+                };
                 let file = if v6 { file } else { without_v6(file) };
                 self.guard(&file, report);
                 self.settings.keep_forwarding(&file, report);

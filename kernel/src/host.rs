@@ -21,6 +21,7 @@ use crate::mark::Mark;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::route::{POD_PROTOCOL, PROTOCOL, Route, TABLE};
 use crate::rule::{MARK_GUARD_PRIORITY, MARK_PRIORITY, PresentRule, RANGE_PRIORITY, Rule};
+use crate::tun::TunError;
 
 pub use self::foreign::{ForeignRule, Inside};
 
@@ -93,6 +94,9 @@ pub enum Problem {
     /// There is no such device, so there are no addresses and no routes to peers either.
     #[error("interface {0} is missing")]
     DeviceMissing(String),
+    /// An interface of that name is somebody else's. Nothing of it is changed, and no route leads there.
+    #[error(transparent)]
+    DeviceTaken(TunError),
     /// Somebody else put a route into our table. It stays, and may take packets off the mesh.
     #[error("somebody else's route {0} is in the table of podmesh; remove it with `ip route del`")]
     ForeignRoute(Route),
@@ -237,6 +241,15 @@ impl Reconciler {
                 .push(Problem::DeviceMissing(state.device.clone()));
             return Ok(None);
         };
+        if let Some(found) = link.unfit {
+            outcome
+                .problems
+                .push(Problem::DeviceTaken(TunError::OtherKind {
+                    name: link.name,
+                    found,
+                }));
+            return Ok(None);
+        }
         if link.mtu != state.mtu {
             let change = LinkChange {
                 mtu: Some(state.mtu),

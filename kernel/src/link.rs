@@ -4,6 +4,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use crate::netlink::{Mode, Netlink, NetlinkError};
+use crate::tun;
 
 /// One network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub struct Link {
     pub name: String,
     /// What it is ("veth", "tun", "bridge"); `None` for hardware.
     pub kind: Option<String>,
+    /// What it is in words, if it can't be a mesh interface: no TUN with several queues.
+    pub unfit: Option<String>,
     /// Its MTU, in bytes.
     pub mtu: u32,
     /// Packets that may wait per queue.
@@ -157,6 +160,7 @@ fn read(message: &LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         kind: None,
+        unfit: tun::unfit(message),
         mtu: 0,
         tx_queue_length: 0,
         most_segments: 0,

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 pub use self::batch::{TunBatch, TunPacket};
 pub use self::queue::{MAX_PARTS, Offloads, TunIoError, TunQueue, VnetHeader, WriteCounts};
 
+use netlink_packet_route::link::LinkMessage;
+
 use self::inspect::Existing;
 
 /// Queues that one TUN device of Linux can have.
@@ -206,31 +208,29 @@ fn refuse_company(device: &TunDevice) -> Result<(), TunError> {
 
 /// Refuses what can't be attached to, with the reason, since the kernel says only EINVAL.
 fn check_existing(name: &str) -> Result<(), TunError> {
-    let found = match inspect::inspect(name).map_err(|source| system("look up", name, source))? {
-        Existing::Absent => return Ok(()),
-        Existing::Tun {
-            multi_queue: true,
-            queues: 0,
-        } => return Ok(()),
-        Existing::Tun {
-            multi_queue: true,
+    let found = inspect::inspect(name).map_err(|source| system("look up", name, source))?;
+    if let Existing::Tun {
+        multi_queue: true,
+        queues: queues @ 1..,
+    } = found
+    {
+        return Err(TunError::InUse {
+            name: name.to_owned(),
             queues,
-        } => {
-            return Err(TunError::InUse {
-                name: name.to_owned(),
-                queues,
-            });
-        }
-        Existing::Tun {
-            multi_queue: false, ..
-        } => "a TUN with a single queue".to_owned(),
-        Existing::Tap => "a TAP".to_owned(),
-        Existing::Other(kind) => kind,
-    };
-    Err(TunError::OtherKind {
-        name: name.to_owned(),
-        found,
-    })
+        });
+    }
+    match found.unfit() {
+        None => Ok(()),
+        Some(found) => Err(TunError::OtherKind {
+            name: name.to_owned(),
+            found,
+        }),
+    }
+}
+
+/// What an interface is, in words, if it is no TUN with several queues.
+pub(crate) fn unfit(link: &LinkMessage) -> Option<String> {
+    inspect::classify(link).unfit()
 }
 
 fn attach_queue(name: &str, offloads: Offloads) -> Result<TunQueue, TunError> {

@@ -69,7 +69,9 @@ impl Node {
     /// What keeps pods from being attached.
     fn problems(&self) -> impl Iterator<Item = &str> {
         let device = self.device_trouble.iter();
-        device.chain(&self.report.problems).map(String::as_str)
+        let others = self.report.problems.iter();
+        let others = others.filter(|problem| Some(*problem) != self.device_trouble.as_ref());
+        device.chain(others).map(String::as_str)
     }
 
     /// Whether this may be the copy of a machine.

@@ -28,6 +28,23 @@ pub(super) enum Existing {
     Other(String),
 }
 
+impl Existing {
+    /// In words, what it is that no queues can be attached to.
+    pub(super) fn unfit(self) -> Option<String> {
+        match self {
+            Self::Absent
+            | Self::Tun {
+                multi_queue: true, ..
+            } => None,
+            Self::Tun {
+                multi_queue: false, ..
+            } => Some("a TUN with a single queue".to_owned()),
+            Self::Tap => Some("a TAP".to_owned()),
+            Self::Other(kind) => Some(kind),
+        }
+    }
+}
+
 /// Looks `name` up in the calling thread's network namespace.
 pub(super) fn inspect(name: &str) -> io::Result<Existing> {
     match request_link(name)?.payload {
@@ -60,7 +77,7 @@ fn request_link(name: &str) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
         .map_err(|error| io::Error::other(format!("can't read the netlink answer: {error}")))
 }
 
-fn classify(link: &LinkMessage) -> Existing {
+pub(super) fn classify(link: &LinkMessage) -> Existing {
     let infos = link
         .attributes
         .iter()

@@ -118,6 +118,43 @@ fn way(to: &str, more: &str) -> String {
 }
 
 #[test]
+fn an_interface_of_that_name_that_is_somebody_elses_is_left_alone_and_named() {
+    isolated_async(|| async {
+        let mut node = Node::new();
+        node.settle(&state()).await;
+        node.device = None;
+        for (make, kind) in [
+            ("link add mesh0 type bridge", "a bridge"),
+            ("link add mesh0 type veth peer name mesh1", "a veth"),
+            ("tuntap add dev mesh0 mode tun", "a TUN with a single queue"),
+            ("tuntap add dev mesh0 mode tap multi_queue", "a TAP"),
+        ] {
+            ip("link del mesh0");
+            ip(make);
+            ip("addr add 192.168.77.1/24 dev mesh0");
+            let shown = || ip("-d link show dev mesh0") + &ip("addr show dev mesh0");
+            let before = shown();
+            let outcome = node.apply(&state()).await;
+            assert_eq!(shown(), before, "{kind}");
+            let said = outcome.problems.iter().map(ToString::to_string);
+            let said = said.collect::<Vec<_>>().join("\n");
+            assert!(said.contains(kind) && said.contains("`device`"), "{said}");
+            assert!(!ip("route show table 7077").contains("dev mesh0"));
+            // Neither by that interface nor by the uplink.
+            let answer = way("10.42.2.9", "");
+            assert!(
+                answer.contains("unreachable") || answer.contains("No route"),
+                "{answer}"
+            );
+        }
+        ip("link del mesh0");
+        node.device = Some(TunDevice::open("mesh0", 2, Offloads::default()).expect("a device"));
+        node.settle(&state()).await;
+        assert_eq!(way("10.42.2.9", ""), "mesh0");
+    });
+}
+
+#[test]
 fn a_second_apply_changes_nothing_and_the_routes_lead_where_they_should() {
     isolated_async(|| async {
         let node = Node::new();
