@@ -7,19 +7,20 @@
 //! let packets pass, and so may one that names podmesh's interfaces or ranges together with a port.
 //! A rule about ports or protocols alone lets nothing pass that was not meant.
 //!
-//! Rules of iptables-legacy are outside of nftables and are not judged; [`legacy_tables`] tells of them.
+//! Rules of iptables-legacy are outside of nftables, and are judged as its are.
 
 mod advice;
 mod compat;
 mod condition;
 mod evaluate;
 mod expression;
+mod legacy;
 mod lookup;
 mod packet;
 mod registers;
 mod ruleset;
 
-use std::{collections::BTreeSet, fmt, fs, io};
+use std::{collections::BTreeSet, fmt, io};
 
 use ipnet::IpNet;
 
@@ -84,12 +85,16 @@ pub(crate) struct Place {
     pub(crate) chain: String,
 }
 
-/// A family of nftables that IP packets of hosts and routers pass.
+/// Tables that IP packets of hosts and routers pass: a family of nftables, or what is beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Family {
     Inet,
     Ip,
     Ip6,
+    /// Of iptables-legacy, outside of nftables.
+    IpLegacy,
+    /// The same for IPv6.
+    Ip6Legacy,
 }
 
 /// Where on a packet's way a chain is asked.
@@ -113,50 +118,34 @@ pub fn refusals(traffic: &Traffic) -> io::Result<Vec<Refusal>> {
     evaluate::refusals(&mut ruleset, traffic)
 }
 
-/// Tables of iptables-legacy and ip6tables-legacy in this namespace that can drop packets; nobody but
-/// root may ask, and nothing is known to others.
-#[must_use]
-pub fn legacy_tables() -> Vec<String> {
-    let read = |program: &str, path: &str| {
-        let names = fs::read_to_string(path).unwrap_or_default();
-        let mut tables: Vec<_> = names.lines().map(str::to_owned).collect();
-        tables.retain(|table| table == "filter");
-        tables
-            .iter()
-            .map(|table| format!("{program} -t {table}"))
-            .collect::<Vec<_>>()
-    };
-    let mut found = read("iptables-legacy", "/proc/thread-self/net/ip_tables_names");
-    found.extend(read(
-        "ip6tables-legacy",
-        "/proc/thread-self/net/ip6_tables_names",
-    ));
-    found
-}
-
 impl Family {
-    const ALL: [Self; 3] = [Self::Inet, Self::Ip, Self::Ip6];
+    const OF_NFTABLES: [Self; 3] = [Self::Inet, Self::Ip, Self::Ip6];
 
+    /// As netfilter counts them.
     fn number(self) -> u8 {
         match self {
             Self::Inet => 1,
-            Self::Ip => 2,
-            Self::Ip6 => 10,
+            Self::Ip | Self::IpLegacy => 2,
+            Self::Ip6 | Self::Ip6Legacy => 10,
         }
     }
 
     fn of(number: u8) -> Option<Self> {
-        Self::ALL
+        Self::OF_NFTABLES
             .into_iter()
             .find(|family| family.number() == number)
+    }
+
+    fn is_legacy(self) -> bool {
+        matches!(self, Self::IpLegacy | Self::Ip6Legacy)
     }
 
     /// Whether packets of that kind pass its chains.
     fn has(self, is_ipv4: bool) -> bool {
         match self {
             Self::Inet => true,
-            Self::Ip => is_ipv4,
-            Self::Ip6 => !is_ipv4,
+            Self::Ip | Self::IpLegacy => is_ipv4,
+            Self::Ip6 | Self::Ip6Legacy => !is_ipv4,
         }
     }
 }
@@ -182,6 +171,8 @@ impl fmt::Display for Family {
             Self::Inet => "inet",
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
+            Self::IpLegacy => "iptables-legacy",
+            Self::Ip6Legacy => "ip6tables-legacy",
         })
     }
 }

@@ -11,7 +11,6 @@ pub(super) struct Firewalls {
     /// What it was about.
     traffic: Option<Traffic>,
     found: Vec<Advice>,
-    legacy: Vec<String>,
 }
 
 impl Firewalls {
@@ -20,7 +19,6 @@ impl Firewalls {
             errand: Errand::new(),
             traffic: None,
             found: Vec::new(),
-            legacy: Vec::new(),
         }
     }
 
@@ -35,7 +33,6 @@ impl Firewalls {
             match firewall::refusals(traffic) {
                 Ok(refusals) => {
                     self.take(refusals.iter().map(firewall::Refusal::advice).collect());
-                    self.mention_legacy();
                 }
                 // Mostly because they change all the time.
                 Err(error) => {
@@ -57,18 +54,5 @@ impl Firewalls {
             );
         }
         self.found = found;
-    }
-
-    /// Tables that only iptables-legacy can read are no finding; whoever looks for lost packets has to
-    /// know that they weren't judged.
-    fn mention_legacy(&mut self) {
-        let legacy = firewall::legacy_tables();
-        if legacy != self.legacy && !legacy.is_empty() {
-            tracing::info!(
-                tables = legacy.join(", "),
-                "there are rules that podmesh can't judge; where pods don't reach each other, look at chain FORWARD"
-            );
-        }
-        self.legacy = legacy;
     }
 }

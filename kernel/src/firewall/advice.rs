@@ -65,7 +65,7 @@ impl Refusal {
             .join(" and ")
     }
 
-    /// Which of the two programs a chain is of, if it is of one: their names are not those that others
+    /// Which of the programs a chain is of, if it is of one: their names are not those that others
     /// give.
     fn tables_program(&self) -> Option<&'static str> {
         let tables = ["filter", "mangle", "raw", "security"];
@@ -77,6 +77,8 @@ impl Refusal {
         let program = match self.chain.family {
             Family::Ip => "iptables",
             Family::Ip6 => "ip6tables",
+            Family::IpLegacy => return Some("iptables-legacy"),
+            Family::Ip6Legacy => return Some("ip6tables-legacy"),
             Family::Inet => return None,
         };
         (is_theirs && tables.contains(&self.chain.table.as_str())).then_some(program)

@@ -1,7 +1,7 @@
 //! Matches and targets of iptables, which iptables-nft puts into rules of nftables as they are.
 
 use super::{
-    condition::{Answer, Judged, UNKNOWN},
+    condition::{self, Answer, Judged, UNKNOWN},
     expression::Verdict,
     packet::Packet,
 };
@@ -13,6 +13,7 @@ pub(super) fn judge(name: &str, revision: u32, wants: &[u8], packet: &Packet) ->
         ("conntrack", 1..=3) => conntrack(wants, packet),
         ("state", _) => state(number(wants, 0), packet),
         ("mark", 1) => mark(wants, packet),
+        ("udp", 0) => udp(wants, packet),
         // About ports and protocols.
         ("tcp" | "udp" | "udplite" | "sctp" | "dccp" | "multiport" | "icmp" | "icmp6", _) => {
             (Answer::Few, false)
@@ -65,6 +66,48 @@ fn conntrack(wants: &[u8], packet: &Packet) -> Judged {
         Answer::No if is_inverted => (Answer::Yes, own),
         _ => (answer, own),
     }
+}
+
+/// Ranges of ports: the only match about ports that iptables itself doesn't write as steps of nftables, and
+/// that a rule for the tunnels needs.
+fn udp(wants: &[u8], packet: &Packet) -> Judged {
+    const EVERY: [u8; 4] = [0, 0, 0xff, 0xff];
+    let few = (Answer::Few, false);
+    let (Some(ranges), Some(inverted)) = (wants.get(..8), wants.get(8)) else {
+        return UNKNOWN;
+    };
+    let mut judged = (Answer::Yes, false);
+    let ports = [&packet.source_port, &packet.destination_port];
+    for (number, (range, port)) in ranges.chunks_exact(4).zip(ports).enumerate() {
+        // Of this machine's order, where packets have the network's.
+        let range: Vec<u8> = range.chunks(2).flat_map(swapped).collect();
+        if range == EVERY {
+            continue;
+        }
+        let (least, most) = range.split_at(2);
+        let found = port
+            .as_ref()
+            .map_or(few, |port| condition::lies_between(port, least, most));
+        let found = if inverted >> number & 1 == 1 {
+            condition::not(found)
+        } else {
+            found
+        };
+        judged = match (judged.0, found.0) {
+            (Answer::No, _) | (_, Answer::No) => (Answer::No, false),
+            (Answer::Few, _) | (_, Answer::Few) => few,
+            (Answer::Perhaps, _) | (_, Answer::Perhaps) => UNKNOWN,
+            (Answer::Yes, Answer::Yes) => judged,
+        };
+    }
+    judged
+}
+
+fn swapped(port: &[u8]) -> impl Iterator<Item = u8> {
+    let number = port
+        .first_chunk()
+        .map_or(0, |bytes| u16::from_ne_bytes(*bytes));
+    number.to_be_bytes().into_iter()
 }
 
 fn state(mask: Option<u32>, packet: &Packet) -> Judged {

@@ -14,6 +14,7 @@ use crate::{
 use super::{
     Family, Hook, Place,
     expression::{Element, Expression, verdict},
+    legacy,
 };
 
 const SUBSYSTEM: u16 = 10;
@@ -87,16 +88,18 @@ impl Ruleset {
             let family = Family::of(*reply.payload.first()?)?;
             base_chain(family, reply.attributes(HEADER_BYTES))
         });
-        let base_chains = base_chains
-            .filter(|chain| {
-                let table = (chain.place.family, chain.place.table.clone());
-                !dormant.contains(&table) && chain.place.table != TABLE
-            })
-            .collect();
+        let of_nftables = base_chains.filter(|chain| {
+            let table = (chain.place.family, chain.place.table.clone());
+            !dormant.contains(&table) && chain.place.table != TABLE
+        });
+        let legacy = legacy::read();
+        let known = legacy.rules.into_iter();
         Ok(Self {
             conversation,
-            base_chains,
-            rules: HashMap::new(),
+            base_chains: of_nftables.chain(legacy.bases).collect(),
+            rules: known
+                .map(|(place, rules)| (place, Some(Rc::new(rules))))
+                .collect(),
             read: 0,
         })
     }
@@ -110,9 +113,8 @@ impl Ruleset {
         if let Some(known) = self.rules.get(place) {
             return known.clone();
         }
-        let rules = (self.read < MOST_RULES)
-            .then(|| self.ask_rules(place).ok())
-            .flatten();
+        let may_ask = self.read < MOST_RULES && !place.family.is_legacy();
+        let rules = may_ask.then(|| self.ask_rules(place).ok()).flatten();
         self.read += rules.as_ref().map_or(0, Vec::len);
         let rules = rules.filter(|_| self.read <= MOST_RULES).map(Rc::new);
         self.rules.insert(place.clone(), rules.clone());

@@ -1,7 +1,7 @@
 //! Firewalls of others in front of the mesh: what is reported, that the command which is named helps, and
 //! that nobody is accused who lets podmesh pass.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::time::Instant;
 
 use podmesh_kernel::firewall::{self, Traffic};
 
@@ -356,15 +356,100 @@ fn what_is_told_is_what_happens_to_packets() {
     assert!(passes());
 }
 
+/// The same rules by the other program.
+fn by_legacy(rules: &str) -> String {
+    rules
+        .replace("ip6tables", "ip6tables-legacy")
+        .replace("iptables ", "iptables-legacy ")
+        .replace("iptables\n", "iptables-legacy\n")
+}
+
 #[test]
-fn tables_of_iptables_legacy_are_known_to_exist() {
-    let node = Namespace::new("fw-legacy");
-    assert_eq!(node.run(firewall::legacy_tables), Vec::<String>::new());
-    node.command("iptables-legacy -P FORWARD DROP; ip6tables-legacy -t mangle -P FORWARD ACCEPT");
-    let found: BTreeSet<_> = node.run(firewall::legacy_tables).into_iter().collect();
-    assert_eq!(
-        found,
-        BTreeSet::from(["iptables-legacy -t filter".to_owned()])
+fn tables_of_iptables_legacy_are_judged_as_those_of_nftables_are() {
+    for (number, rules, said, commands) in [
+        (
+            0,
+            tables(DOCKER),
+            vec![
+                "all packets of pods: chain FORWARD of table iptables-legacy filter (forward hook)",
+                "chain FORWARD of table ip6tables-legacy filter",
+            ],
+            vec![
+                "iptables-legacy -I DOCKER-USER -i pm+ -j ACCEPT",
+                "ip6tables-legacy -I DOCKER-USER -o pm+",
+            ],
+        ),
+        (
+            1,
+            tables(UFW),
+            vec!["table iptables-legacy filter (forward hook), a rule", "ip6tables-legacy"],
+            vec!["iptables-legacy -I FORWARD -o pm+"],
+        ),
+        (
+            2,
+            "iptables -t raw -A PREROUTING -i mesh0 -j DROP".to_owned(),
+            vec!["packets of other nodes to pods: chain PREROUTING of table iptables-legacy raw"],
+            vec!["iptables-legacy -t raw -I PREROUTING -i mesh0 -j ACCEPT"],
+        ),
+        (
+            3,
+            "iptables -t mangle -N X; iptables -t mangle -A X ! -s 192.168.0.0/16 ! -i eth0 -j DROP
+             iptables -t mangle -A FORWARD -p tcp --dport 99 -j ACCEPT; iptables -t mangle -A FORWARD -g X"
+                .to_owned(),
+            vec!["all packets of pods: chain FORWARD of table iptables-legacy mangle"],
+            vec!["iptables-legacy -t mangle -I FORWARD -i pm+"],
+        ),
+        (
+            4,
+            "iptables -A OUTPUT -o lo -j ACCEPT; iptables -P OUTPUT DROP; ip6tables -P OUTPUT DROP"
+                .to_owned(),
+            vec![
+                "the datagrams of the tunnels: chain OUTPUT of table iptables-legacy filter",
+                "the datagrams of the tunnels: chain OUTPUT of table ip6tables-legacy filter",
+            ],
+            vec!["iptables-legacy -I OUTPUT -p udp --sport 7077"],
+        ),
+    ] {
+        let node = Namespace::new(&format!("fw-legacy{number}"));
+        obey(&node, &by_legacy(&rules));
+        let found = refusals(&node);
+        assert_eq!(found.len(), said.len(), "{number}: {found:?}");
+        for (place, wanted) in said.iter().chain(&commands).enumerate() {
+            let is_said = |(message, command): &(String, String)| {
+                if place < said.len() { message } else { command }.contains(wanted)
+            };
+            assert!(found.iter().any(is_said), "{wanted}: {found:?}");
+        }
+        for (_, command) in &found {
+            obey(&node, command);
+        }
+        assert_eq!(refusals(&node), [], "{number}: what was named has to help");
+    }
+}
+
+#[test]
+fn tables_of_iptables_legacy_that_may_let_podmesh_pass_accuse_nobody() {
+    let node = Namespace::new("fw-legacyok");
+    // A look makes no table that wasn't there.
+    assert_eq!(refusals(&node), []);
+    assert_eq!(node.command("cat /proc/net/ip_tables_names").trim(), "");
+    obey(&node, &by_legacy(&tables(KUBE)));
+    obey(
+        &node,
+        "iptables-legacy -A FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables-legacy -P FORWARD DROP
+         iptables-legacy -t mangle -P FORWARD DROP
+         iptables-legacy -t mangle -A FORWARD -m limit --limit 9/s -j ACCEPT
+         ip6tables-legacy -P FORWARD DROP; ip6tables-legacy -A FORWARD -d fd00::/8 -j ACCEPT
+         iptables-legacy -P INPUT DROP
+         iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+    );
+    assert_eq!(refusals(&node), []);
+    // What nftables has of the same name is another chain.
+    obey(&node, "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP");
+    let found = refusals(&node);
+    assert!(
+        found.len() == 2 && !found[0].0.contains("legacy"),
+        "{found:?}"
     );
 }
 
