@@ -1,11 +1,11 @@
 //! ADD: everything is checked first, then made in order, and taken back if a step fails.
 
-use std::{error::Error, thread, time::Duration};
+use std::{error::Error, net::IpAddr, thread, time::Duration};
 
 use ipnet::IpNet;
 use podmesh_kernel::{
     netns::NetNamespace,
-    veth::{self, OtherRoute, PodLink, VethError},
+    veth::{self, HostEnd, OtherRoute, PodLink, VethError},
 };
 use podmesh_proto::node_file::NodeFile;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use crate::{
     ledger::{self, Claim, Ledger, Moment, Record, Sandbox, Supply},
     meshd, node,
     reply::{Attached, Code, Failure},
-    request::Request,
+    request::{Config, Request},
     routing::{self, Situation},
     warn,
 };
@@ -145,10 +145,12 @@ impl Asked<'_> {
 
     fn try_to_reserve(&self, attachment: &Attachment) -> Result<Result<Record, Full>, Failure> {
         let config = &self.request.config;
-        let interfaces = interfaces()?;
+        let ends = veth::host_ends(HOST_PREFIX).map_err(|error| kernel(&error))?;
+        let interfaces: Vec<String> = ends.iter().map(|end| end.name.clone()).collect();
         let supply = Supply {
             cidrs: self.cidrs,
             present: &veth::present_pods(HOST_PREFIX).map_err(|error| kernel(&error))?,
+            own: own_addresses(&ends, config, &attachment.host_name()),
             interfaces: &interfaces,
         };
         let mut ledger = Ledger::open(&config.data_dir, Moment::read()?, &interfaces)?;
@@ -196,6 +198,28 @@ impl Asked<'_> {
         let families = self.cidrs.iter().map(|cidr| cidr.addr().is_ipv4());
         routing::destinations(&situation, families)
     }
+}
+
+/// What the node's end of that name tells of its pod's addresses, if it is this ledger's and no other
+/// says the same.
+fn own_addresses<'a>(ends: &'a [HostEnd], config: &Config, name: &str) -> &'a [IpAddr] {
+    let is_ours = |end: &&HostEnd| {
+        end.owner
+            .as_ref()
+            .is_some_and(|owner| ledger::is_owner(config, owner))
+    };
+    let Some(own) = ends.iter().filter(is_ours).find(|end| end.name == name) else {
+        return &[];
+    };
+    let mut others = ends.iter().filter(|end| end.name != name);
+    if others.any(|other| {
+        own.addresses
+            .iter()
+            .any(|one| other.addresses.contains(one))
+    }) {
+        return &[];
+    }
+    &own.addresses
 }
 
 /// Every address is taken.

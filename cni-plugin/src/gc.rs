@@ -98,6 +98,7 @@ mod tests {
             name: "pm0123456789a".to_owned(),
             owner: made_by.map(str::to_owned),
             is_up,
+            addresses: Vec::new(),
         };
         for (made_by, is_up, config, expected) in [
             (Some(owner.as_str()), true, &default, true),

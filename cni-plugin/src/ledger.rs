@@ -75,6 +75,9 @@ pub(crate) struct Supply<'a> {
     pub(crate) cidrs: &'a [IpNet],
     /// Addresses that pods have in the kernel's eyes, whatever the ledger says.
     pub(crate) present: &'a [IpAddr],
+    /// Addresses of the attachment's own pod, as far as its node's end stands and tells: a ledger that
+    /// was lost mustn't take them from a pod that lives.
+    pub(crate) own: &'a [IpAddr],
     /// The node's ends that exist.
     pub(crate) interfaces: &'a [String],
 }
@@ -145,7 +148,7 @@ impl Ledger {
     }
 
     /// Gives the attachment its addresses, one of each CIDR, and makes that durable. An attachment
-    /// that has fitting ones already keeps them.
+    /// that has fitting ones already keeps them, be it that its interface alone knows.
     pub(crate) fn reserve(
         &mut self,
         claim: Claim<'_>,
@@ -166,13 +169,20 @@ impl Ledger {
             }
             _ => {}
         }
-        let taken: HashSet<IpAddr> = self
+        let recorded: HashSet<IpAddr> = self
             .records
             .iter()
             .filter(|(other, _)| **other != name)
             .flat_map(|(_, record)| record.iter().flat_map(|record| &record.addresses))
-            .chain(supply.present)
             .copied()
+            .collect();
+        let is_free = |address: &IpAddr| !recorded.contains(address);
+        if fits(supply.own, supply.cidrs) && supply.own.iter().all(is_free) {
+            return self.remember(claim, supply.own.to_vec());
+        }
+        let taken: HashSet<IpAddr> = recorded
+            .into_iter()
+            .chain(supply.present.to_vec())
             .collect();
         let mut chosen = Vec::new();
         for cidr in supply.cidrs {

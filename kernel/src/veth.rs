@@ -95,6 +95,8 @@ pub struct HostEnd {
     pub name: String,
     /// Whose the pair is. A pair that is being made tells nobody before it is up.
     pub owner: Option<String>,
+    /// The pod's addresses, as far as it tells.
+    pub addresses: Vec<IpAddr>,
     /// Whether it has been brought up.
     pub is_up: bool,
 }
@@ -198,6 +200,7 @@ pub fn host_ends(prefix: &str) -> Result<Vec<HostEnd>, VethError> {
     let ends = pods.map(|link| HostEnd {
         name: compare::given_name(&link, prefix),
         owner: link.alias.as_deref().and_then(alias::owner_of),
+        addresses: told(&link).map_or_else(Vec::new, |wiring| wiring.addresses),
         is_up: link.is_up,
     });
     Ok(ends.filter(|end| end.name.starts_with(prefix)).collect())
@@ -230,12 +233,16 @@ pub fn present_pods(prefix: &str) -> Result<Vec<IpAddr>, VethError> {
         let known = seen.neighbours.iter();
         let known = known.filter(|known| known.index == end.index);
         pods.extend(known.map(|known| known.address));
-        let told = end.alias.as_deref().and_then(Wiring::parse);
-        pods.extend(told.into_iter().flat_map(|wiring| wiring.addresses));
+        pods.extend(told(end).into_iter().flat_map(|wiring| wiring.addresses));
     }
     pods.sort_unstable();
     pods.dedup();
     Ok(pods)
+}
+
+/// How a pod was wired, as its node's end tells.
+fn told(end: &Found) -> Option<Wiring> {
+    end.alias.as_deref().and_then(Wiring::parse)
 }
 
 /// Whether the node's end of any pod stands.

@@ -50,6 +50,7 @@ fn reserve_in(
     let supply = Supply {
         cidrs: &[cidr.parse().unwrap()],
         present: &[],
+        own: &[],
         interfaces: &[],
     };
     let attachment = attachment(id);
@@ -95,6 +96,7 @@ fn what_the_kernel_routes_is_not_given_away() {
     let supply = Supply {
         cidrs: &["10.0.0.0/29".parse().unwrap()],
         present: &["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()],
+        own: &[],
         interfaces: &[],
     };
     let attachment = attachment("a");
@@ -107,6 +109,41 @@ fn what_the_kernel_routes_is_not_given_away() {
     };
     let record = scratch.open("b", 1).reserve(claim, &supply).unwrap();
     assert_eq!(record.addresses, ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn a_living_pod_keeps_its_addresses_without_a_record_unless_they_are_anothers_by_now() {
+    let scratch = Scratch::new("living");
+    let own = |text: &str| text.parse::<IpAddr>().unwrap();
+    let ask = |ledger: &mut Ledger, id: &str, cidr: &str, own: &[IpAddr]| {
+        let attachment = attachment(id);
+        let claim = Claim {
+            network: "net",
+            attachment: &attachment,
+            sandbox: None,
+            destinations: Vec::new(),
+            mac: None,
+        };
+        let supply = Supply {
+            cidrs: &[cidr.parse().unwrap()],
+            present: own,
+            own,
+            interfaces: &[],
+        };
+        ledger.reserve(claim, &supply).unwrap().addresses[0]
+    };
+    let mut ledger = scratch.open("b", 1);
+    let five = [own("10.0.0.5")];
+    assert_eq!(ask(&mut ledger, "a", "10.0.0.0/29", &five), five[0]);
+    // What a record says counts for more than what an interface says.
+    assert_eq!(
+        ask(&mut ledger, "a", "10.0.0.0/29", &[own("10.0.0.4")]),
+        five[0]
+    );
+    assert_ne!(ask(&mut ledger, "b", "10.0.0.0/29", &five), five[0]);
+    // The node has moved to another range.
+    let moved = ask(&mut ledger, "c", "10.1.0.0/29", &[own("10.0.0.3")]);
+    assert!(moved.to_string().starts_with("10.1.0."));
 }
 
 #[test]
@@ -269,6 +306,7 @@ fn an_attachment_that_stands_needs_nothing_written() {
         let supply = Supply {
             cidrs: &[cidr.parse().unwrap()],
             present: &[],
+            own: &[],
             interfaces,
         };
         ledger.standing(&attachment, sandbox, &supply).is_some()

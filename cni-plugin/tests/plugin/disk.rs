@@ -215,3 +215,35 @@ fn what_waits_for_its_end_is_named_when_the_range_is_full() {
     );
     assert!(sentence.contains("after a minute at most"), "{sentence}");
 }
+
+#[test]
+fn a_living_pod_keeps_its_address_when_the_ledger_is_lost() {
+    let node = Node::new("lostledger");
+    let pods: Vec<_> = (0..4).map(|_| pod()).collect();
+    let names = ["one", "two", "three", "four"];
+    let add = |number: usize| node.add(names[number], &pods[number]).expect_success();
+    let given: Vec<_> = (0..3).map(|number| add(number).addresses()).collect();
+    let ends = || {
+        node.namespace
+            .command("ip -o link | grep -o '^[0-9]*: pm[0-9a-f]*'")
+    };
+    let before = ends();
+    fs::remove_dir_all(node.ledger()).unwrap();
+    // Not in the order in which they came, so that no luck helps.
+    for number in [2, 0] {
+        assert_eq!(add(number).addresses(), given[number]);
+    }
+    // Somebody new doesn't get the address of a pod that has no record yet.
+    let fourth = add(3).addresses();
+    assert!(!given.contains(&fourth), "{fourth:?}");
+    // A record that the disk has spoiled is as good as none.
+    for file in fs::read_dir(node.ledger()).unwrap().flatten() {
+        fs::write(file.path(), "spoiled").unwrap();
+    }
+    for (number, addresses) in given.iter().enumerate() {
+        assert_eq!(add(number).addresses(), *addresses);
+    }
+    let after = ends();
+    assert!(after.starts_with(&before), "{before}\n{after}");
+    pods[0].command(&format!("ping -c1 -W2 {}", given[1][0]));
+}
