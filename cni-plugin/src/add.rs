@@ -66,6 +66,7 @@ pub(crate) fn run(request: &Request) -> Result<Value, Failure> {
             take_back(request, attachment);
             return Err(failure);
         }
+        meshd::tell_recovery(&request.config.runtime_dir);
     }
     let attached = Attached {
         link: &link,

@@ -1,6 +1,7 @@
 //! What is asked of meshd, and told to it, over its local socket.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::Path,
@@ -12,6 +13,8 @@ use podmesh_proto::local_api::{ReadyView, Request, Response};
 use crate::warn;
 
 const SOCKET: &str = "meshd.sock";
+/// Is there in meshd's runtime folder as long as meshd believes that the ledger can't be written.
+const TOLD: &str = "ledger-trouble";
 const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
 const OTHER_ANSWER: &str = "meshd answered another question than it was asked";
@@ -24,15 +27,35 @@ pub(crate) fn ready(runtime_dir: &Path) -> Result<ReadyView, String> {
         return Ok(view);
     }
     tell(runtime_dir, None)?;
+    forget_told(runtime_dir);
     ask_ready(runtime_dir)
 }
 
 /// Tells that no pod can be attached because of a ledger that can't be written, so that meshd's
 /// own readiness says so, too. Where there is no meshd, nobody asks it either.
 pub(crate) fn tell_trouble(runtime_dir: &Path, trouble: &str) {
-    if let Err(reason) = tell(runtime_dir, Some(trouble.to_owned())) {
-        warn(&format!("meshd could not be told: {reason}"));
+    match tell(runtime_dir, Some(trouble.to_owned())) {
+        // Without it meshd believes the trouble for its time.
+        Ok(()) => drop(fs::write(runtime_dir.join(TOLD), "")),
+        Err(reason) => warn(&format!("meshd could not be told: {reason}")),
     }
+}
+
+/// Tells that the ledger was written, if meshd was told before that it can't be. Where it wasn't, no ADD
+/// waits for meshd.
+pub(crate) fn tell_recovery(runtime_dir: &Path) {
+    if !runtime_dir.join(TOLD).exists() {
+        return;
+    }
+    match tell(runtime_dir, None) {
+        Ok(()) => forget_told(runtime_dir),
+        Err(reason) => warn(&format!("meshd could not be told: {reason}")),
+    }
+}
+
+fn forget_told(runtime_dir: &Path) {
+    // It is not there where nobody was told.
+    let _ = fs::remove_file(runtime_dir.join(TOLD));
 }
 
 fn ask_ready(runtime_dir: &Path) -> Result<ReadyView, String> {

@@ -129,6 +129,20 @@ fn a_full_disk_is_told_before_a_pod_finds_out() {
     let questions: Vec<_> = told.try_iter().map(|one| one["request"].clone()).collect();
     assert_eq!(questions, ["Ready", "Ledger", "Ready"]);
     node.add("three", &pods[2]).expect_success();
+    assert_eq!(told.try_iter().count(), 0, "no ADD asks meshd anything");
+    // Without anybody who asks for the state, the next pod that is attached takes the trouble back.
+    node.del("two").expect_success();
+    disk.fill();
+    assert_eq!(node.add("two", &pods[1]).code(), 106);
+    disk.make_room();
+    node.add("two", &pods[1]).expect_success();
+    node.del("two").expect_success();
+    node.add("two", &pods[1]).expect_success();
+    let troubles: Vec<_> = told
+        .try_iter()
+        .map(|one| one["trouble"].is_string())
+        .collect();
+    assert_eq!(troubles, [true, false]);
 }
 
 #[test]
