@@ -2,6 +2,8 @@
 //!
 //! Numbers are those of the kernel's `linux/rtnetlink.h`, `if_link.h`, `if_addr.h`, `neighbour.h`.
 
+mod found;
+
 use std::{
     io,
     net::IpAddr,
@@ -11,11 +13,15 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    blocking_netlink::{Attributes, Conversation, Message, Reply},
-    route::{MAIN_TABLE, POD_PROTOCOL, TABLE},
+    blocking_netlink::{Conversation, Message},
+    route::{MAIN_TABLE, POD_PROTOCOL},
 };
 
 use super::PodLink;
+
+pub(super) use self::found::{Found, Neighbour, Route, SourceRule};
+
+use self::found::{address_of, found_link, found_route, mac_of};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -84,70 +90,6 @@ const NEIGHBOUR_HEADER_BYTES: usize = 12;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
-
-/// What matters of an interface.
-pub(super) struct Found {
-    pub(super) index: u32,
-    pub(super) name: String,
-    pub(super) is_up: bool,
-    /// Up, with a carrier, and switched on by the kernel.
-    pub(super) is_operational: bool,
-    pub(super) is_veth: bool,
-    pub(super) mac: Option<[u8; 6]>,
-    pub(super) mtu: u32,
-    pub(super) alias: Option<String>,
-    /// Index of its counterpart, and the kernel's number for the namespace of that, if another.
-    pub(super) peer: Option<u32>,
-    pub(super) peer_namespace: Option<u32>,
-    pub(super) settings: Settings,
-}
-
-/// The kernel's settings of one interface, as the kernel lists them with it; empty for a family
-/// that it doesn't have.
-#[derive(Default)]
-pub(super) struct Settings {
-    pub(super) v4: Vec<u32>,
-    pub(super) v6: Vec<u32>,
-    pub(super) v6_address_mode: Option<u32>,
-}
-
-/// What matters of a neighbour that was told and not learned.
-pub(super) struct Neighbour {
-    pub(super) index: u32,
-    pub(super) address: IpAddr,
-    pub(super) mac: Option<[u8; 6]>,
-}
-
-/// What matters of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SourceRule {
-    pub(super) source: IpAddr,
-    pub(super) table: u32,
-}
-
-/// What matters of a route.
-pub(super) struct Route {
-    pub(super) table: u32,
-    pub(super) protocol: u8,
-    pub(super) is_unicast: bool,
-    pub(super) prefix: Option<IpNet>,
-    pub(super) metric: u32,
-    pub(super) gateway: Option<IpAddr>,
-    pub(super) oif: Option<u32>,
-}
-
-impl Route {
-    /// Whether it is one of those that lead to this node's pods.
-    pub(super) fn is_to_pod(&self) -> bool {
-        self.table == TABLE && self.protocol == POD_PROTOCOL
-    }
-
-    /// The address that it is for, if it is for one alone.
-    pub(super) fn address(&self) -> Option<IpAddr> {
-        let prefix = self.prefix?;
-        (prefix.prefix_len() == prefix.max_prefix_len()).then(|| prefix.addr())
-    }
-}
 
 /// In which table, and as whose, a route is made.
 #[derive(Clone, Copy)]
@@ -448,59 +390,6 @@ pub(super) fn host_prefix(address: &IpAddr) -> u8 {
     }
 }
 
-fn found_link(reply: &Reply) -> Option<Found> {
-    let attributes = reply.attributes(LINK_HEADER_BYTES);
-    let kind = attributes.nested(IFLA_LINKINFO).text(IFLA_INFO_KIND);
-    Some(Found {
-        index: reply.header_number(4)?,
-        name: attributes.text(IFLA_IFNAME)?,
-        is_up: reply.header_number(8)? & IFF_UP != 0,
-        is_operational: attributes.find(IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
-        is_veth: kind.as_deref() == Some("veth"),
-        mac: attributes.find(IFLA_ADDRESS).and_then(mac_of),
-        mtu: attributes.number(IFLA_MTU).unwrap_or(0),
-        alias: attributes.text(IFLA_IFALIAS),
-        peer: attributes.number(IFLA_LINK),
-        peer_namespace: attributes.number(IFLA_LINK_NETNSID),
-        settings: found_settings(attributes.nested(IFLA_AF_SPEC)),
-    })
-}
-
-fn found_settings(families: Attributes<'_>) -> Settings {
-    let numbers = |bytes: Option<&[u8]>| {
-        let (words, _) = bytes.unwrap_or_default().as_chunks::<4>();
-        words.iter().copied().map(u32::from_ne_bytes).collect()
-    };
-    let v6 = families.nested(FAMILY_V6);
-    let mode = v6.find(IFLA_INET6_ADDR_GEN_MODE);
-    Settings {
-        v4: numbers(families.nested(FAMILY_V4).find(IFLA_INET_CONF)),
-        v6: numbers(v6.find(IFLA_INET6_CONF)),
-        v6_address_mode: mode.and_then(|mode| mode.first().copied().map(u32::from)),
-    }
-}
-
-fn found_route(reply: &Reply) -> Option<Route> {
-    let [family, prefix_length, _, _, table, protocol, _, kind] =
-        *reply.payload.first_chunk::<8>()?;
-    let attributes = reply.attributes(ROUTE_HEADER_BYTES);
-    let everything = match family {
-        2 => Some(IpAddr::from([0; 4])),
-        10 => Some(IpAddr::from([0; 16])),
-        _ => None,
-    };
-    let destination = attributes.find(RTA_DST).and_then(address_of).or(everything);
-    Some(Route {
-        table: attributes.number(RTA_TABLE).unwrap_or(u32::from(table)),
-        protocol,
-        is_unicast: kind == RTN_UNICAST,
-        prefix: destination.and_then(|address| IpNet::new(address, prefix_length).ok()),
-        metric: attributes.number(RTA_PRIORITY).unwrap_or(0),
-        gateway: attributes.find(RTA_GATEWAY).and_then(address_of),
-        oif: attributes.number(RTA_OIF),
-    })
-}
-
 fn link_header(index: u32, flags: u32) -> Vec<u8> {
     let mut header = vec![0; 4];
     header.extend_from_slice(&index.to_ne_bytes());
@@ -541,17 +430,5 @@ fn octets(address: &IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
-fn mac_of(bytes: &[u8]) -> Option<[u8; 6]> {
-    bytes.try_into().ok()
-}
-
-fn address_of(bytes: &[u8]) -> Option<IpAddr> {
-    match bytes.len() {
-        4 => Some(IpAddr::from(*bytes.first_chunk::<4>()?)),
-        16 => Some(IpAddr::from(*bytes.first_chunk::<16>()?)),
-        _ => None,
     }
 }
