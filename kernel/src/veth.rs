@@ -292,7 +292,8 @@ pub fn check(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
     if let Some(first) = differences.first() {
         return Err(VethError::Damaged(format!("{} ({})", first, host.name)));
     }
-    pod.run(|| pod_end::check(link, host))??;
+    let is_answered = compare::answers_for_gateway(&mut kernel, host.index, &wiring);
+    pod.run(|| pod_end::check(link, host, is_answered))??;
     if !host.is_operational {
         return Err(VethError::Damaged(format!(
             "{} on the node has no carrier",

@@ -183,7 +183,8 @@ fn a_pod_with_another_hardware_address_is_followed() {
     let mended = keeper.mend();
     assert!(mended.is_young);
     assert_eq!(mended.repaired.len(), 2, "{mended:?}");
-    // The pod itself forgets its gateway by that, which nobody outside of it can put right.
+    // The pod itself has forgotten its gateway by that. A node without a way to the world answers nobody
+    // who asks for it, and says so.
     assert_eq!(mended.troubles.len(), 1, "{mended:?}");
     assert!(
         mended.troubles[0].contains("hardware address"),
@@ -193,9 +194,28 @@ fn a_pod_with_another_hardware_address_is_followed() {
         .node
         .call("CHECK", "one", Some(&keeper.pods[0].path()));
     assert_eq!(keeper.node.run(&check).code(), 103);
-    remember_gateway(&keeper, 0);
+    keeper.node.namespace.command(
+        "ip link add up0 type bridge; ip link set up0 up
+         ip addr add 192.0.2.7/24 dev up0; ip route add default via 192.0.2.1",
+    );
+    assert_eq!(keeper.mend().troubles, Vec::<String>::new());
     keeper.talk();
     keeper.node.run(&check).expect_success();
+    // Whoever asks under the address of another pod, or of nobody, isn't remembered.
+    let end = keeper.end("10.42.3.1");
+    let known = |keeper: &Keeper| {
+        let listed = format!("ip neigh show dev {end}");
+        let listed = keeper.node.namespace.command(&listed);
+        listed.lines().filter(|line| !line.contains("fe80")).count()
+    };
+    let before = known(&keeper);
+    keeper.pods[0].command(
+        "ip addr add 10.42.3.2/32 dev eth0; ip addr add 10.99.0.1/32 dev eth0
+         ip neigh flush dev eth0
+         ping -c1 -W1 -I 10.42.3.2 10.77.0.3 || ping -c1 -W1 -I 10.99.0.1 10.77.0.3 || true",
+    );
+    assert_eq!(known(&keeper), before);
+    keeper.pods[0].command("ip addr del 10.42.3.2/32 dev eth0; ip addr del 10.99.0.1/32 dev eth0");
     // Nor does an ADD for the same pod begin anew because of it.
     keeper.node.add("one", &keeper.pods[0]).expect_success();
     let link = keeper.pods[0].command("ip link show eth0");

@@ -46,13 +46,16 @@ const DEVICE: [Setting; 2] = [
 ];
 
 /// Of the node's end of any pod.
-const POD_END: [Setting; 9] = [
+const POD_END: [Setting; 10] = [
     (IpFamily::V4, "forwarding", "1"),
     (IpFamily::V4, "rp_filter", "1"),
     (IpFamily::V4, "accept_redirects", "0"),
     (IpFamily::V4, "send_redirects", "0"),
-    // The neighbours are known, so no pod needs an answer, and none can fill the table by asking.
+    // The neighbours are known, so no pod needs an answer about this node's addresses.
     (IpFamily::V4, "arp_ignore", "8"),
+    // But one that has got another hardware address has forgotten its gateway and asks for that. Who asks
+    // is remembered only under an address that is routed to it (`rp_filter`), so none can fill the table.
+    (IpFamily::V4, "proxy_arp", "1"),
     (IpFamily::V6, "accept_ra", "0"),
     (IpFamily::V6, "accept_redirects", "0"),
     (IpFamily::V6, "addr_gen_mode", "1"),

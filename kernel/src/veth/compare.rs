@@ -8,7 +8,7 @@ use crate::{
 };
 
 use super::{
-    GATEWAY_V6, POD_PLACE, VethError,
+    GATEWAY_V4, GATEWAY_V6, POD_PLACE, VethError,
     alias::{self, Wiring},
     refused,
     request::{self, Found, Neighbour, Route},
@@ -19,8 +19,9 @@ const MIN_MTU: u32 = 1280;
 
 /// Where the lists of settings that the kernel gives with an interface have each of ours
 /// (`linux/ip.h`, less one, and `linux/ipv6.h`). `addr_gen_mode` has an attribute of its own.
-const PLACES: [(IpFamily, &str, usize); 9] = [
+const PLACES: [(IpFamily, &str, usize); 10] = [
     (IpFamily::V4, "forwarding", 0),
+    (IpFamily::V4, "proxy_arp", 2),
     (IpFamily::V4, "accept_redirects", 3),
     (IpFamily::V4, "send_redirects", 5),
     (IpFamily::V4, "rp_filter", 7),
@@ -126,6 +127,16 @@ pub(super) fn lost_address(
     wiring.addresses.iter().copied().find(|address| {
         request::addresses_elsewhere(filtering, place, address)
             .is_ok_and(|present| !present.contains(address))
+    })
+}
+
+/// Whether the node answers a pod that asks who its gateway is: for IPv4 it does so for what it would send
+/// on by another interface; for IPv6 its end has that address.
+pub(super) fn answers_for_gateway(kernel: &mut Conversation, index: u32, wiring: &Wiring) -> bool {
+    let mut v4 = wiring.addresses.iter().filter(|address| address.is_ipv4());
+    v4.all(|address| {
+        let onward = request::way_onward(kernel, (index, *address), GATEWAY_V4.into());
+        onward.is_some_and(|onward| onward != index)
     })
 }
 

@@ -231,11 +231,14 @@ impl Look<'_> {
                 continue;
             };
             let wiring = &pair.wiring;
-            if pod_end.mac != Some(wiring.pod_mac) {
+            if pod_end.mac != Some(wiring.pod_mac)
+                && !compare::answers_for_gateway(self.kernel, pair.index, wiring)
+            {
                 self.trouble(
                     wiring,
                     "its hardware address was changed after it was attached, by which the kernel \
-                     forgets the pod's gateway: give it by the key mac of the network configuration",
+                     forgets the pod's gateway, and this node has no route to the world for which it \
+                     would answer who asks for that: give it by the key mac of the network configuration",
                 );
             }
             if pair.is_young {

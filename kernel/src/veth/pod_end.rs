@@ -114,8 +114,9 @@ pub(super) fn set_up(link: &PodLink) -> Result<(), VethError> {
     carry_out(steps)
 }
 
-/// Compares what is inside the pod; `host` is the node's end.
-pub(super) fn check(link: &PodLink, host: &Found) -> Result<(), VethError> {
+/// Compares what is inside the pod; `host` is the node's end, and `is_answered` whether the node answers
+/// a pod that asks who its IPv4 gateway is.
+pub(super) fn check(link: &PodLink, host: &Found, is_answered: bool) -> Result<(), VethError> {
     let mut kernel = open()?;
     let name = &link.pod_name;
     let end = existing(&mut kernel, name, "in the pod")?;
@@ -137,10 +138,16 @@ pub(super) fn check(link: &PodLink, host: &Found) -> Result<(), VethError> {
             return damaged(format!("{address} is not on {name} in the pod"));
         }
         let gateway = gateway_of(address);
-        let is_known = neighbours.iter().any(|known| {
-            known.index == end.index && known.address == gateway && known.mac == Some(link.host_mac)
-        });
-        if !is_known {
+        let known = |wanted: bool| {
+            neighbours.iter().any(|known| {
+                known.index == end.index
+                    && known.address == gateway
+                    && (known.mac == Some(link.host_mac)) == wanted
+            })
+        };
+        // With another hardware address the pod has forgotten its gateway, and asks for that.
+        let may_ask = end.mac != Some(link.pod_mac) && (is_answered || gateway.is_ipv6());
+        if known(false) || !may_ask && !known(true) {
             return damaged(format!(
                 "the pod does not know the hardware address of {gateway}"
             ));

@@ -68,6 +68,8 @@ const IFA_F_NODAD: u32 = 2;
 
 const ROUTE_HEADER_BYTES: usize = 12;
 const RTA_DST: u16 = 1;
+const RTA_SRC: u16 = 2;
+const RTA_IIF: u16 = 3;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
@@ -357,6 +359,38 @@ pub(super) fn addresses_elsewhere(
         address_of(own?)
     });
     Ok(addresses.collect())
+}
+
+/// By which interface the kernel sends on what comes from `source` in by the interface `index`, to
+/// `to`; `None` if it would not.
+pub(super) fn way_onward(
+    kernel: &mut Conversation,
+    (index, source): (u32, IpAddr),
+    to: IpAddr,
+) -> Option<u32> {
+    let length = host_prefix(&to);
+    let header = [
+        family(&to),
+        length,
+        host_prefix(&source),
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
+    let mut message = Message::new(RTM_GETROUTE, 0, &header);
+    message
+        .bytes(RTA_DST, &octets(&to))
+        .bytes(RTA_SRC, &octets(&source))
+        .number(RTA_IIF, index);
+    let replies = kernel.get(message).ok()?;
+    let found = replies.iter().find_map(found_route)?;
+    found.oif.filter(|_| found.is_unicast)
 }
 
 pub(super) fn routes(kernel: &mut Conversation) -> io::Result<Vec<Route>> {
