@@ -6,6 +6,7 @@ mod talk;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use podmesh_lab::{Lab, Mesh, Node, mesh, wait};
@@ -51,8 +52,7 @@ fn a_node_full_of_pods_gets_over_whatever_is_done_to_its_host() {
             .unwrap_or_else(|error| panic!("{said}: {error:#}"));
         times.entry(fault.kind).or_default().push(took);
         if fault.kind.takes_files() {
-            let socket = node.runtime_dir().join("meshd.sock");
-            wait::until("the socket", LIMIT, || Ok(there(socket.exists()))).unwrap();
+            wait_for_files(node).unwrap_or_else(|error| panic!("{said}: {error:#}"));
         }
     }
     let (lines, longest) = report(&times);
@@ -70,8 +70,8 @@ fn a_node_full_of_pods_gets_over_whatever_is_done_to_its_host() {
 
 fn two_nodes() -> Lab {
     let mut plan = Lab::plan("host-faults");
-    plan.planet("planet-1");
-    plan.site("cloud");
+    plan.planet("planet-1").ipv6();
+    plan.site("cloud").ipv6();
     plan.node("cloud-1").at("cloud");
     plan.node("cloud-2").at("cloud");
     let lab = plan.up().unwrap();
@@ -109,6 +109,23 @@ fn there(is_there: bool) -> wait::Look<()> {
     } else {
         wait::NotYet("not there".to_owned())
     }
+}
+
+/// Until what others need of the runtime folder is there and can be read.
+fn wait_for_files(node: &Node) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let folder = node.runtime_dir();
+    wait::until("socket and node file", LIMIT, || {
+        let mode = fs::metadata(folder.join("meshd.sock")).map(|found| found.mode());
+        let file = fs::read_to_string(folder.join("node.json")).unwrap_or_default();
+        let is_whole = serde_json::from_str::<serde_json::Value>(&file).is_ok();
+        Ok(there(
+            mode.is_ok_and(|mode| mode & 0o600 == 0o600) && is_whole,
+        ))
+    })?;
+    let took = begin.elapsed();
+    anyhow::ensure!(took <= bound(), "back after {took:?}");
+    Ok(())
 }
 
 /// Until Health names the cause of a fault that meshd has no right to mend.

@@ -43,10 +43,14 @@ pub(super) enum Kind {
     ForeignFirewall,
     ForeignTables,
     ForeignRoutingRule,
+    ForeignDevice,
+    UnderlayDownAndUp,
+    UnderlayRoutesLost,
+    UnderlayAddressesLost,
 }
 
 impl Kind {
-    const ALL: [Self; 31] = [
+    const ALL: [Self; 35] = [
         Self::RulesetFlushed,
         Self::TableDeleted,
         Self::GuardChainFlushed,
@@ -78,7 +82,18 @@ impl Kind {
         Self::ForeignFirewall,
         Self::ForeignTables,
         Self::ForeignRoutingRule,
+        Self::ForeignDevice,
+        Self::UnderlayDownAndUp,
+        Self::UnderlayRoutesLost,
+        Self::UnderlayAddressesLost,
     ];
+
+    /// Those whose names begin with what `HOST_FAULTS_KIND` says, or all.
+    fn wanted() -> Vec<Self> {
+        let begin = std::env::var("HOST_FAULTS_KIND").unwrap_or_default();
+        let is_wanted = |kind: &Self| format!("{kind:?}").starts_with(&begin);
+        Self::ALL.into_iter().filter(is_wanted).collect()
+    }
 
     /// Whether it is somebody's right, so that meshd can only say what is wrong.
     pub(super) fn is_named(self) -> bool {
@@ -91,6 +106,7 @@ impl Kind {
             Self::ForeignFirewall => &["chain refuse of table inet theirs"],
             Self::ForeignTables => &["chain FORWARD of table ip filter"],
             Self::ForeignRoutingRule => &["somebody else's routing rule"],
+            Self::ForeignDevice => &["mesh0 is somebody else's: a bridge"],
             _ => &[],
         }
     }
@@ -98,7 +114,11 @@ impl Kind {
     pub(super) fn takes_files(self) -> bool {
         matches!(
             self,
-            Self::RuntimeFolderRemoved | Self::SocketRemoved | Self::SocketClosed
+            Self::NodeFileRemoved
+                | Self::NodeFileOverwritten
+                | Self::RuntimeFolderRemoved
+                | Self::SocketRemoved
+                | Self::SocketClosed
         )
     }
 
@@ -148,6 +168,13 @@ impl Kind {
             }
             Self::ForeignTables => "iptables -P FORWARD DROP",
             Self::ForeignRoutingRule => "ip rule add pref 100 to 10.42.0.0/16 lookup 99",
+            // In one go, before meshd makes its own anew.
+            Self::ForeignDevice => {
+                "printf 'link add other$n type bridge\nlink del mesh0\nlink set other$n name mesh0\n' | ip -batch -"
+            }
+            Self::UnderlayDownAndUp => "underlay 'ip link set eth0 down' 'ip link set eth0 up'",
+            Self::UnderlayRoutesLost => "underlay 'ip $f route flush default' true",
+            Self::UnderlayAddressesLost => "underlay 'ip addr flush dev eth0 scope global' true",
             Self::NodeFileRemoved
             | Self::NodeFileOverwritten
             | Self::RuntimeFolderRemoved
@@ -162,10 +189,29 @@ impl Kind {
             Self::ForeignFirewall => "nft delete table inet theirs",
             Self::ForeignTables => "nft delete table ip filter",
             Self::ForeignRoutingRule => "ip rule del pref 100",
+            Self::ForeignDevice => "ip link del mesh0",
             _ => "true",
         }
     }
 }
+
+/// A function of the shell that does its first word to the underlay and its second word up to three seconds later,
+/// and then puts back what the kernel forgot meanwhile, as the network manager of a machine does it: addresses,
+/// routes, and the gateway, which answers nobody who asks for it in the lab.
+const UNDERLAY: &str = r#"
+underlay() {
+  four=$(ip -4 route show default) six=$(ip -6 route show default)
+  addresses=$(ip -o addr show dev eth0 scope global | awk '{ print $4 }')
+  gateways=$(ip neigh show dev eth0 nud permanent | awk '{ print $1 " " $3 }')
+  eval "$1"; sleep $((n % 4)); eval "$2"
+  for address in $addresses; do ip addr replace $address dev eth0 nodad; done
+  echo "$gateways" | while read gateway station; do
+    [ -z "$gateway" ] || ip neigh replace $gateway lladdr $station dev eth0 nud permanent
+  done
+  [ -z "$four" ] || ip -4 route replace $four
+  [ -z "$six" ] || ip -6 route replace $six
+}
+"#;
 
 /// One of them, done to something.
 #[derive(Debug, Clone)]
@@ -180,8 +226,9 @@ pub(super) struct Fault {
 impl Fault {
     pub(super) fn any(random: &mut Random, pods: &[Arc<Pod>]) -> Self {
         let pod = &pods[random.below(pods.len())];
+        let kinds = Kind::wanted();
         Self {
-            kind: Kind::ALL[random.below(Kind::ALL.len())],
+            kind: kinds[random.below(kinds.len())],
             interface: host_end(pod).expect("the node's end of a pod"),
             address: pod.address(false).expect("an address").to_string(),
             family: ["-4", "-6"][random.below(2)],
@@ -213,7 +260,7 @@ impl Fault {
 
     fn run(&self, node: &Node, script: &str) -> Result<()> {
         let set = format!(
-            "pm={} pod={} f={} n={}; {script}",
+            "{UNDERLAY}pm={} pod={} f={} n={}; {script}",
             self.interface, self.address, self.family, self.number
         );
         node.namespace().run(&["sh", "-c", &set])?;
