@@ -38,6 +38,13 @@ pub struct Planet {
 }
 
 impl Planet {
+    /// Whether the connection is up and the planet has said welcome.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        let connection = self.connection.as_ref();
+        connection.is_some_and(|connection| connection.welcome)
+    }
+
     /// Seconds by which the planet's wall clock is ahead of this node's, as far as is known.
     #[must_use]
     pub fn clock_ahead(&self, now: Now) -> Option<i64> {
@@ -146,13 +153,8 @@ impl Planets {
 
     /// Those whose welcome is there, in the order of the network document.
     pub fn connected(&self) -> impl Iterator<Item = PlanetId> + '_ {
-        let welcome = |planet: &&Planet| {
-            planet
-                .connection
-                .as_ref()
-                .is_some_and(|connection| connection.welcome)
-        };
-        self.all().filter(welcome).map(|planet| planet.entry.id)
+        let connected = self.all().filter(|planet| planet.is_connected());
+        connected.map(|planet| planet.entry.id)
     }
 
     /// The relay sessions.

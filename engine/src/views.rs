@@ -226,7 +226,7 @@ impl Engine {
                 id: planet.entry.id,
                 name: planet.entry.name.clone(),
                 address: planet.entry.address.clone(),
-                connected: connection.is_some_and(|connection| connection.welcome),
+                connected: planet.is_connected(),
                 rtt_ms: connection.map(|connection| millis(connection.rtt)),
                 observed: connection.and_then(|_| self.endpoints.seen_by(&planet.entry.id)),
                 error: planet.error.clone(),

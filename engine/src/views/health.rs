@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use podmesh_proto::id::Name;
 use podmesh_proto::local_api::HealthView;
 use podmesh_proto::time::Now;
 
@@ -54,13 +55,8 @@ impl Engine {
                 entries.push(entry("MESH-GROUP-001", message, next));
             }
         }
-        let revoked = members.is_revoked(&self.node_id());
-        let alone = self.planets.connected().next().is_none();
-        if !revoked && alone && self.planets.all().next().is_some() {
-            let message = "no planet is connected; tunnels go on, changes don't get through";
-            let next =
-                "look whether the planet runs (`planet status` there) and UDP gets through to it";
-            entries.push(entry("MESH-PLANET-001", message, next));
+        if !members.is_revoked(&self.node_id()) {
+            entries.extend(self.planet_health());
         }
         entries.extend(self.clock_health(now));
         entries.extend(self.translation_health());
@@ -68,6 +64,24 @@ impl Engine {
         entries.extend(self.drop_health());
         tracing::trace!(at = %now.unix, entries = entries.len(), "health");
         entries
+    }
+
+    /// Planets that aren't connected: one line if it is all of them, else one for each.
+    fn planet_health(&self) -> Vec<HealthView> {
+        let all: Vec<&Planet> = self.planets.all().collect();
+        if !all.is_empty() && self.planets.connected().next().is_none() {
+            let message = "no planet is connected; tunnels go on, changes don't get through";
+            let next =
+                "look whether the planet runs (`planet status` there) and UDP gets through to it";
+            return vec![entry("MESH-PLANET-001", message, next)];
+        }
+        // Before the first try has ended there is nothing to tell.
+        let lost = |planet: &&Planet| planet.error.clone().filter(|_| !planet.is_connected());
+        let told = all.iter().enumerate().filter_map(|(place, planet)| {
+            let entry_of = if place == 0 { first_lost } else { other_lost };
+            Some(entry_of(&planet.entry.name, &lost(planet)?))
+        });
+        told.collect()
     }
 
     /// By the planet whose clock differs most. Judged anew each time: a clock goes wrong, and is put
@@ -174,6 +188,28 @@ impl Engine {
             entry("MESH-DATA-001", &message, next)
         })
     }
+}
+
+/// The first planet of the network document is the one that gives leases.
+fn first_lost(planet: &Name, reason: &str) -> HealthView {
+    let message = format!(
+        "planet {planet} is not connected: {reason}; no new node can join until it is back, as it gives \
+         the addresses"
+    );
+    let next = format!(
+        "look whether it runs (`planet status` there) and UDP gets through to it; if it is gone for good: \
+         `meshctl network add-planet NAME=KEY@HOST:PORT --replaces {planet}`"
+    );
+    entry("MESH-PLANET-002", &message, &next)
+}
+
+fn other_lost(planet: &Name, reason: &str) -> HealthView {
+    let message = format!("planet {planet} is not connected: {reason}; the others serve");
+    let next = format!(
+        "look whether it runs (`planet status` there) and UDP gets through to it; if it is gone for good: \
+         `meshctl network retire-planet {planet}`"
+    );
+    entry("MESH-PLANET-002", &message, &next)
 }
 
 fn entry(code: &str, message: &str, next: &str) -> HealthView {

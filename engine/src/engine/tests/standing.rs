@@ -9,7 +9,8 @@ use podmesh_proto::planet_api::{DirectoryCursor, DirectoryRecord, DirectoryUpdat
 use podmesh_proto::signed::Signed;
 
 use crate::engine::Engine;
-use crate::testing::{Draft, START, World, name, nets};
+use crate::output::PlanetEvent;
+use crate::testing::{Draft, Keys, START, World, name, nets};
 use crate::timers::Timer;
 
 const LIFE: u64 = 3_600;
@@ -272,6 +273,40 @@ fn a_planet_that_an_edition_leaves_out_leaves_nothing_behind_and_may_come_back()
     assert!(timers_of_planets(&world.engines[0], &world));
     assert!(reaches_all(&world, 0));
     assert_eq!(world.engines[0].astray(), None);
+}
+
+/// One of several planets is lost: tunnels and the other planet serve, and yet something is wrong.
+#[test]
+fn each_planet_that_is_lost_is_named_while_another_serves() {
+    let mut world = joined(2);
+    let here = world.authority.network.planets[0].clone();
+    let elsewhere = PlanetEntry {
+        id: Keys::new(77).identity.planet_id(),
+        name: name("p2"),
+        address: "192.0.2.2:7077".to_owned(),
+    };
+    let gone = elsewhere.id;
+    let lost = |world: &mut World, version, planets: Vec<PlanetEntry>| -> Vec<String> {
+        let edition = edition(world, version, planets);
+        let now = world.now;
+        world.engines[0].handle_statement(edition, now).unwrap();
+        world.drain(0);
+        assert!(!says(world, 0, "MESH-PLANET-002"), "nothing is known yet");
+        let reason = "no answer".to_owned();
+        world.engines[0].handle_planet(gone, PlanetEvent::Disconnected { reason }, now);
+        let health = world.engines[0].status(now).health;
+        let told = health.iter().filter(|one| one.code == "MESH-PLANET-002");
+        told.map(|one| one.message.clone()).collect()
+    };
+    let told = lost(&mut world, 2, vec![here.clone(), elsewhere.clone()]);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("p2 is not connected: no answer") && !told[0].contains("join"));
+    let alone = lost(&mut world, 3, vec![here.clone()]);
+    assert!(alone.is_empty(), "it is none of the network: {alone:?}");
+    let told = lost(&mut world, 4, vec![elsewhere, here]);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("no new node can join"), "{told:?}");
+    assert_eq!(state(&world, 0), NodeState::Online);
 }
 
 /// A second life of the peer's service must not begin to count its probes anew: the other side has had
