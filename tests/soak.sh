@@ -15,6 +15,7 @@ one() { "$@" | awk '{ print; fflush() } /^test result: ok. 1 passed/ { seen = 1 
 scenario() { one env LAB_LONG=1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-tests --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
 walks() { SIM_WALKS=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --nocapture a_minute_after; }
 simulator() { SIM_SEEDS=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --nocapture; }
+slow_disk() { one ${CARGO:-cargo} test --locked --release -q -p podmesh-planet --test program -- --exact "slow_disk::a_hello_takes_no_longer_while_a_slow_disk_has_much_to_write" --nocapture --include-ignored; }
 # The plugin's own test of that name, as long as these variables make it.
 plugin() { one env "${@:2}" ${CARGO:-cargo} test --locked --release -q -p podmesh-cni-plugin --test plugin -- --exact "$1" --nocapture --test-threads=1; }
 
@@ -24,6 +25,7 @@ bars() {
   bar systemd tests/systemd/run.sh
   bar systemd-20-start-faults tests/systemd/starts.sh
   bar disk-500-faults python3 tests/disk/run.py 500
+  bar planet-slow-disk slow_disk
   bar steady-100 tests/steady.sh 100
   bar simulator-2000 simulator 2000
   bar walks-2000 walks 2000

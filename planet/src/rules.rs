@@ -4,9 +4,9 @@
 //! networks with it; `planet run` puts sockets and a store around it.
 //!
 //! **The one rule for whoever drives it:** actions are carried out in the order in which they come. An
-//! [`Action::Commit`] has to be durable before anything that follows it, and is answered by
-//! [`Planet::committed`]; until then no action comes. So no receipt leaves a planet that could have
-//! forgotten it after a power cut.
+//! [`Action::Commit`] is answered by [`Planet::committed`] when it is durable, or can't be; until then no
+//! other one comes, and nothing that follows from it. So no receipt leaves a planet that could have
+//! forgotten it after a power cut, and the disk may take its time while others are served.
 //!
 //! What a planet can't do, whatever it decides: read traffic, make a member (the token's key signs
 //! certificates, not the planet's) or move an address to another key. Nodes check all of that.
@@ -24,6 +24,7 @@ pub mod view;
 mod admission;
 mod allowance;
 mod claims;
+mod commits;
 mod driving;
 mod externals;
 mod greeting;
@@ -55,7 +56,6 @@ use crate::rules::books::Books;
 use crate::rules::directory::{Directory, Topic};
 use crate::rules::introductions::Introductions;
 use crate::rules::random::Random;
-use crate::rules::records::{Change, RecordKey};
 
 /// A connection that says nothing has this long to say hello.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -67,8 +67,6 @@ pub const SILENCE: Duration = Duration::from_secs(50);
 pub const COALESCE: Duration = Duration::from_millis(50);
 /// A relay session outlives its control connection by this.
 pub const RELAY_GRACE: Duration = Duration::from_secs(60);
-/// What could not be made durable is tried again after this.
-const UNSAVED_RETRY: Duration = Duration::from_secs(10);
 /// Who isn't a member after this may try again.
 const STRANGER: Duration = Duration::from_secs(120);
 /// Connections of others than members.
@@ -92,34 +90,12 @@ pub struct Planet {
     allowances: allowance::Allowances,
     random: Random,
     outbox: VecDeque<Action>,
-    pending: Option<Pending>,
-    waiting: VecDeque<Input>,
-    write_error: Option<String>,
+    commits: commits::Commits,
     /// Somebody has another document of the root for this edition of the network.
     other_edition: Option<statements::OtherEdition>,
-    /// What holds already and could not be made durable yet.
-    unsaved: Vec<Change>,
-    unsaved_retry_at: Moment,
     flush_at: Option<Moment>,
     flushed: Option<Moment>,
     housekeeping_at: Moment,
-}
-
-/// What waits for a commit.
-struct Pending {
-    changes: Vec<Change>,
-    /// Learning is no grant: it holds at once, on disk or not.
-    applied: bool,
-    /// Whether the store is at it.
-    handed: bool,
-    then: Vec<Then>,
-    otherwise: Vec<Then>,
-}
-
-enum Then {
-    Do(Action),
-    Greet(ConnectionId),
-    Dismiss(ConnectionId),
 }
 
 struct Connection {
@@ -189,12 +165,8 @@ impl Planet {
             allowances: allowance::Allowances::default(),
             random,
             outbox: VecDeque::new(),
-            pending: None,
-            waiting: VecDeque::new(),
-            write_error: None,
+            commits: commits::Commits::new(unsaved, now.moment),
             other_edition: None,
-            unsaved,
-            unsaved_retry_at: now.moment,
             flush_at: None,
             flushed: None,
             housekeeping_at: now.moment + HOUSEKEEPING,
@@ -220,12 +192,7 @@ impl Planet {
         first.is_some_and(|planet| planet.id == self.id())
     }
 
-    /// Tells the planet something. While a commit is under way it is heard afterwards.
-    pub fn handle(&mut self, input: Input, now: Now) {
-        if self.pending.is_some() {
-            self.waiting.push_back(input);
-            return;
-        }
+    fn hear(&mut self, input: Input, now: Now) {
         match input {
             Input::Connected {
                 connection,
@@ -244,63 +211,10 @@ impl Planet {
             } => self.message(connection, *message, now),
             Input::Disconnected { connection } => self.disconnected(connection, now),
             Input::Statement { request, statement } => self.operator_says(request, &statement, now),
-            Input::TrustEmpty { request } => self.trust_empty(request, now),
+            Input::TrustEmpty { request } => self.trust_empty(request),
             Input::Drain => self.drain(),
             Input::Tick => self.tick(now),
         }
-    }
-
-    /// Answers [`Action::Commit`]: durable, or why not.
-    pub fn committed(&mut self, result: Result<(), String>, now: Now) {
-        let Some(pending) = self.pending.take() else {
-            return;
-        };
-        self.write_error = result.err();
-        let done = self.write_error.is_none();
-        if done {
-            self.unsaved.clear();
-            if !pending.applied {
-                self.apply(&pending.changes, now);
-            }
-        } else if pending.applied {
-            self.unsaved.extend(pending.changes.iter().cloned());
-            self.unsaved_retry_at = now.moment + UNSAVED_RETRY;
-        }
-        let next = if done {
-            pending.then
-        } else {
-            pending.otherwise
-        };
-        for then in next {
-            match then {
-                Then::Do(action) => self.outbox.push_back(action),
-                Then::Greet(connection) => self.greet(connection, now),
-                Then::Dismiss(connection) => {
-                    self.demote(connection);
-                    self.close(connection, "left", now);
-                }
-            }
-        }
-        if done || pending.applied {
-            self.attend(&pending.changes, now);
-        }
-        while self.pending.is_none()
-            && let Some(input) = self.waiting.pop_front()
-        {
-            self.handle(input, now);
-        }
-    }
-
-    /// The next thing to do.
-    pub fn poll_action(&mut self) -> Option<Action> {
-        if self.pending.as_ref().is_some_and(|pending| pending.handed) {
-            return None;
-        }
-        let action = self.outbox.pop_front();
-        if let (Some(Action::Commit(_)), Some(pending)) = (&action, &mut self.pending) {
-            pending.handed = true;
-        }
-        action
     }
 
     /// When [`Input::Tick`] is due.
@@ -375,66 +289,6 @@ impl Planet {
         });
     }
 
-    /// Has `changes` committed, then does `then`; if the store refuses, `otherwise`.
-    fn transact(&mut self, changes: Vec<Change>, then: Vec<Then>, otherwise: Vec<Then>) {
-        self.commit(Pending {
-            changes,
-            applied: false,
-            handed: false,
-            then,
-            otherwise,
-        });
-    }
-
-    /// Has `changes`, which hold already, committed; they are tried again until the store takes them.
-    fn remember(&mut self, changes: Vec<Change>, then: Vec<Then>, otherwise: Vec<Then>) {
-        self.commit(Pending {
-            changes,
-            applied: true,
-            handed: false,
-            then,
-            otherwise,
-        });
-    }
-
-    fn commit(&mut self, pending: Pending) {
-        let changes = [self.unsaved.as_slice(), &pending.changes].concat();
-        self.outbox.push_back(Action::Commit(changes));
-        self.pending = Some(pending);
-    }
-
-    /// Makes `changes` hold in memory, and news of them.
-    fn apply(&mut self, changes: &[Change], now: Now) {
-        for change in changes {
-            // Every change was made from documents that were read before, so this can't fail.
-            if self.books.apply(change).is_err() {
-                debug_assert!(false, "an unreadable change was committed");
-                continue;
-            }
-            match change {
-                Change::Put(record) => self.announce(record, now),
-                Change::Remove(RecordKey::Admission(node) | RecordKey::Claim(node)) => {
-                    self.directory.forget_node(*node);
-                    self.endpoints.remove(node);
-                }
-                Change::Remove(RecordKey::Departure(node)) => {
-                    self.directory.forget(Topic::Left(*node));
-                }
-                Change::Remove(RecordKey::Statement(hash)) => {
-                    self.directory.forget(Topic::Statement(*hash));
-                }
-                Change::Remove(_) => {}
-            }
-        }
-        let outdated = self.books.take_outdated();
-        for change in &outdated {
-            if let Change::Remove(RecordKey::Statement(hash)) = change {
-                self.directory.forget(Topic::Statement(*hash));
-            }
-        }
-        self.unsaved.extend(outdated);
-    }
-
     fn news(&mut self, topic: Topic, now: Moment) {
         self.directory.touch(topic);
         let at = self.flushed.map_or(now, |last| now.max(last + COALESCE));
@@ -465,7 +319,8 @@ impl Planet {
             let silent = now.moment.since(connection.heard) >= SILENCE;
             let nameless =
                 connection.node.is_none() && now.moment.since(connection.opened) >= HELLO_DEADLINE;
-            if silent || nameless {
+            // Who waits for the planet's disk is not late.
+            if (silent || nameless) && !self.commits.is_waiting(*id) {
                 late.push(*id);
             } else if connection.node.is_some() && now.moment >= connection.heartbeat_at {
                 connection.heartbeat_at = now.moment + HEARTBEAT;
@@ -494,10 +349,7 @@ impl Planet {
         for (node, record) in self.allowances.due_records(now.moment) {
             self.take_record(node, record, now);
         }
-        if !self.unsaved.is_empty() && now.moment >= self.unsaved_retry_at {
-            let unsaved = std::mem::take(&mut self.unsaved);
-            self.remember(unsaved, Vec::new(), Vec::new());
-        }
+        self.save_unsaved(now);
         self.expel_expired(now);
         self.watch_relearning(now);
         self.watch_statements(now);

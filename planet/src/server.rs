@@ -7,6 +7,8 @@ pub mod mind;
 pub mod socket;
 pub mod tls;
 
+mod writing;
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::sync::Arc;

@@ -8,6 +8,9 @@
 
 mod story;
 
+#[path = "program/slow_disk.rs"]
+mod slow_disk;
+
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
@@ -26,7 +29,14 @@ use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
 use crate::story::client::Client;
 use crate::story::{Node, Operator, wall_clock};
 
-const PLANET: &str = env!("CARGO_BIN_EXE_planet");
+/// The program of these sources, or that of a folder that is named.
+fn program() -> String {
+    let folder = std::env::var("PODMESH_BIN_DIR");
+    folder.map_or_else(
+        |_| env!("CARGO_BIN_EXE_planet").to_owned(),
+        |folder| format!("{folder}/planet"),
+    )
+}
 
 /// A planet's folders, removed at the end together with the program.
 struct Place {
@@ -65,7 +75,7 @@ impl Place {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PLANET);
+        let mut command = Command::new(program());
         command.args(arguments);
         let verb = arguments.first().copied().unwrap_or_default();
         if !matches!(verb, "status" | "trust-empty") {

@@ -7,6 +7,9 @@
 
 mod story;
 
+#[path = "wire/slow_disk.rs"]
+mod slow_disk;
+
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -18,6 +21,7 @@ use podmesh_planet::rules::books::Books;
 use podmesh_planet::rules::records::{Change, Origin, Record};
 use podmesh_planet::rules::relaying::RelayQuota;
 use podmesh_planet::server::clock::Clock;
+use podmesh_planet::server::mind::BackupStore;
 use podmesh_planet::server::{Limits, Server, bind};
 use podmesh_planet::store::{DiskStore, Store as _};
 use podmesh_proto::planet_api::{DirectoryRecord, NodeMessage, PlanetMessage, RefusalCode};
@@ -50,11 +54,15 @@ struct Scene {
     operator: Operator,
     server: Server,
     address: SocketAddr,
-    _folder: Folder,
+    folder: Folder,
 }
 
 impl Scene {
     fn start(number: u32) -> Self {
+        Self::start_with(number, |store| Box::new(store))
+    }
+
+    fn start_with(number: u32, wrap: impl FnOnce(DiskStore) -> Box<dyn BackupStore>) -> Self {
         let operator = Operator::new(number);
         let folder = Folder::new();
         let mut store = DiskStore::create(&folder.0, Origin::Fresh).unwrap();
@@ -68,14 +76,14 @@ impl Scene {
             relay: RelayQuota::default(),
         };
         let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let mind = (planet, Box::new(store) as _);
+        let mind = (planet, wrap(store));
         let server = Server::start(socket, &operator.planet_key(), mind, limits, clock).unwrap();
         let address = server.local_addr().unwrap();
         Self {
             operator,
             server,
             address,
-            _folder: folder,
+            folder,
         }
     }
 

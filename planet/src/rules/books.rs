@@ -4,6 +4,7 @@
 //! starts holds exactly what a planet that stopped had committed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use podmesh_proto::certificate::{
@@ -106,7 +107,7 @@ impl Entry {
     }
 }
 
-/// Everything durable.
+/// Everything durable. What is large is shared with a clone until one of the two changes it.
 #[derive(Debug, Clone)]
 pub struct Books {
     /// How they came to be.
@@ -115,15 +116,15 @@ pub struct Books {
     pub network: Network,
     /// The same, signed.
     pub network_statement: Signed<RootStatement>,
-    entries: BTreeMap<NodeId, Entry>,
+    entries: BTreeMap<NodeId, Arc<Entry>>,
     uses: BTreeMap<TokenId, BTreeMap<u32, NodeId>>,
-    statements: Statements,
-    departures: BTreeMap<NodeId, Signed<Departure>>,
+    statements: Arc<Statements>,
+    departures: Arc<BTreeMap<NodeId, Signed<Departure>>>,
     replaced: BTreeMap<NodeId, NodeId>,
     revoked_nodes: BTreeSet<NodeId>,
     revoked_tokens: BTreeMap<TokenId, UnixSeconds>,
     resolved: BTreeSet<NodeId>,
-    pub(super) externals: Externals,
+    pub(super) externals: Arc<Externals>,
     loose: Vec<(u64, u64)>,
     trusted: u64,
     /// Statements that were put and don't count, since this was asked last.
@@ -142,13 +143,13 @@ impl Books {
             network_statement: network,
             entries: BTreeMap::new(),
             uses: BTreeMap::new(),
-            statements: Statements::default(),
-            departures: BTreeMap::new(),
+            statements: Arc::default(),
+            departures: Arc::default(),
             replaced: BTreeMap::new(),
             revoked_nodes: BTreeSet::new(),
             revoked_tokens: BTreeMap::new(),
             resolved: BTreeSet::new(),
-            externals: Externals::default(),
+            externals: Arc::default(),
             loose: Vec::new(),
             trusted: 0,
             outdated: Vec::new(),
@@ -202,20 +203,21 @@ impl Books {
 
     /// Every node, members and those that have yet to claim.
     pub fn entries(&self) -> impl Iterator<Item = (&NodeId, &Entry)> {
-        self.entries.iter()
+        let entries = self.entries.iter();
+        entries.map(|(node, entry)| (node, entry.as_ref()))
     }
 
     /// What the books say about `node`.
     #[must_use]
     pub fn entry(&self, node: &NodeId) -> Option<&Entry> {
-        self.entries.get(node)
+        self.entries.get(node).map(Arc::as_ref)
     }
 
     /// The entry of the node that a membership says it is of, whoever signed it.
     #[must_use]
     pub fn entry_of(&self, membership: &Membership) -> Option<&Entry> {
         let node = membership.receipt.unverified().ok()?.node;
-        self.entries.get(&node)
+        self.entry(&node)
     }
 
     /// The member `node`, if it is one at `now`.
@@ -345,7 +347,7 @@ impl Books {
     /// The changes that free everything that `nodes` hold.
     #[must_use]
     pub fn release(&self, nodes: &[NodeId]) -> Vec<Change> {
-        let held = nodes.iter().filter_map(|node| self.entries.get(node));
+        let held = nodes.iter().filter_map(|node| self.entry(node));
         let numbers: Vec<(u64, u64)> = held.flat_map(Entry::numbers).collect();
         if numbers.is_empty() {
             return Vec::new();
@@ -406,8 +408,9 @@ impl Books {
                     return Ok(());
                 }
                 self.listen(&said);
+                let statements = Arc::make_mut(&mut self.statements);
                 self.outdated
-                    .extend(self.statements.insert(statement.as_ref().clone(), said));
+                    .extend(statements.insert(statement.as_ref().clone(), said));
             }
             Record::Use {
                 token,
@@ -420,7 +423,7 @@ impl Books {
             Record::Claim(claim) => self.claim(claim)?,
             Record::Departure(departure) => {
                 let node = departure.unverified()?.node;
-                self.departures.insert(node, departure.clone());
+                Arc::make_mut(&mut self.departures).insert(node, departure.clone());
             }
             Record::Replaced { former, by } => {
                 self.replaced.insert(*former, *by);
@@ -430,7 +433,7 @@ impl Books {
             Record::Trusted(number) => self.trusted = *number,
             Record::Renewal(renewed) => {
                 let node = renewed.receipt.unverified()?.node;
-                if let Some(entry) = self.entries.get_mut(&node) {
+                if let Some(entry) = self.entry_mut(&node) {
                     entry.renewed = Some(renewed.clone());
                 }
                 self.judge(&node);
@@ -442,7 +445,7 @@ impl Books {
     fn remove(&mut self, key: &RecordKey) {
         match key {
             RecordKey::Statement(hash) => {
-                self.statements.remove(hash);
+                Arc::make_mut(&mut self.statements).remove(hash);
             }
             RecordKey::Use(token, number) => {
                 if let Some(uses) = self.uses.get_mut(token) {
@@ -454,14 +457,14 @@ impl Books {
                 self.recall_externals();
             }
             RecordKey::Claim(node) => {
-                if let Some(entry) = self.entries.get_mut(node) {
+                if let Some(entry) = self.entry_mut(node) {
                     entry.claim = None;
                     entry.member = None;
                 }
                 self.recall_externals();
             }
             RecordKey::Departure(node) => {
-                self.departures.remove(node);
+                Arc::make_mut(&mut self.departures).remove(node);
             }
             RecordKey::Replaced(node) => {
                 self.replaced.remove(node);
@@ -469,7 +472,7 @@ impl Books {
             RecordKey::Loose => self.loose.clear(),
             RecordKey::Trusted => self.trusted = 0,
             RecordKey::Renewal(node) => {
-                if let Some(entry) = self.entries.get_mut(node) {
+                if let Some(entry) = self.entry_mut(node) {
                     entry.renewed = None;
                 }
                 self.judge(node);
@@ -482,7 +485,7 @@ impl Books {
         let receipt = admission.receipt.unverified()?;
         let node = receipt.node;
         let former = self.entries.remove(&node);
-        let certificate = |entry: &Entry| entry.receipt.certificate;
+        let certificate = |entry: &Arc<Entry>| entry.receipt.certificate;
         let goes_on = former.as_ref().map(certificate) == Some(receipt.certificate);
         let renewed = former.as_ref().filter(|_| goes_on);
         let entry = Entry {
@@ -491,11 +494,11 @@ impl Books {
             grant: admission.application.grant.unverified()?,
             certificate: admission.application.certificate.unverified()?,
             receipt,
-            claim: former.and_then(|entry| entry.claim),
+            claim: former.and_then(|entry| entry.claim.clone()),
             member: None,
             length: 0,
         };
-        self.entries.insert(node, entry);
+        self.entries.insert(node, Arc::new(entry));
         self.judge(&node);
         Ok(())
     }
@@ -503,17 +506,21 @@ impl Books {
     fn claim(&mut self, kept: &ReceiptedClaim) -> Result<(), CertificateError> {
         let (claim, receipt) = (kept.claim.unverified()?, kept.receipt.unverified()?);
         let node = receipt.node;
-        if let Some(entry) = self.entries.get_mut(&node) {
+        if let Some(entry) = self.entry_mut(&node) {
             entry.claim = Some((kept.clone(), claim, receipt));
         }
         self.judge(&node);
         Ok(())
     }
 
+    fn entry_mut(&mut self, node: &NodeId) -> Option<&mut Entry> {
+        self.entries.get_mut(node).map(Arc::make_mut)
+    }
+
     /// Decides anew whether `node` is a member: a chain that doesn't hold (any more) is kept, so that
     /// its leases stay taken, but is shown to nobody.
     fn judge(&mut self, node: &NodeId) {
-        let Some(entry) = self.entries.get_mut(node) else {
+        let Some(entry) = self.entries.get_mut(node).map(Arc::make_mut) else {
             return;
         };
         // Expiry is judged at each use, by the clock of that moment.
@@ -542,11 +549,13 @@ impl Books {
                 self.resolved.insert(*node);
             }
             RootStatement::External(peer) => {
-                self.externals.all.insert(peer.wireguard, peer.clone());
+                Arc::make_mut(&mut self.externals)
+                    .all
+                    .insert(peer.wireguard, peer.clone());
                 self.judge_external(&peer.wireguard);
             }
             RootStatement::RevokeExternal { wireguard, .. } => {
-                self.externals.all.remove(wireguard);
+                Arc::make_mut(&mut self.externals).all.remove(wireguard);
                 self.judge_external(wireguard);
             }
         }

@@ -72,6 +72,7 @@ pub enum Input {
 #[derive(Debug)]
 pub enum Action {
     /// Make this durable, all or nothing, then call [`Planet::committed`](crate::rules::Planet::committed).
+    /// Inputs are welcome meanwhile.
     Commit(Vec<Change>),
     /// Send this.
     Send {

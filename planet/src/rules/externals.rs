@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use podmesh_proto::id::NodeId;
@@ -77,7 +78,7 @@ impl Books {
     /// Decides anew whether an external peer holds what the root gave it.
     pub(super) fn judge_external(&mut self, key: &PublicKey) {
         let Some(peer) = self.externals.all.get(key) else {
-            self.externals.aside.remove(key);
+            Arc::make_mut(&mut self.externals).aside.remove(key);
             return;
         };
         let before = self
@@ -93,9 +94,10 @@ impl Books {
                 Holder::Node(node, &entry.certificate.name)
             )
         });
+        let aside = &mut Arc::make_mut(&mut self.externals).aside;
         match sentence {
-            Some(sentence) => self.externals.aside.insert(*key, sentence),
-            None => self.externals.aside.remove(key),
+            Some(sentence) => aside.insert(*key, sentence),
+            None => aside.remove(key),
         };
     }
 

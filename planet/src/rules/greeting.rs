@@ -13,10 +13,11 @@ use podmesh_proto::renewal::Standing;
 use podmesh_proto::time::Now;
 
 use crate::rules::allowance::{LINE, PAUSE};
+use crate::rules::commits::Then;
 use crate::rules::directory::Topic;
 use crate::rules::records::{Change, Record, RecordKey};
 use crate::rules::refusal::{not_now, refuse};
-use crate::rules::{Action, ConnectionId, Event, Planet, Then, Told};
+use crate::rules::{Action, ConnectionId, Event, Planet, Told};
 
 /// Characters of a node's program and version that are kept for people.
 const MAX_SOFTWARE: usize = 64;

@@ -16,9 +16,10 @@ use podmesh_proto::statements::{BUCKETS, Edition, Held};
 use podmesh_proto::time::{Moment, Now};
 
 use crate::rules::bucket::Bucket;
+use crate::rules::commits::Then;
 use crate::rules::directory::Topic;
 use crate::rules::records::Change;
-use crate::rules::{Action, COALESCE, ConnectionId, Event, Planet, Then};
+use crate::rules::{Action, COALESCE, ConnectionId, Event, Planet};
 
 /// The version of the protocol from which on statements are compared.
 const COMPARED_SINCE: u16 = 2;
@@ -300,7 +301,7 @@ impl Planet {
             members.into_iter().for_each(|id| self.summarize(id));
             self.reconciling.learned.clear();
         }
-        if now.moment >= self.reconciling.sweep_at && self.pending.is_none() {
+        if now.moment >= self.reconciling.sweep_at && !self.commits.is_ahead() {
             self.reconciling.sweep_at = now.moment + SWEEP;
             let spent = self.books.spent_revocations(now.unix);
             if !spent.is_empty() {

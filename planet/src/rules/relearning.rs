@@ -14,10 +14,11 @@ use podmesh_proto::renewal::Standing;
 use podmesh_proto::time::{Moment, Now};
 
 use crate::rules::books::{Books, Entry, Holder};
+use crate::rules::commits::Then;
 use crate::rules::leases::overlap;
 use crate::rules::records::{Admission, Change, Origin, ReceiptedClaim, Record, RecordKey};
 use crate::rules::refusal::not_now;
-use crate::rules::{Action, ConnectionId, Event, Planet, Then};
+use crate::rules::{Action, ConnectionId, Event, Planet};
 
 /// After a start, members have this long to show that something was forgotten: longer than a node waits
 /// between two tries, or takes to notice that the planet has started anew.
@@ -214,9 +215,7 @@ impl Planet {
         }
         let mut changes = Vec::new();
         for membership in memberships {
-            let known = self.books.entry_of(membership);
-            let is_known =
-                known.is_some_and(|entry| entry.membership().as_ref() == Some(membership));
+            let is_known = self.is_in_books(membership);
             match self.learn(membership, None, now) {
                 Ok(learned) if !learned.is_empty() => {
                     changes.extend(learned);
@@ -238,6 +237,12 @@ impl Planet {
         }
     }
 
+    /// Whether the books hold exactly this.
+    pub(super) fn is_in_books(&self, membership: &Membership) -> bool {
+        let known = self.books.entry_of(membership);
+        known.is_some_and(|entry| entry.membership().as_ref() == Some(membership))
+    }
+
     /// Takes a membership into the books if it holds and is news; `shown_by` is who it must belong to.
     /// It holds at once; the changes are returned to be made durable.
     pub(super) fn learn(
@@ -246,8 +251,7 @@ impl Planet {
         shown_by: Option<NodeId>,
         now: Now,
     ) -> Result<Vec<Change>, String> {
-        let known = self.books.entry_of(membership);
-        if known.is_some_and(|entry| entry.membership().as_ref() == Some(membership)) {
+        if self.is_in_books(membership) {
             return Ok(Vec::new());
         }
         // A lease outlives the certificate it was given with, so expiry is no reason to forget.
@@ -415,21 +419,29 @@ impl Planet {
     }
 
     /// The operator takes the decision.
-    pub(super) fn trust_empty(&mut self, request: u64, now: Now) {
+    pub(super) fn trust_empty(&mut self, request: u64) {
         // Nobody's mere word goes to disk: a number that nobody bears could never be gone beyond.
-        let highest = self.books.shown();
-        self.relearning.weigh(&self.books, now.moment, |_, _| true);
+        let highest = self.ahead().shown();
         let changes = vec![
             Change::Put(Record::Trusted(highest)),
             Change::Put(Record::Origin(Origin::Relearned)),
         ];
-        self.relearning.first_report.get_or_insert(now.moment);
         let result = Ok(format!(
             "the planet grants again; everything up to receipt {highest} counts as known"
         ));
         let failed = Err("the planet can't write to its disk; free some space first".to_owned());
         let answer = |result| Then::Do(Action::Answer { request, result });
-        self.transact(changes, vec![answer(result)], vec![answer(failed)]);
+        self.transact(
+            changes,
+            vec![Then::Trust, answer(result)],
+            vec![answer(failed)],
+        );
+    }
+
+    /// The operator's decision is durable.
+    pub(super) fn trust(&mut self, now: Now) {
+        self.relearning.weigh(&self.books, now.moment, |_, _| true);
+        self.relearning.first_report.get_or_insert(now.moment);
     }
 }
 

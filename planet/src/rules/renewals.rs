@@ -17,10 +17,11 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
 use crate::rules::admission::Court;
+use crate::rules::commits::Then;
 use crate::rules::directory::Topic;
 use crate::rules::records::{Change, Record};
 use crate::rules::refusal::{not_now, refuse};
-use crate::rules::{Action, ConnectionId, Event, Planet, Then};
+use crate::rules::{Action, ConnectionId, Event, Planet};
 
 /// Bytes of the largest request: sixteen steps of an identity fit.
 const MAX_REQUEST: usize = 6 * 1024;

@@ -13,11 +13,13 @@ use podmesh_proto::time::Now;
 
 use crate::rules::admission::Court;
 use crate::rules::allowance::{PAUSE, PETITION, work_of};
+use crate::rules::books::Entry;
+use crate::rules::commits::Then;
 use crate::rules::directory::Topic;
 use crate::rules::introductions;
 use crate::rules::records::{Change, Record};
 use crate::rules::refusal::{not_now, refuse};
-use crate::rules::{Action, ConnectionId, Event, Planet, Then};
+use crate::rules::{Action, ConnectionId, Event, Planet};
 
 /// Bytes of the largest endpoint record: sixteen candidates and eight planets fit.
 const MAX_ENDPOINTS: usize = 2 * 1024;
@@ -72,7 +74,7 @@ impl Planet {
                     self.report(connection, node, &memberships, now);
                 }
             }
-            NodeMessage::Leave(departure) => self.leave(connection, node, departure, now),
+            NodeMessage::Leave(departure) => self.leave(connection, node, departure),
             NodeMessage::Renew(request) => self.renew(connection, node, *request, now),
             NodeMessage::Membership(membership) => self.shown(node, &membership, now),
             NodeMessage::Held(held) => self.node_holds(connection, &held, now),
@@ -155,7 +157,7 @@ impl Planet {
             self.send(connection, answer);
             return;
         }
-        changes.extend(self.relearning.conclude(&self.books));
+        changes.extend(self.relearning.conclude(self.ahead()));
         let mut then = vec![send(answer)];
         let name = self
             .name_of(&node)
@@ -167,10 +169,11 @@ impl Planet {
     }
 
     pub(super) fn court(&self, now: Now) -> Court<'_> {
+        let books = self.ahead();
         Court {
-            books: &self.books,
+            books,
             key: &self.key,
-            next: self.books.accounted().highest().checked_add(1),
+            next: books.accounted().highest().checked_add(1),
             now: now.unix,
         }
     }
@@ -285,16 +288,13 @@ impl Planet {
     }
 
     /// A departure, from the node itself or passed on by a member.
-    fn leave(
-        &mut self,
-        connection: ConnectionId,
-        sender: NodeId,
-        signed: Signed<Departure>,
-        now: Now,
-    ) {
+    fn leave(&mut self, connection: ConnectionId, sender: NodeId, signed: Signed<Departure>) {
         let departure = Departure::verify(&signed, self.books.network.id).ok();
         let departure = departure
-            .filter(|(of, by)| by.last() == Some(&self.identity_of(&of.node)))
+            .filter(|(of, by)| {
+                let entry = self.ahead().entry(&of.node);
+                by.last() == Some(&entry.map_or(of.node.into(), Entry::identity))
+            })
             .filter(|(of, _)| of.node == sender || self.may_ask(connection));
         let Some((Departure { node, time, .. }, _)) = departure else {
             let reason = "the departure is not its node's own, or not passed on by a member";
@@ -303,14 +303,14 @@ impl Planet {
         };
         // Known already, or over: the node has come back since.
         let Some(entry) = self
-            .books
+            .ahead()
             .entry(&node)
             .filter(|entry| entry.receipt.time <= time)
         else {
             return;
         };
         let name = entry.certificate.name.clone();
-        let mut changes = self.books.release(&[node]);
+        let mut changes = self.ahead().release(&[node]);
         changes.push(Change::Put(Record::Departure(signed)));
         let mut then = vec![Then::Do(Action::Happened(Event::Left(node, name)))];
         // The end of the connection tells the node that its departure is on disk.
@@ -322,8 +322,6 @@ impl Planet {
             connection,
             message: Box::new(PlanetMessage::Refused(refusal)),
         });
-        self.endpoints.remove(&node);
-        self.flush_at.get_or_insert(now.moment);
         self.transact(changes, then, vec![refused]);
     }
 

@@ -6,9 +6,10 @@ use podmesh_proto::planet_api::{PlanetMessage, Refusal, RefusalCode};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
+use crate::rules::commits::Then;
 use crate::rules::records::{Change, Record};
 use crate::rules::refusal::refuse;
-use crate::rules::{Action, ConnectionId, Event, Planet, Then};
+use crate::rules::{Action, ConnectionId, Event, Planet};
 
 impl Planet {
     /// What follows from a statement; nothing if it is known already.

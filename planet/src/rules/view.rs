@@ -123,7 +123,7 @@ impl Planet {
             network_version: self.books.network.version,
             arbiter: self.is_arbiter(),
             not_granting: self.relearning.why_not(&self.books, now.moment),
-            write_error: self.write_error.clone(),
+            write_error: self.commits.trouble(now.moment),
             remarks: self.remarks(),
             sequence: self.relearning.highest(&self.books),
             pending: pending.count().try_into().unwrap_or(u64::MAX),

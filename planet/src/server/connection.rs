@@ -29,6 +29,9 @@ const MEASURE: Duration = Duration::from_secs(5);
 /// Messages and bytes that may wait for one node.
 const QUEUE: usize = 256;
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Messages of one node that are read before the mind has heard them. Whoever says more at once waits, and
+/// doesn't keep what others say from being heard.
+const UNHEARD: usize = 8;
 const CHUNK: usize = 64 * 1024;
 
 /// The planet's side of a connection's queue.
@@ -171,6 +174,7 @@ async fn write(
 
 async fn read(mut stream: RecvStream, id: ConnectionId, mind: &mpsc::Sender<Message>) {
     let mut decoder = FrameDecoder::default();
+    let room = Arc::new(Semaphore::new(UNHEARD));
     while let Ok(Some(chunk)) = stream.read_chunk(CHUNK, true).await {
         decoder.push(&chunk.bytes);
         loop {
@@ -180,7 +184,10 @@ async fn read(mut stream: RecvStream, id: ConnectionId, mind: &mpsc::Sender<Mess
                         connection: id,
                         message: Box::new(message),
                     };
-                    if mind.send(Message::Input(input)).await.is_err() {
+                    let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+                        return;
+                    };
+                    if mind.send(Message::Said(id, input, permit)).await.is_err() {
                         return;
                     }
                 }

@@ -1,6 +1,6 @@
 //! The one task that owns the rules and the store: hears inputs in order and carries actions out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use std::time::Duration;
 use podmesh_proto::local_api::RegistryView;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::signed::Signed;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::sleep_until;
 
-use crate::rules::records::Change;
 use crate::rules::view::PlanetStatus;
 use crate::rules::{Action, ConnectionId, Event, Input, Planet};
 use crate::server::clock::Clock;
 use crate::server::connection::Outbox;
 use crate::server::socket::SharedSocket;
+use crate::server::writing::Writing;
 use crate::store::Store;
 
 /// A new connection.
@@ -37,6 +37,8 @@ pub struct Arrival {
 pub enum Message {
     /// A new connection.
     Arrived(Box<Arrival>),
+    /// A node says something, and gets its permit to say more back when it was heard.
+    Said(ConnectionId, Input, OwnedSemaphorePermit),
     /// Anything else that the rules judge.
     Input(Input),
     /// The operator asks.
@@ -82,12 +84,15 @@ impl BackupStore for crate::store::DiskStore {
 /// The rules with everything that carries their actions out.
 pub struct Mind {
     planet: Planet,
-    store: Box<dyn BackupStore>,
+    store: Writing,
     socket: Arc<SharedSocket>,
     clock: Clock,
     outboxes: BTreeMap<ConnectionId, Outbox>,
+    /// Permits of those that wait for the store.
+    unheard: BTreeMap<ConnectionId, VecDeque<OwnedSemaphorePermit>>,
     requests: BTreeMap<u64, oneshot::Sender<Result<String, String>>>,
     next_request: u64,
+    backups: Vec<oneshot::Sender<Result<Vec<u8>, String>>>,
 }
 
 impl Mind {
@@ -100,12 +105,14 @@ impl Mind {
     ) -> Self {
         Self {
             planet,
-            store,
+            store: Writing::Rest(store),
             socket,
             clock,
             outboxes: BTreeMap::new(),
+            unheard: BTreeMap::new(),
             requests: BTreeMap::new(),
             next_request: 0,
+            backups: Vec::new(),
         }
     }
 
@@ -116,9 +123,28 @@ impl Mind {
             let message = tokio::select! {
                 message = messages.recv() => message,
                 () = sleep_until(due) => Some(Message::Input(Input::Tick)),
+                written = self.store.end() => match written {
+                    Ok(result) => {
+                        self.written(result);
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::error!(reason = %error, "the store was lost while it was written");
+                        return;
+                    }
+                },
             };
             match message {
                 None => return,
+                Some(Message::Said(connection, input, permit)) => {
+                    self.hear(input);
+                    if self.planet.waiting(connection) > 0 {
+                        self.unheard
+                            .entry(connection)
+                            .or_default()
+                            .push_back(permit);
+                    }
+                }
                 Some(Message::Arrived(arrival)) => self.arrived(*arrival),
                 Some(Message::Input(input)) => self.hear(input),
                 Some(Message::Operator(question)) => self.answer(question),
@@ -127,6 +153,11 @@ impl Mind {
                 }
                 Some(Message::Drain(done)) => {
                     self.hear(Input::Drain);
+                    if self.store.is_busy()
+                        && let Ok(result) = self.store.end().await
+                    {
+                        self.written(result);
+                    }
                     for outbox in std::mem::take(&mut self.outboxes).values() {
                         outbox.close("draining");
                     }
@@ -152,17 +183,43 @@ impl Mind {
             self.outboxes.remove(connection);
         }
         self.planet.handle(input, self.clock.now());
+        self.act();
+    }
+
+    /// Answers who wants a backup, unless a commit is under way, which belongs into it.
+    fn back_up(&mut self) {
+        if self.store.is_busy() {
+            return;
+        }
+        for asker in std::mem::take(&mut self.backups) {
+            let _ = asker.send(self.store.backup());
+        }
+    }
+
+    fn act(&mut self) {
         while let Some(action) = self.planet.poll_action() {
             self.carry_out(action);
         }
     }
 
+    /// The store has answered.
+    fn written(&mut self, result: Result<(), String>) {
+        if let Err(reason) = &result {
+            tracing::warn!(reason, "the store can't be written: nothing is granted");
+        }
+        self.back_up();
+        self.planet.committed(result, self.clock.now());
+        self.act();
+        let planet = &self.planet;
+        self.unheard.retain(|connection, permits| {
+            permits.truncate(planet.waiting(*connection));
+            !permits.is_empty()
+        });
+    }
+
     fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Commit(changes) => {
-                let result = self.commit(&changes);
-                self.planet.committed(result, self.clock.now());
-            }
+            Action::Commit(changes) => self.store.begin(changes),
             Action::Send {
                 connection,
                 message,
@@ -197,15 +254,6 @@ impl Mind {
         }
     }
 
-    /// The disk may take its time; the other tasks of this thread move on meanwhile.
-    fn commit(&mut self, changes: &[Change]) -> Result<(), String> {
-        let result = tokio::task::block_in_place(|| self.store.commit(changes));
-        result.map_err(|error| {
-            tracing::warn!(reason = %error, "the store can't be written: nothing is granted");
-            error.to_string()
-        })
-    }
-
     fn answer(&mut self, question: Question) {
         match question {
             Question::Status(asker) => {
@@ -228,8 +276,8 @@ impl Mind {
                 self.hear(Input::TrustEmpty { request });
             }
             Question::Backup(asker) => {
-                let backup = tokio::task::block_in_place(|| self.store.backup());
-                let _ = asker.send(backup.map_err(|error| error.to_string()));
+                self.backups.push(asker);
+                self.back_up();
             }
         }
     }

@@ -11,6 +11,7 @@ mod story;
 
 mod connections;
 mod flooding;
+mod grouping;
 mod holding;
 mod joining;
 mod relearning;

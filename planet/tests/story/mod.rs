@@ -14,7 +14,7 @@ mod stage;
 #[allow(unused_imports, reason = "each test crate plays other scenes")]
 pub(crate) use self::stage::{Stage, Told};
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 

@@ -24,8 +24,7 @@ pub(crate) struct Stage {
     key: [u8; 32],
     network: Signed<RootStatement>,
     disk: BTreeMap<RecordKey, Record>,
-    actions: VecDeque<Action>,
-    committing: bool,
+    committing: Option<Vec<Change>>,
     connections: BTreeMap<NodeId, ConnectionId>,
     inboxes: BTreeMap<ConnectionId, Vec<Told>>,
     sessions: BTreeMap<u32, NodeId>,
@@ -61,8 +60,7 @@ impl Stage {
             key,
             network,
             disk,
-            actions: VecDeque::new(),
-            committing: false,
+            committing: None,
             connections: BTreeMap::new(),
             inboxes: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -73,15 +71,14 @@ impl Stage {
 
     /// A power cut, and a start from what the disk holds.
     pub(crate) fn restart(&mut self) {
-        let books = Books::from_records(self.disk.values().cloned().collect()).unwrap();
+        let books = self.books_on_disk();
         self.next += 1_000;
         let seed = seed("start", u32::try_from(self.next).unwrap());
         self.planet = Planet::new(SigningKey::from_seed(self.key), books, seed, self.now);
         self.connections.clear();
         self.inboxes.clear();
         self.sessions.clear();
-        self.actions.clear();
-        self.committing = false;
+        self.committing = None;
     }
 
     pub(crate) fn backup(&self) -> BTreeMap<RecordKey, Record> {
@@ -112,48 +109,81 @@ impl Stage {
     /// Carries out what the planet wants, as a shell has to.
     pub(crate) fn settle(&mut self) {
         loop {
-            if self.committing {
-                if self.hold_commits {
-                    return;
-                }
-                self.committing = false;
-                let result = if self.disk_full {
-                    Err("no space left".to_owned())
-                } else {
-                    Ok(())
-                };
-                self.planet.committed(result, self.now);
+            while let Some(action) = self.planet.poll_action() {
+                self.carry_out(action);
             }
-            let Some(action) = self.planet.poll_action() else {
+            if self.hold_commits || self.committing.is_none() {
                 return;
-            };
-            self.carry_out(action);
+            }
+            self.commit();
         }
+    }
+
+    /// The commit that is under way ends; what follows from it is still to be carried out.
+    pub(crate) fn commit(&mut self) {
+        let result = if self.disk_full {
+            self.committing = None;
+            Err("no space left".to_owned())
+        } else {
+            self.write();
+            Ok(())
+        };
+        self.planet.committed(result, self.now);
+    }
+
+    /// What is being committed reaches the disk.
+    pub(crate) fn write(&mut self) {
+        for change in self.committing.take().into_iter().flatten() {
+            match change {
+                Change::Put(record) => {
+                    self.disk.insert(record.key().unwrap(), record);
+                }
+                Change::Remove(key) => {
+                    self.disk.remove(&key);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_committing(&self) -> bool {
+        self.committing.is_some()
+    }
+
+    /// What a planet that starts from the disk would know.
+    pub(crate) fn books_on_disk(&self) -> Books {
+        Books::from_records(self.disk.values().cloned().collect()).unwrap()
+    }
+
+    /// No receipt leaves a planet that could forget it.
+    fn assert_durable(&self, message: &PlanetMessage) {
+        let kept = |is_it: &dyn Fn(&Record) -> bool| self.disk.values().any(is_it);
+        let durable = match message {
+            PlanetMessage::Admitted(receipt) => {
+                kept(&|record| matches!(record, Record::Admission(one) if one.receipt == *receipt))
+            }
+            PlanetMessage::Claimed(receipt) => {
+                kept(&|record| matches!(record, Record::Claim(one) if one.receipt == *receipt))
+            }
+            PlanetMessage::Renewed(receipt) => {
+                kept(&|record| matches!(record, Record::Renewal(one) if one.receipt == *receipt))
+            }
+            _ => true,
+        };
+        assert!(durable, "an answer before it is durable: {message:?}");
     }
 
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Commit(changes) => {
-                self.committing = true;
+                assert!(self.committing.is_none(), "one commit at a time");
+                self.committing = Some(changes);
                 self.commits += 1;
-                if self.disk_full {
-                    return;
-                }
-                for change in changes {
-                    match change {
-                        Change::Put(record) => {
-                            self.disk.insert(record.key().unwrap(), record);
-                        }
-                        Change::Remove(key) => {
-                            self.disk.remove(&key);
-                        }
-                    }
-                }
             }
             Action::Send {
                 connection,
                 message,
             } => {
+                self.assert_durable(&message);
                 if let Some(inbox) = self.inboxes.get_mut(&connection) {
                     inbox.push(Told::Message(*message));
                 }
@@ -361,8 +391,16 @@ impl Stage {
     }
 
     pub(crate) fn trust_empty(&mut self) {
+        self.try_trust_empty().unwrap();
+    }
+
+    pub(crate) fn try_trust_empty(&mut self) -> Result<String, String> {
         self.handle(Input::TrustEmpty { request: 8 });
-        self.answers.pop().expect("an answer").unwrap();
+        self.answers.pop().expect("an answer")
+    }
+
+    pub(crate) fn connection_of(&self, node: &Node) -> ConnectionId {
+        self.connections[&node.id()]
     }
 
     pub(crate) fn relay_sessions_of(&self, node: &Node) -> Vec<u32> {
