@@ -31,7 +31,7 @@ pub struct Planet {
     pub cursor: Option<DirectoryCursor>,
     /// Why it isn't connected.
     pub error: Option<String>,
-    /// Its wall clock at its last welcome, and when that was.
+    /// What it said last of its wall clock, and when that was.
     pub clock: Option<(UnixSeconds, Moment)>,
     /// The version of the protocol to speak: the newest, until the planet refuses it.
     pub protocol: u16,

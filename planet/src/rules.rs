@@ -24,6 +24,7 @@ pub mod view;
 mod admission;
 mod allowance;
 mod claims;
+mod clocks;
 mod commits;
 mod driving;
 mod externals;
@@ -50,7 +51,7 @@ use podmesh_proto::id::{Name, NodeId, PlanetId};
 use podmesh_proto::key::SigningKey;
 use podmesh_proto::planet_api::{DirectoryCursor, PROTOCOL, PlanetMessage};
 use podmesh_proto::signed::Signed;
-use podmesh_proto::time::{Moment, Now};
+use podmesh_proto::time::{Moment, Now, UnixSeconds};
 
 use crate::rules::books::Books;
 use crate::rules::directory::{Directory, Topic};
@@ -96,6 +97,8 @@ pub struct Planet {
     flush_at: Option<Moment>,
     flushed: Option<Moment>,
     housekeeping_at: Moment,
+    /// What members count on from.
+    clock_said: (Moment, UnixSeconds),
 }
 
 struct Connection {
@@ -170,6 +173,7 @@ impl Planet {
             flush_at: None,
             flushed: None,
             housekeeping_at: now.moment + HOUSEKEEPING,
+            clock_said: (now.moment, now.unix),
         }
     }
 
@@ -351,6 +355,7 @@ impl Planet {
         }
         self.save_unsaved(now);
         self.expel_expired(now);
+        self.watch_clock(now);
         self.watch_relearning(now);
         self.watch_statements(now);
     }

@@ -158,6 +158,8 @@ pub enum PlanetMessage {
     Held(Vec<Held>),
     /// Statements of the root. Since version 2.
     Statements(Vec<Signed<RootStatement>>),
+    /// The planet's wall clock says something else than it would by what was said before. Since version 2.
+    Clock(UnixSeconds),
 }
 
 /// A planet's greeting.

@@ -161,6 +161,11 @@ impl Engine {
             PlanetMessage::Renewed(receipt) => self.renewed(planet, receipt, now),
             PlanetMessage::NotRenewed(refusal) => self.not_renewed(planet, &refusal, now),
             PlanetMessage::Heartbeat { .. } => {}
+            PlanetMessage::Clock(time) => {
+                if let Some(entry) = self.planets.get_mut(&planet) {
+                    entry.clock = Some((time, now.moment));
+                }
+            }
             PlanetMessage::Draining { retry_in } => {
                 if let Some(entry) = self.planets.get_mut(&planet) {
                     let wait = retry_in.as_secs();

@@ -219,3 +219,30 @@ fn a_stranger_is_heard_once_in_a_while_and_members_always() {
     let answers = stage.ask(&stranger, asking);
     assert_eq!(code(&answers), Some(RefusalCode::TokenUsedUp));
 }
+
+#[test]
+fn members_hear_when_the_planets_clock_jumps_and_when_it_is_put_right() {
+    let mut operator = Operator::new(17);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token(3);
+    let mut a = Node::new(1);
+    stage.connect(&mut a);
+    stage.join(&mut a, &token, "a");
+    let clocks = |told: &[Told]| -> Vec<_> {
+        let clock = |told: &Told| match told {
+            Told::Message(PlanetMessage::Clock(time)) => Some(*time),
+            _ => None,
+        };
+        told.iter().filter_map(clock).collect()
+    };
+    stage.pass(Duration::from_secs(40));
+    assert_eq!(clocks(&stage.told(&a)), [], "it goes as it went");
+    let right = stage.now.unix;
+    for (clock, heard) in [(right.plus(10_800), 10_802), (right, 2)] {
+        stage.now.unix = clock;
+        stage.pass(Duration::from_secs(2));
+        let told = clocks(&stage.told(&a));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].0.abs_diff(right.plus(heard).0) <= 2, "{told:?}");
+    }
+}

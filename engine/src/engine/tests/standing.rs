@@ -78,6 +78,22 @@ fn a_clock_that_was_wrong_for_ten_seconds_costs_ten_seconds() {
     assert!(!world.plans[0].as_ref().unwrap().peer_routes.is_empty());
 }
 
+#[test]
+fn a_planets_clock_that_was_wrong_is_no_news_once_it_is_right() {
+    let mut world = joined(2);
+    let right = world.now.unix;
+    let wrong = right.plus(10_800);
+    world.planet_says(0, PlanetMessage::Clock(wrong));
+    assert!(says(&world, 0, "MESH-CLOCK-001"));
+    pass(&mut world, 30);
+    assert!(says(&world, 0, "MESH-CLOCK-001"), "as long as it is wrong");
+    let right = world.now.unix;
+    world.planet_says(0, PlanetMessage::Clock(right));
+    assert!(!says(&world, 0, "MESH-CLOCK-001"));
+    pass(&mut world, 30);
+    assert!(!says(&world, 0, "MESH-CLOCK-001"));
+}
+
 /// Who died meanwhile needs no planet: all that is needed is on disk, also of those not routed to.
 #[test]
 fn a_machine_that_boots_with_a_wrong_clock_finds_everybody_without_a_planet() {
