@@ -284,6 +284,28 @@ impl Held {
     }
 }
 
+/// Bytes of statements, or of what is held, in one message between node and planet: below
+/// [`MAX_MESSAGE`](crate::limits::MAX_MESSAGE) by a good margin.
+pub const PORTION: usize = 44 * 1024;
+
+/// Lists in messages of a bearable length.
+pub fn portions(held: impl IntoIterator<Item = Held>) -> Vec<Vec<Held>> {
+    let mut portions: Vec<Vec<Held>> = Vec::new();
+    let mut room = 0;
+    for held in held {
+        let length = Held::length_of(held.ids.len());
+        match portions.last_mut() {
+            Some(last) if length <= room => last.push(held),
+            _ => {
+                portions.push(vec![held]);
+                room = PORTION;
+            }
+        }
+        room = room.saturating_sub(length);
+    }
+    portions
+}
+
 fn bucket_of(hash: &[u8; 32]) -> u8 {
     hash.first().map_or(0, |byte| byte >> 1)
 }

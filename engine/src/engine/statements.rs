@@ -11,7 +11,7 @@ use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::planet_api::{NodeMessage, OLDEST_PROTOCOL};
 use podmesh_proto::signed::Signed;
-use podmesh_proto::statements::{BUCKETS, Edition, Held, Statements, Summary};
+use podmesh_proto::statements::{BUCKETS, Edition, Held, PORTION, Statements, Summary, portions};
 use podmesh_proto::time::{Moment, Now};
 
 use crate::control::{ControlMessage, MAX_CONTROL};
@@ -21,8 +21,6 @@ use crate::membership::Members;
 use crate::membership::lies::Source;
 use crate::timers::Timer;
 
-/// Bytes of statements in one message to a planet, below the limit of a message by a good margin.
-const PORTION: usize = 44 * 1024;
 /// Bytes of statements in one packet to a member.
 const PACKET: usize = MAX_CONTROL - 64;
 /// Statements to a planet that hears them one by one, at a time.
@@ -387,24 +385,6 @@ fn take_portion(
         portion.extend(kept.map(|kept| kept.signed.clone()));
     }
     portion
-}
-
-/// Lists in messages of a bearable length.
-fn portions(held: impl Iterator<Item = Held>) -> Vec<Vec<Held>> {
-    let mut portions: Vec<Vec<Held>> = Vec::new();
-    let mut room = 0;
-    for held in held {
-        let length = Held::length_of(held.ids.len());
-        match portions.last_mut() {
-            Some(last) if length <= room => last.push(held),
-            _ => {
-                portions.push(vec![held]);
-                room = PORTION;
-            }
-        }
-        room = room.saturating_sub(length);
-    }
-    portions
 }
 
 fn edition(members: &Members) -> Edition {

@@ -12,7 +12,7 @@ use podmesh_proto::id::NodeId;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::planet_api::PlanetMessage;
 use podmesh_proto::signed::Signed;
-use podmesh_proto::statements::{BUCKETS, Edition, Held};
+use podmesh_proto::statements::{BUCKETS, Edition, Held, PORTION, portions};
 use podmesh_proto::time::{Moment, Now};
 
 use crate::rules::bucket::Bucket;
@@ -23,8 +23,6 @@ use crate::rules::{Action, COALESCE, ConnectionId, Event, Planet};
 
 /// The version of the protocol from which on statements are compared.
 const COMPARED_SINCE: u16 = 2;
-/// Bytes of statements in one message, below the limit of a message by a good margin.
-const PORTION: usize = 44 * 1024;
 /// Messages of them to one member at a time; the rest follows [`COALESCE`] later.
 const PORTIONS: usize = 2;
 /// Bytes of statements that one node is told in the long run, per second, and at once: some twenty
@@ -310,22 +308,4 @@ impl Planet {
             }
         }
     }
-}
-
-/// Lists in messages of a bearable length.
-fn portions(held: Vec<Held>) -> Vec<Vec<Held>> {
-    let mut portions: Vec<Vec<Held>> = Vec::new();
-    let mut room = 0;
-    for held in held {
-        let length = Held::length_of(held.ids.len());
-        match portions.last_mut() {
-            Some(last) if length <= room => last.push(held),
-            _ => {
-                portions.push(vec![held]);
-                room = PORTION;
-            }
-        }
-        room = room.saturating_sub(length);
-    }
-    portions
 }
