@@ -87,7 +87,7 @@ pub const REPORT_GAP: Duration = Duration::from_millis(50);
 /// revocations. The rest is compared.
 pub const MAX_GREETING: usize = 8;
 /// News of the root that are passed on to everybody at once, per second; of more, everybody compares.
-pub const PUSHED_PER_SECOND: u32 = 32;
+pub const PUSHED_PER_SECOND: u32 = podmesh_proto::limits::PUSHED_PER_SECOND;
 /// Members with which statements may be waiting to be compared.
 pub const MAX_COMPARISONS: usize = 64;
 /// How long planets have to tell what a member holds more, before the member is asked.

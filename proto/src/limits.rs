@@ -2,6 +2,9 @@
 
 /// Bytes. The largest control message between node and planet, and of the local socket.
 pub const MAX_MESSAGE: usize = 64 * 1024;
+/// Statements of the root that a node passes on at once, in a second: as many as a planet takes from it.
+/// What is beyond goes when both sides compare what they hold.
+pub const PUSHED_PER_SECOND: u32 = 16;
 /// Bytes. The largest signed document of any kind.
 pub const MAX_SIGNED: usize = 16 * 1024;
 /// Candidates that one node may publish.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::id::NodeId;
+use podmesh_proto::limits::PUSHED_PER_SECOND;
 use podmesh_proto::planet_api::NodeMessage;
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Moment;
@@ -24,6 +25,9 @@ pub(super) const PAUSE: u64 = 5;
 const CLAIMS: u64 = 4 * PAUSE;
 /// A start of a node brings about four editions of its record, a move as many.
 const RECORDS: u64 = 8 * PAUSE;
+/// Statements that a node passes on by itself, a second and at once: the limit of an honest one, whose
+/// seconds begin when they like.
+const STATEMENTS: (u64, u64) = (PUSHED_PER_SECOND as u64, 2 * PUSHED_PER_SECOND as u64);
 /// Work a second, and at once, in about so many signatures to verify.
 const WORK: (u64, u64) = (10, 300);
 /// Memberships of a report that cost a proof and taught nothing, a second and at once.
@@ -54,6 +58,7 @@ pub(super) struct Allowance {
     pub(super) claims: Bucket,
     pub(super) records: Bucket,
     pub(super) work: Bucket,
+    pub(super) statements: Bucket,
     pub(super) in_vain: Bucket,
     pub(super) lines: Bucket,
     /// The last record that came too early.
@@ -72,6 +77,7 @@ impl Allowance {
             claims: bucket((1, CLAIMS)),
             records: bucket((1, RECORDS)),
             work: bucket(WORK),
+            statements: bucket(STATEMENTS),
             in_vain: bucket(IN_VAIN),
             lines: bucket((1, LINES)),
             late: None,

@@ -62,7 +62,7 @@ impl Planet {
             return;
         }
         let allowance = self.allowances.of(node, now.moment);
-        if !allowance.work.take(1, now.moment) {
+        if !allowance.statements.take(1, now.moment) {
             // What the node holds is asked for when it is compared.
             self.compare_later(now);
             return;
