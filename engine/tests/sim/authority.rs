@@ -75,7 +75,7 @@ impl Authority {
             token_key: key.public(),
             issued: START.minus(1),
             expires: START.plus(1_000_000),
-            uses: 200,
+            uses: 1_000,
             site: None,
             groups: Vec::new(),
             relay: false,

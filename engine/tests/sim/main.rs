@@ -25,6 +25,7 @@ mod lives;
 mod nat;
 mod net;
 mod random;
+mod scale;
 mod scenarios;
 mod walk;
 mod watch;

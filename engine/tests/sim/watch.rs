@@ -52,6 +52,8 @@ pub struct Watch {
     publishers: BTreeMap<IpAddr, BTreeSet<NodeId>>,
     wakes: BTreeMap<usize, (Moment, u32)>,
     pub probes: u64,
+    /// When a planet told somebody something for the last time, but that it is still there.
+    pub told: Option<Moment>,
     pub handshakes: u64,
 }
 

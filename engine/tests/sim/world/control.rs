@@ -241,6 +241,9 @@ impl World {
     }
 
     pub(super) fn send_to_node(&mut self, connection: u64, message: Box<PlanetMessage>) {
+        if !matches!(*message, PlanetMessage::Heartbeat { .. }) {
+            self.watch.told = Some(self.net.now);
+        }
         let Some(control) = self.controls.get(&connection) else {
             return;
         };

@@ -58,6 +58,12 @@ impl Disk {
         newest
     }
 
+    /// Statements of the root in the state that was handed over last.
+    pub fn statements(&self) -> usize {
+        let state = self.handed.as_ref();
+        state.map_or(0, |state| state.statements.len())
+    }
+
     /// Nothing that a crash would make untrue is said.
     fn allows(&self, message: &NodeMessage, keys: podmesh_proto::key::PublicKey) {
         let handed = self.handed.as_ref();
