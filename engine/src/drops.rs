@@ -70,6 +70,8 @@ reasons! {
     HandshakeLimit = "too many handshakes from one source",
     /// Inbound: a handshake while there were many, from where nobody has shown yet to be.
     CookieWanted = "handshake was answered by a cookie, there were many",
+    /// Inbound: a handshake, like many, from a place at which nobody has answered yet.
+    AnswerLimit = "too many handshakes to answer to one place",
     /// Inbound: a handshake by somebody who is no member.
     UnknownInitiator = "handshake of a stranger",
     /// Inbound: a probe by somebody who is no member.

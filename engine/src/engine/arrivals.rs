@@ -79,7 +79,7 @@ impl Engine {
                 .with_index(PeerIndex(index))
                 .ok_or(DropReason::UnknownTunnel)?,
             None => {
-                self.ask_for_cookie(received)?;
+                self.ask_for_cookie(received, now)?;
                 let key = self
                     .keys
                     .initiator_of(bytes)
@@ -96,7 +96,7 @@ impl Engine {
 
     /// While there are many initiations, one from nobody knows where is answered by a cookie, and no more.
     /// What a relay sends comes from a member, and has its source's limit.
-    fn ask_for_cookie(&mut self, received: &Received) -> Result<(), DropReason> {
+    fn ask_for_cookie(&mut self, received: &Received, now: Now) -> Result<(), DropReason> {
         if received.relay.is_some() {
             return Ok(());
         }
@@ -107,6 +107,9 @@ impl Engine {
         let Some(length) = cookie else {
             return Ok(());
         };
+        if !self.budget.take_cookie(from.ip(), now.moment) {
+            return Err(DropReason::AnswerLimit);
+        }
         self.outputs.push_back(Output::Transmit(Transmit {
             socket: received.socket,
             to: from,
@@ -169,7 +172,7 @@ impl Engine {
             }
             ControlMessage::SizeRequest { id } => {
                 let reply = ControlMessage::SizeReply { id };
-                if self.may_reply_over(node, path, now) {
+                if self.may_reply_over(node.into(), path, now) {
                     self.send_control_over(&node, path, (&reply, 0), now);
                 }
             }

@@ -216,14 +216,20 @@ impl Engine {
     }
 
     /// Whether an answer that says nothing may go where the peer's question seems to come from.
-    pub(super) fn may_reply_over(&mut self, node: NodeId, path: PathId, now: Now) -> bool {
+    pub(super) fn may_reply_over(&mut self, id: MemberId, path: PathId, now: Now) -> bool {
         let PathId::Direct { endpoint, .. } = path else {
             return true;
         };
-        let paths = self.peers.get(&node).and_then(|peer| peer.paths.as_deref());
-        let evidence = paths.map_or(Evidence::Claimed, |paths| paths.evidence(&path, now.moment));
+        let evidence = match id {
+            MemberId::Node(node) => {
+                let paths = self.peers.get(&node).and_then(|peer| peer.paths.as_deref());
+                paths.map_or(Evidence::Claimed, |paths| paths.evidence(&path, now.moment))
+            }
+            // It begins a handshake every other minute, or each five seconds in vain.
+            MemberId::External(_) => Evidence::Claimed,
+        };
         let target = (endpoint.ip(), 0);
-        self.budget.take_answer(node, target, evidence, now.moment)
+        self.budget.take_answer(id, target, evidence, now.moment)
     }
 
     /// Another path carries the data of a peer.

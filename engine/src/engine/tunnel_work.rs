@@ -19,6 +19,8 @@ use crate::tunnel::{Opened, Sealed, Tunnel, TunnelError, ephemeral_of};
 const INITIATION: u8 = 1;
 /// First byte of the answer to an initiation (`WireGuard` paper §5.4.3).
 const RESPONSE: u8 = 2;
+/// First byte of what asks a sender to show that it is there (`WireGuard` paper §5.4.7).
+const COOKIE: u8 = 3;
 /// Bytes of a control packet before its payload.
 const CONTROL_HEADER: usize = 40;
 
@@ -137,23 +139,42 @@ impl Engine {
         }
         drop(state);
         let opened = opened.map_err(|_| DropReason::NotAuthentic)?;
-        if let Opened::Reply(length) = opened {
-            let reply = self.scratch.get(..length).unwrap_or_default().to_vec();
-            let cookie = reply.first() == Some(&3);
-            self.send_over(&link, received.path(), reply, Passage::Ordinary);
-            if !cookie {
-                if let (MemberId::Node(node), Some(ephemeral)) = (id, ephemeral)
-                    && let Some(peer) = self.peers.get_mut(&node)
-                {
-                    peer.accepted(ephemeral, now.moment);
-                }
-                let answers = received.bytes.first() == Some(&RESPONSE);
-                if let (MemberId::Node(node), true) = (id, answers) {
-                    self.with_paths(&node, now, |paths| paths.handle_answered(now));
-                }
-                self.after_handshake(id, received.path(), now);
-            }
+        match opened {
+            Opened::Reply(length) => self.answer_handshake(id, received, length, now),
+            _ => Ok(()),
         }
+    }
+
+    /// Answers a handshake message of a member with the first bytes of `scratch`, and goes on from there.
+    fn answer_handshake(
+        &mut self,
+        id: MemberId,
+        received: &Received,
+        length: usize,
+        now: Now,
+    ) -> Result<(), DropReason> {
+        let (link, _) = self.link_of(id).ok_or(DropReason::UnknownInitiator)?;
+        let path = received.path();
+        let reply = self.scratch.get(..length).unwrap_or_default().to_vec();
+        // Its sender may have put another one's address on it.
+        if received.bytes.first() == Some(&INITIATION) && !self.may_reply_over(id, path, now) {
+            return Err(DropReason::AnswerLimit);
+        }
+        let cookie = reply.first() == Some(&COOKIE);
+        self.send_over(&link, path, reply, Passage::Ordinary);
+        if cookie {
+            return Ok(());
+        }
+        if let (MemberId::Node(node), Some(ephemeral)) = (id, ephemeral_of(&received.bytes))
+            && let Some(peer) = self.peers.get_mut(&node)
+        {
+            peer.accepted(ephemeral, now.moment);
+        }
+        let answers = received.bytes.first() == Some(&RESPONSE);
+        if let (MemberId::Node(node), true) = (id, answers) {
+            self.with_paths(&node, now, |paths| paths.handle_answered(now));
+        }
+        self.after_handshake(id, path, now);
         Ok(())
     }
 

@@ -23,6 +23,12 @@ pub enum MemberId {
     External(PublicKey),
 }
 
+impl From<NodeId> for MemberId {
+    fn from(node: NodeId) -> Self {
+        Self::Node(node)
+    }
+}
+
 /// What nobody else may hold.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Holding {

@@ -103,7 +103,7 @@ impl PathAction {
         };
         match path {
             PathId::Direct { endpoint, .. } => {
-                budget.take_answer(member, (endpoint.ip(), length), *evidence, now)
+                budget.take_answer(member.into(), (endpoint.ip(), length), *evidence, now)
             }
             // A relay sends to members alone.
             PathId::Relay { .. } => true,

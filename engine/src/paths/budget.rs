@@ -15,9 +15,10 @@
 //! one network comes up as soon as the first of them has answered, or knocks itself. Places that once
 //! worked and openers, which die on the way, don't count in the third, either.
 //!
-//! Whoever can send with a false source aims answers, too, and the echoes that would prove the way back.
-//! Until the peer has answered from there, member and network have 34 units of [`UNIT`] bytes at once for
-//! them, and one in two seconds after that.
+//! Whoever can send with a false source aims answers, too: pongs, echoes that would prove the way back,
+//! responses to handshakes. Until the peer has answered from there, member and network have 34 units of
+//! [`UNIT`] bytes at once for them, and one in two seconds after that. Who hasn't even said who it is gets
+//! cookies, 32 at once and 8 a second to a network that no member has answered from.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -26,6 +27,7 @@ use std::time::Duration;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::time::Moment;
 
+use crate::membership::holdings::MemberId;
 use crate::mutation::{self, Mutant};
 
 const WINDOW: Duration = Duration::from_secs(30);
@@ -54,6 +56,11 @@ const UNIT: u16 = 116;
 const ANSWERS: Rate = Rate {
     burst: 34,
     refill: 500,
+};
+/// Cookies to one network in which nothing has answered. Each is less than half as long as what it answers.
+const COOKIES: Rate = Rate {
+    burst: 32,
+    refill: 8_000,
 };
 /// Pairs of member and network that are remembered; more than the node may probe within a window.
 const MAX_PAIRS: usize = 8_192;
@@ -153,7 +160,8 @@ pub struct ProbeBudget {
     sent: BTreeMap<(NodeId, Network), Vec<Sent>>,
     claimed: BTreeMap<Network, Vec<Moment>>,
     proven: BTreeMap<(Network, NodeId), Moment>,
-    answers: BTreeMap<(NodeId, Network), Bucket>,
+    answers: BTreeMap<(MemberId, Network), Bucket>,
+    cookies: BTreeMap<Network, Bucket>,
 }
 
 impl ProbeBudget {
@@ -168,6 +176,7 @@ impl ProbeBudget {
             claimed: BTreeMap::new(),
             proven: BTreeMap::new(),
             answers: BTreeMap::new(),
+            cookies: BTreeMap::new(),
         }
     }
 
@@ -221,7 +230,7 @@ impl ProbeBudget {
     /// in it.
     pub fn take_answer(
         &mut self,
-        member: NodeId,
+        member: MemberId,
         (target, length): (IpAddr, u16),
         evidence: Evidence,
         now: Moment,
@@ -230,24 +239,17 @@ impl ProbeBudget {
             return true;
         }
         let key = (member, Network::of(target));
-        if self.answers.len() >= MAX_PAIRS && !self.answers.contains_key(&key) {
-            self.answers.retain(|_, bucket| {
-                bucket.refill(ANSWERS, now);
-                !bucket.has(ANSWERS.burst)
-            });
-            if self.answers.len() >= MAX_PAIRS {
-                return false;
-            }
-        }
         let units = u64::from(length.div_ceil(UNIT).max(1));
-        let full = || Bucket::full(ANSWERS, now);
-        let bucket = self.answers.entry(key).or_insert_with(full);
-        bucket.refill(ANSWERS, now);
-        let granted = bucket.has(units);
-        if granted {
-            bucket.take(units);
-        }
-        granted
+        take_from(&mut self.answers, key, (ANSWERS, units), now)
+    }
+
+    /// Takes a cookie to somebody at `target` who hasn't said yet who it is out of the budget, if it is in
+    /// it.
+    pub fn take_cookie(&mut self, target: IpAddr, now: Moment) -> bool {
+        let network = Network::of(target);
+        mutation::is(Mutant::NoBudget)
+            || self.is_proven(network, now)
+            || take_from(&mut self.cookies, network, (COOKIES, 1), now)
     }
 
     /// A probe or an echo of this node was answered by `member` from `address`.
@@ -304,11 +306,16 @@ impl ProbeBudget {
         self.sent.len() < MAX_PAIRS || self.sent.contains_key(&(member, network))
     }
 
-    /// Takes one out of what may go to a network that nothing speaks for.
-    fn take_unknown(&mut self, network: Network, now: Moment) -> bool {
+    /// Whether a member has answered from there of late.
+    fn is_proven(&self, network: Network, now: Moment) -> bool {
         let (first, last) = (NodeId([0; 32]), NodeId([u8::MAX; 32]));
         let mut answers = self.proven.range((network, first)..=(network, last));
-        if answers.any(|(_, at)| now.since(*at) < PROVEN) {
+        answers.any(|(_, at)| now.since(*at) < PROVEN)
+    }
+
+    /// Takes one out of what may go to a network that nothing speaks for.
+    fn take_unknown(&mut self, network: Network, now: Moment) -> bool {
+        if self.is_proven(network, now) {
             return true;
         }
         let sent = self.claimed.entry(network).or_default();
@@ -319,6 +326,34 @@ impl ProbeBudget {
         }
         granted
     }
+}
+
+/// Takes so many units out of a bucket. Those that are full again are forgotten when there are too many; a
+/// new one has to wait if that doesn't help.
+fn take_from<K: Ord + Copy>(
+    buckets: &mut BTreeMap<K, Bucket>,
+    key: K,
+    (rate, units): (Rate, u64),
+    now: Moment,
+) -> bool {
+    if buckets.len() >= MAX_PAIRS && !buckets.contains_key(&key) {
+        buckets.retain(|_, bucket| {
+            bucket.refill(rate, now);
+            !bucket.has(rate.burst)
+        });
+        if buckets.len() >= MAX_PAIRS {
+            return false;
+        }
+    }
+    let bucket = buckets
+        .entry(key)
+        .or_insert_with(|| Bucket::full(rate, now));
+    bucket.refill(rate, now);
+    let granted = bucket.has(units);
+    if granted {
+        bucket.take(units);
+    }
+    granted
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What one member, planet or stranger can make this node do.
 
+mod handshakes;
+
 use podmesh_proto::candidate::{Candidate, CandidateKind};
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::network::PlanetEntry;
@@ -201,59 +203,6 @@ fn control_packets_beyond_a_peers_share_are_dropped_before_anybody_reads_them() 
         "{:?}",
         world.notes
     );
-}
-
-#[test]
-fn strangers_who_flood_with_initiations_are_asked_for_a_cookie_and_members_get_through() {
-    let mut world = World::new(2);
-    world.join_all();
-    let target = Keys::new(1).wireguard.public();
-    let stranger = TunnelKeys::new(&Keys::new(99).wireguard);
-    let mut tunnel = Tunnel::new(&stranger, &target, 5).unwrap();
-    let mut out = vec![0; limits::MIN_TUNNEL_BUFFER];
-    let mut initiate = |number: u32| {
-        let length = tunnel.initiate(&mut out).unwrap();
-        let host = number.to_be_bytes();
-        Received {
-            socket: SocketId::MAIN,
-            from: SocketAddr::from(([11, host[1], host[2], host[3]], 4_000)),
-            relay: None,
-            bytes: out[..length].to_vec(),
-        }
-    };
-    let now = world.now;
-    let most = u32::try_from(limits::INITIATIONS_BEFORE_COOKIES).unwrap();
-    let mut cookies = 0;
-    for number in 0..most + 300 {
-        world.engines[0].handle_datagram(initiate(number), now);
-        while let Some(output) = world.engines[0].poll_output() {
-            let Output::Transmit(reply) = output else {
-                continue;
-            };
-            assert_eq!((reply.bytes[0], reply.bytes.len()), (3, 64));
-            cookies += 1;
-        }
-    }
-    // The handshake between the two nodes may have been in the same second.
-    assert!(
-        (300..=302).contains(&cookies),
-        "{cookies} of them cost no key agreement"
-    );
-    // A member that starts anew in the middle of it is back with its second try.
-    world.restart(1);
-    for second in 0..3 {
-        for number in 0..most {
-            let (message, now) = (initiate(number + second * 1_000), world.now);
-            world.engines[0].handle_datagram(message, now);
-            world.drain(0);
-        }
-        world.run(Duration::from_millis(1_000));
-    }
-    for node in 0..2 {
-        let views = world.engines[node].peers(world.now);
-        assert_eq!(views[0].state, PeerState::Up, "{views:#?}");
-    }
-    assert!(world.engines[0].drops.of(DropReason::CookieWanted) >= 300);
 }
 
 /// A second planet beside the world's, connected to node 0.
