@@ -92,7 +92,7 @@ bench: deps build peers ## podmesh against other tunnels, in one run (about half
 
 # libFuzzer on a stable compiler: the coverage is LLVM's, and needs no sanitizer.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= cut merge through arrive words chains planet json settings plugin
+FUZZ_TARGETS ?= cut merge through arrive words chains planet json settings configuration plugin
 FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
 
 fuzz: root ## searches inputs that break what reads bytes of others, FUZZ_SECONDS per target

@@ -6,6 +6,11 @@ mod clock;
 mod config;
 mod device_mtu;
 mod doors;
+#[cfg(test)]
+#[path = "../../tests/fuzz/edits.rs"]
+mod edits;
+#[cfg(test)]
+mod fuzz;
 mod handover;
 mod host;
 mod identity;

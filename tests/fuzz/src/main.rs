@@ -1,5 +1,5 @@
-//! All fuzz targets under libFuzzer: those of `engine/tests/fuzz`, `planet/tests/fuzz` and
-//! `cni-plugin/tests/fuzz`. `FUZZ_TARGET` names one; see `make fuzz`.
+//! All fuzz targets under libFuzzer: those of `engine/tests/fuzz`, `planet/tests/fuzz`, `daemon/tests/fuzz`
+//! and `cni-plugin/tests/fuzz`. `FUZZ_TARGET` names one; see `make fuzz`.
 #![no_main]
 
 #[path = "../../../engine/benches/stages/pair.rs"]
@@ -13,7 +13,31 @@ mod edits;
 #[path = "../../../planet/tests/fuzz/targets.rs"]
 mod planet;
 
-// The plugin is a program; its modules know each other from its root.
+// meshd is a program, and its configuration knows of some of its other modules.
+#[path = "../../../daemon/src/config.rs"]
+#[allow(dead_code, reason = "meshd uses more of it")]
+mod config;
+#[path = "../../../daemon/tests/fuzz/targets.rs"]
+mod daemon;
+#[path = "../../../daemon/src/device_mtu.rs"]
+#[allow(dead_code, reason = "meshd uses more of it")]
+mod device_mtu;
+#[path = "../../../daemon/src/offloads.rs"]
+#[allow(dead_code, reason = "meshd uses more of it")]
+mod offloads;
+
+/// What the configuration asks of the command line.
+mod cli {
+    /// Nothing of it is fuzzed.
+    #[allow(dead_code, reason = "nobody calls a fuzz target by a command line of meshd")]
+    pub(crate) struct Cli {
+        pub(crate) config: Option<std::path::PathBuf>,
+        pub(crate) name: Option<podmesh_proto::id::Name>,
+        pub(crate) log: Option<String>,
+    }
+}
+
+// So is the plugin; its modules know each other from its root.
 #[path = "../../../cni-plugin/src/attachment.rs"]
 #[allow(dead_code, reason = "the plugin uses more of it")]
 mod attachment;
@@ -37,6 +61,7 @@ const OTHERS: &[(&str, fn(&[u8]))] = &[
     ("planet", planet::planet),
     ("json", planet::json),
     ("settings", planet::settings),
+    ("configuration", daemon::configuration),
     ("plugin", plugin::plugin),
 ];
 
