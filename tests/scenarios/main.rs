@@ -23,6 +23,7 @@ mod memory;
 mod nat_grid;
 mod path_mtu;
 mod planet_loss;
+mod puppet;
 mod rekey;
 mod renewal;
 mod restarts;

@@ -10,7 +10,6 @@
 mod forgetful_planet;
 mod health;
 mod listener;
-mod puppet;
 mod rogue_member;
 mod stolen_planet;
 mod two_claimants;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::health::{self, must_name};
 use super::listener::{Listener, PORT};
-use super::puppet::Puppet;
+use crate::puppet::Puppet;
 
 /// Packets of one kind.
 const VOLLEY: u64 = 10;
@@ -19,7 +19,7 @@ fn a_rogue_member_speaks_for_nobody_but_itself() {
     let lab = world();
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
     let token = mesh.operator().token("mallory", &[]).unwrap();
-    let rogue = Puppet::member(&lab, lab.node("mallory").unwrap(), &token).unwrap();
+    let rogue = Puppet::member(lab.node("mallory").unwrap(), &token).unwrap();
     let nodes = ["alice", "bob"].map(|name| lab.node(name).unwrap());
     for node in nodes {
         mesh.join(node).unwrap();
@@ -56,7 +56,7 @@ fn endpoints_of_a_member_can_not_be_aimed_at_a_bystander() {
     let lab = world();
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
     let token = mesh.operator().token("mallory", &[]).unwrap();
-    let rogue = Puppet::member(&lab, lab.node("mallory").unwrap(), &token).unwrap();
+    let rogue = Puppet::member(lab.node("mallory").unwrap(), &token).unwrap();
     let bystander = lab.node("bystander").unwrap();
     let before = udp_to_nowhere(bystander);
     let candidates: Vec<String> = (0..16)

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::health::{self, must_name};
 use super::listener::{Listener, PORT};
-use super::puppet::{Puppet, loot_of, strings};
+use crate::puppet::{Puppet, loot_of, strings};
 
 /// A newcomer wants what a known member holds.
 const CONFLICT: &[&str] = &["MESH-TRUST-002"];
@@ -146,7 +146,7 @@ impl<'lab> World<'lab> {
         fs::copy(mesh.operator().document(), &old_document).unwrap();
         let mallory = lab.node("mallory").unwrap();
         let token = mesh.operator().token("mallory", &[]).unwrap();
-        let accomplice = Puppet::member(lab, mallory, &token).unwrap();
+        let accomplice = Puppet::member(mallory, &token).unwrap();
         for name in names {
             mesh.join(lab.node(name).unwrap()).unwrap();
         }

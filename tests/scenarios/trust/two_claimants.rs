@@ -10,7 +10,7 @@ use podmesh_proto::local_api::PeerState;
 use serde_json::{Value, json};
 
 use super::health::{self, must_name};
-use super::puppet::{Puppet, loot_of, strings};
+use crate::puppet::{Puppet, loot_of, strings};
 
 /// A newcomer wants what a known member holds.
 const CONFLICT: &[&str] = &["MESH-TRUST-002"];
@@ -25,7 +25,7 @@ fn a_newcomer_routes_to_neither_of_two_claimants_until_the_root_decides() {
     let mesh = Mesh::found(&lab, "planet-1").unwrap();
     let token = mesh.operator().token("mallory", &[]).unwrap();
     let rival = lab.node("mallory").unwrap();
-    let _rival = Puppet::member(&lab, rival, &token).unwrap();
+    let _rival = Puppet::member(rival, &token).unwrap();
     let [alice, bob, dave] = ["alice", "bob", "dave"].map(|name| lab.node(name).unwrap());
     for node in [alice, bob] {
         mesh.join(node).unwrap();

@@ -15,14 +15,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A thief.
 #[derive(Debug)]
-pub(super) struct Puppet {
+pub(crate) struct Puppet {
     _process: Process,
     control: PathBuf,
 }
 
 impl Puppet {
     /// A planet whose key was stolen, in the place of the honest one, which must not run any more.
-    pub(super) fn planet(
+    pub(crate) fn planet(
         lab: &Lab,
         (document, accomplice): (&Path, &Path),
         flags: &[&str],
@@ -36,12 +36,21 @@ impl Puppet {
             ("--listen", listen),
             ("--accomplice", accomplice.display().to_string()),
         ];
-        Self::start(lab, planet.namespace(), ("planet", &options, flags))
+        Self::start(
+            lab.folder(),
+            planet.namespace(),
+            ("planet", &options, flags),
+        )
     }
 
     /// A member that joins by the token and then does as it is told. It keeps what it sees in
     /// [`loot_of`] its node.
-    pub(super) fn member(lab: &Lab, node: &Node, token: &Path) -> Result<Self> {
+    pub(crate) fn member(node: &Node, token: &Path) -> Result<Self> {
+        Self::member_with(node, token, &[])
+    }
+
+    /// The same with further options.
+    pub(crate) fn member_with(node: &Node, token: &Path, flags: &[&str]) -> Result<Self> {
         let listen = format!("{}:{}", node.seat().v4, 20_000);
         let options = [
             ("--token", token.display().to_string()),
@@ -49,7 +58,11 @@ impl Puppet {
             ("--listen", listen),
             ("--save", loot_of(node).display().to_string()),
         ];
-        Self::start(lab, &node.namespace(), ("member", &options, &[]))
+        Self::start(
+            node.folder(),
+            &node.namespace(),
+            ("member", &options, flags),
+        )
     }
 
     /// Gives an order and returns the answer.
@@ -57,7 +70,7 @@ impl Puppet {
     /// # Errors
     ///
     /// If it can't be done.
-    pub(super) fn order(&self, order: &Value) -> Result<Value> {
+    pub(crate) fn order(&self, order: &Value) -> Result<Value> {
         let mut stream = UnixStream::connect(&self.control).context("the rogue has ended")?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(format!("{order}\n").as_bytes())?;
@@ -72,12 +85,12 @@ impl Puppet {
     }
 
     fn start(
-        lab: &Lab,
+        folder: &Path,
         place: &Namespace,
         (role, options, flags): (&str, &[(&str, String)], &[&str]),
     ) -> Result<Self> {
-        let control = lab.folder().join(format!("rogue-{role}.sock"));
-        let log = lab.folder().join(format!("rogue-{role}.log"));
+        let control = folder.join(format!("rogue-{role}.sock"));
+        let log = folder.join(format!("rogue-{role}.log"));
         let mut command = place.command(podmesh_lab::node::program("rogue")?);
         command.arg(role).arg("--control").arg(&control).args(flags);
         for (option, value) in options {
@@ -104,12 +117,12 @@ impl Puppet {
 }
 
 /// Where a rogue member keeps its loot.
-pub(super) fn loot_of(node: &Node) -> PathBuf {
+pub(crate) fn loot_of(node: &Node) -> PathBuf {
     node.folder().join("loot")
 }
 
 /// The strings of a JSON list.
-pub(super) fn strings(list: &Value) -> Vec<String> {
+pub(crate) fn strings(list: &Value) -> Vec<String> {
     let items = list.as_array().into_iter().flatten();
     items.filter_map(Value::as_str).map(str::to_owned).collect()
 }
