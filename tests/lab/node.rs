@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 use podmesh_proto::local_api::PeerView;
 use serde_json::Value;
 
@@ -97,6 +98,18 @@ impl Node {
     pub fn namespace(&self) -> Arc<Namespace> {
         let namespace = self.life().namespace.clone();
         namespace.unwrap_or_else(|| panic!("node {} has no power", self.name))
+    }
+
+    /// Has packets to `range` come to this machine, too, as if its provider routed that network to it.
+    ///
+    /// # Errors
+    ///
+    /// If its power is cut, or it has no place of its own on the core.
+    pub fn receive(&self, range: IpNet) -> Result<()> {
+        match self.life().plug {
+            Some(Plug::Core(port)) => self.wire.route(range, port),
+            _ => bail!("node {} is not on the core itself", self.name),
+        }
     }
 
     /// The folder that stands for the disk, logs included.

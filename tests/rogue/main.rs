@@ -28,6 +28,8 @@ enum Rogue {
     Member(member::Member),
     /// Many members that join by one token and are never seen again
     Crowd(member::Absentees),
+    /// A stranger that says hello to a planet again and again, and measures how long that takes
+    Greeter(member::Greeter),
 }
 
 fn main() -> Result<()> {
@@ -38,5 +40,6 @@ fn main() -> Result<()> {
         Rogue::Planet(planet) => runtime.block_on(planet.run()),
         Rogue::Member(member) => runtime.block_on(member.run()),
         Rogue::Crowd(absentees) => runtime.block_on(absentees.run()),
+        Rogue::Greeter(greeter) => runtime.block_on(greeter.run()),
     }
 }

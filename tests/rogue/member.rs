@@ -1,14 +1,16 @@
 //! A rogue member: it joins by a real token, answers as a node must, and misbehaves on order.
 
 mod crowd;
+mod greeter;
 mod link;
 mod orders;
 mod raw_session;
+mod storms;
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -22,10 +24,13 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::token::JoinToken;
 use serde_json::json;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tokio::time::{interval, sleep};
 
 use self::crowd::Crowd;
+pub(crate) use self::greeter::Greeter;
 use self::link::Link;
+use self::storms::Storms;
 use crate::clock;
 use crate::control;
 use crate::loot::{Keys, Loot};
@@ -34,6 +39,8 @@ use crate::loot::{Keys, Loot};
 const RETRY: Duration = Duration::from_millis(500);
 /// Tunnels look at their timers this often.
 const TICK: Duration = Duration::from_millis(250);
+/// Messages of storms that wait for the connection to the planet.
+const WAITING: usize = 1_024;
 /// Between two heartbeats to the planet.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
@@ -49,6 +56,9 @@ pub(crate) struct Member {
     /// Address and port of tunnels and probes
     #[arg(long)]
     listen: SocketAddr,
+    /// Answers nobody but the planet
+    #[arg(long)]
+    mute: bool,
     /// Takes orders at this socket
     #[arg(long)]
     control: PathBuf,
@@ -97,6 +107,14 @@ pub(crate) struct RogueMember {
     crowd: Mutex<Crowd>,
     whereabouts: Mutex<Whereabouts>,
     incarnation: u64,
+    /// Answers nobody but the planet.
+    mute: bool,
+    /// For what goes on besides what it does itself.
+    myself: Weak<Self>,
+    storms: Storms,
+    /// What storms say to the planet, and where that is taken from.
+    says: mpsc::Sender<NodeMessage>,
+    to_say: tokio::sync::Mutex<mpsc::Receiver<NodeMessage>>,
 }
 
 /// What it says about where it is.
@@ -121,9 +139,16 @@ impl Member {
         let membership = link::join(planet, &network, &token, (&keys, self.name)).await?;
         let me = membership.verify(&network, clock::now())?;
         control::say(&json!({ "joined": me.name, "node": me.node, "prefixes": me.prefixes() }));
-        let member = Arc::new(RogueMember {
+        let socket = UdpSocket::bind(self.listen).await?;
+        let (says, to_say) = mpsc::channel(WAITING);
+        let member = Arc::new_cyclic(|myself| RogueMember {
+            myself: Weak::clone(myself),
+            mute: self.mute,
+            storms: Storms::default(),
+            says,
+            to_say: to_say.into(),
             crowd: Mutex::new(Crowd::new(me, network.clone())),
-            socket: UdpSocket::bind(self.listen).await?,
+            socket,
             whereabouts: Mutex::new(Whereabouts {
                 edition: 1,
                 sequence: 0,
@@ -163,6 +188,9 @@ impl RogueMember {
         let mut buffer = vec![0; 65_536];
         loop {
             let (length, from) = self.socket.recv_from(&mut buffer).await?;
+            if self.mute {
+                continue;
+            }
             let datagram = buffer.get(..length).unwrap_or_default();
             let answers = self.crowd().handle(datagram, from)?;
             self.send_all(answers).await;
@@ -230,9 +258,11 @@ impl RogueMember {
         let mut published = 0;
         let mut beats = interval(HEARTBEAT);
         let mut looks = interval(TICK);
+        let mut to_say = self.to_say.lock().await;
         loop {
             tokio::select! {
                 message = link.next() => self.hear(message?)?,
+                Some(message) = to_say.recv() => link.say(&message).await?,
                 _ = beats.tick() => link.say(&NodeMessage::Heartbeat).await?,
                 _ = looks.tick() => {
                     if published != self.whereabouts().edition {
@@ -246,6 +276,7 @@ impl RogueMember {
     }
 
     fn hear(&self, message: PlanetMessage) -> Result<()> {
+        self.tally(&message);
         let PlanetMessage::Directory(update) = message else {
             return Ok(());
         };

@@ -29,6 +29,7 @@ mod renewal;
 mod restarts;
 mod revocation;
 mod settings;
+mod storms;
 mod the_lab;
 mod trust;
 mod world;

@@ -182,6 +182,11 @@ impl Crowd {
         Ok((*node, peer))
     }
 
+    /// Everybody's id.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        self.peers.keys().copied().collect()
+    }
+
     /// All peers.
     pub(super) fn peers(&self) -> impl Iterator<Item = &Peer> {
         self.peers.values()

@@ -1,6 +1,6 @@
 //! The control connection to a planet, as a node has it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
 use podmesh_proto::certificate::{Application, Claim, Membership, NodeCertificate};
@@ -8,7 +8,7 @@ use podmesh_proto::frame::{self, FrameDecoder};
 use podmesh_proto::id::Name;
 use podmesh_proto::network::{Network, PlanetEntry};
 use podmesh_proto::planet_api::{
-    EXPORTER_LABEL, HELLO_CONTEXT, Hello, NodeMessage, PROTOCOL, PlanetMessage,
+    EXPORTER_LABEL, HELLO_CONTEXT, Hello, NodeMessage, PROTOCOL, PlanetMessage, Welcome,
 };
 use podmesh_proto::signed::Signed;
 use podmesh_proto::token::JoinToken;
@@ -30,8 +30,13 @@ pub(super) struct Link {
 impl Link {
     /// Connects, and believes nobody but this planet.
     pub(super) async fn connect(planet: &PlanetEntry) -> Result<Self> {
+        Self::connect_from(planet, Ipv4Addr::UNSPECIFIED.into()).await
+    }
+
+    /// The same, from an address that the host lets this program take.
+    pub(super) async fn connect_from(planet: &PlanetEntry, source: IpAddr) -> Result<Self> {
         let remote: SocketAddr = planet.address.parse().context("the planet has a name")?;
-        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+        let socket = std::net::UdpSocket::bind((source, 0))?;
         let runtime = quinn::default_runtime().context("no runtime")?;
         let mut endpoint = Endpoint::new(tls::beside_others(), None, socket, runtime)?;
         endpoint.set_default_client_config(tls::as_node(planet.id)?);
@@ -52,7 +57,7 @@ impl Link {
         keys: &Keys,
         network: &Network,
         membership: Option<&Membership>,
-    ) -> Result<()> {
+    ) -> Result<Welcome> {
         let mut exported = [0; 32];
         self.connection
             .export_keying_material(&mut exported, EXPORTER_LABEL, b"")
@@ -71,9 +76,14 @@ impl Link {
         };
         self.say(&NodeMessage::Hello(hello)).await?;
         match self.next().await? {
-            PlanetMessage::Welcome(_) => Ok(()),
+            PlanetMessage::Welcome(welcome) => Ok(welcome),
             other => bail!("no welcome, but {other:?}"),
         }
+    }
+
+    /// Waits until the planet ends the connection.
+    pub(super) async fn ended(&self) {
+        self.connection.closed().await;
     }
 
     /// Sends a message.

@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use podmesh_proto::candidate::{Candidate, CandidateKind, EndpointRecord};
+use podmesh_proto::certificate::Departure;
 use podmesh_proto::id::{Name, NodeId};
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::signed::Signed;
+use podmesh_proto::statements::{Held, Summary};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::RogueMember;
 use super::raw_session::RawSession;
+use super::storms::Storm;
 use crate::clock;
 use crate::control::Puppet;
 use crate::packet;
@@ -94,16 +97,32 @@ pub(crate) enum Order {
         /// There.
         candidates: Vec<SocketAddr>,
     },
+    /// Does something without end, besides everything else.
+    Storm {
+        /// What.
+        storm: Storm,
+        /// How often in a second.
+        rate: u32,
+    },
+    /// Ends all that has no end; says how often what was done.
+    Calm,
 }
 
 /// The tunnels' own messages, as far as they are forged here; the order is part of the format.
 #[derive(Serialize)]
-enum Message {
+pub(super) enum Message {
     EchoRequest(u64),
-    #[allow(dead_code, reason = "keeps the numbers of the others")]
     EchoReply(u64),
     Endpoints(Box<Signed<EndpointRecord>>),
     Statement(Box<Signed<RootStatement>>),
+    Left(Box<Signed<Departure>>),
+    #[allow(dead_code, reason = "keeps the numbers of the others")]
+    Renewed,
+    SizeRequest(u64),
+    #[allow(dead_code, reason = "keeps the numbers of the others")]
+    SizeReply(u64),
+    Summary(Box<Summary>),
+    Held(Box<Held>),
 }
 
 impl Puppet for RogueMember {
@@ -161,6 +180,12 @@ impl Puppet for RogueMember {
                 whereabouts.candidates = candidates;
                 Ok(json!({ "candidates": whereabouts.candidates }))
             }
+            Order::Storm { storm, rate } => {
+                let me = self.myself.upgrade().context("the member is gone")?;
+                self.storms.begin(me, storm, rate);
+                Ok(json!({ "rate": rate }))
+            }
+            Order::Calm => Ok(self.storms.calm()),
         }
     }
 }
@@ -268,7 +293,7 @@ impl RogueMember {
     }
 }
 
-fn encode(message: &Message) -> Result<Vec<u8>> {
+pub(super) fn encode(message: &Message) -> Result<Vec<u8>> {
     match postcard::to_allocvec(message) {
         Ok(body) => Ok([&[1], body.as_slice()].concat()),
         Err(_) => bail!("the message can't be encoded"),
