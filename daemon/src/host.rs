@@ -37,6 +37,7 @@ use self::wanted::{guard, has_v6, host_state, mark, traffic, usable};
 use crate::config::{is_excluded, mark_remark};
 use crate::kept::Kept;
 use crate::node_file::NodeFiles;
+use crate::overlap;
 
 /// What the names of pod interfaces on the host begin with, as the CNI plugin makes them.
 const VETH_PREFIX: &str = "pm";
@@ -256,6 +257,7 @@ impl Keeper {
         }
         if let Some(plan) = plan {
             self.keep(plan, &mut report).await;
+            self.name_overlaps(plan, &mut report).await;
         }
         match self.underlay(plan).await {
             Ok(addresses) => report.underlay = addresses,
@@ -298,6 +300,19 @@ impl Keeper {
                 let state = host_state(plan, (self.config.mark, has_v6()));
                 self.apply(&state, report).await;
             }
+        }
+    }
+
+    async fn name_overlaps(&self, plan: &HostPlan, report: &mut HostReport) {
+        if plan.protected.is_empty() {
+            return;
+        }
+        match self.netlink.foreign_routes().await {
+            Ok(routes) => {
+                let found = overlap::later(&plan.protected, &self.config.device, &routes);
+                report.remarks.extend(found);
+            }
+            Err(error) => report.remarks.push(error.to_string()),
         }
     }
 

@@ -12,6 +12,8 @@ use podmesh_proto::network::Ranges;
 /// kube-proxy's device for service addresses in its IPVS mode: they are the cluster's own.
 const SERVICE_DEVICE: &str = "kube-ipvs0";
 const MAIN_TABLE: u32 = 254;
+/// Routes that have a line of their own.
+const MOST_NAMED: usize = 3;
 
 /// A range of the network and a route of the node that hold common addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,15 +61,38 @@ pub(crate) fn check(ranges: &Ranges, device: &str, routes: &[ForeignRoute]) -> R
                 kind,
                 range,
                 route: route.prefix,
-                place: Place {
-                    device: route.device.clone(),
-                    table: route.table,
-                    origin: route.origin.clone(),
-                },
+                place: Place::of(route),
             });
         }
     }
     Ok(())
+}
+
+/// Routes that came after the join and lie in one of the network's ranges, or around it: sentences for
+/// `meshctl status`. The service ranges are the cluster's own.
+pub(crate) fn later(protected: &[IpNet], device: &str, routes: &[ForeignRoute]) -> Vec<String> {
+    let real = routes
+        .iter()
+        .filter(|route| route.prefix.prefix_len() > 0 && route.device.as_deref() != Some(device));
+    let found = real.filter_map(|route| {
+        let range = protected.iter().find(|range| overlap(range, &route.prefix))?;
+        let place = Place::of(route);
+        Some(format!(
+            "packets for the route {}{place} go to the mesh, where nobody has them, as the network's range \
+             {range} has common addresses with it: take this node off that range, or create the network \
+             with another one",
+            route.prefix
+        ))
+    });
+    let mut found: Vec<_> = found.collect();
+    found.sort();
+    found.dedup();
+    let more = found.len().saturating_sub(MOST_NAMED);
+    found.truncate(MOST_NAMED);
+    if more > 0 {
+        found.push(format!("and {more} more routes like these"));
+    }
+    found
 }
 
 fn kinds(ranges: &Ranges) -> impl Iterator<Item = (RangeKind, IpNet)> {
@@ -96,6 +121,16 @@ impl fmt::Display for RangeKind {
             Self::Pod => "pod",
             Self::Service => "service",
         })
+    }
+}
+
+impl Place {
+    fn of(route: &ForeignRoute) -> Self {
+        Self {
+            device: route.device.clone(),
+            table: route.table,
+            origin: route.origin.clone(),
+        }
     }
 }
 
@@ -176,6 +211,36 @@ mod tests {
                 _ => panic!("{prefix} of {device}: {message:?}"),
             }
         }
+    }
+
+    #[test]
+    fn routes_that_come_later_are_named_but_for_the_services_own() {
+        let protected: Vec<IpNet> = ["10.77.0.0/16", "10.42.0.0/16"]
+            .map(|one| one.parse().unwrap())
+            .into();
+        let said = |routes: &[ForeignRoute]| later(&protected, "mesh0", routes);
+        let harmless = [
+            route("0.0.0.0/0", "eth0"),
+            route("10.42.0.0/16", "mesh0"),
+            route("172.17.0.0/16", "docker0"),
+            route("192.168.7.1/32", "kube-ipvs0"),
+        ];
+        assert_eq!(said(&harmless), Vec::<String>::new());
+        let found = said(&[
+            route("10.42.9.0/24", "flannel.1"),
+            route("10.42.9.0/24", "flannel.1"),
+        ]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].contains("10.42.9.0/24 of flannel.1 (from DHCP)"),
+            "{found:?}"
+        );
+        let many: Vec<_> = (0..9)
+            .map(|net| route(&format!("10.77.{net}.0/24"), "docker0"))
+            .collect();
+        let found = said(&many);
+        assert_eq!(found.len(), MOST_NAMED + 1);
+        assert_eq!(found[MOST_NAMED], "and 6 more routes like these");
     }
 
     #[test]

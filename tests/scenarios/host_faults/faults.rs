@@ -44,13 +44,14 @@ pub(super) enum Kind {
     ForeignTables,
     ForeignRoutingRule,
     ForeignDevice,
+    ForeignRoute,
     UnderlayDownAndUp,
     UnderlayRoutesLost,
     UnderlayAddressesLost,
 }
 
 impl Kind {
-    const ALL: [Self; 35] = [
+    const ALL: [Self; 36] = [
         Self::RulesetFlushed,
         Self::TableDeleted,
         Self::GuardChainFlushed,
@@ -83,6 +84,7 @@ impl Kind {
         Self::ForeignTables,
         Self::ForeignRoutingRule,
         Self::ForeignDevice,
+        Self::ForeignRoute,
         Self::UnderlayDownAndUp,
         Self::UnderlayRoutesLost,
         Self::UnderlayAddressesLost,
@@ -107,6 +109,7 @@ impl Kind {
             Self::ForeignTables => &["chain FORWARD of table ip filter"],
             Self::ForeignRoutingRule => &["somebody else's routing rule"],
             Self::ForeignDevice => &["mesh0 is somebody else's: a bridge"],
+            Self::ForeignRoute => &["packets for the route 10.42.200.0/24 of theirs"],
             _ => &[],
         }
     }
@@ -172,6 +175,10 @@ impl Kind {
             Self::ForeignDevice => {
                 "printf 'link add other$n type bridge\nlink del mesh0\nlink set other$n name mesh0\n' | ip -batch -"
             }
+            Self::ForeignRoute => {
+                "ip link add theirs$n type bridge; ip link set theirs$n up; \
+                 ip route add 10.42.200.0/24 dev theirs$n"
+            }
             Self::UnderlayDownAndUp => "underlay 'ip link set eth0 down' 'ip link set eth0 up'",
             Self::UnderlayRoutesLost => "underlay 'ip $f route flush default' true",
             Self::UnderlayAddressesLost => "underlay 'ip addr flush dev eth0 scope global' true",
@@ -190,6 +197,7 @@ impl Kind {
             Self::ForeignTables => "nft delete table ip filter",
             Self::ForeignRoutingRule => "ip rule del pref 100",
             Self::ForeignDevice => "ip link del mesh0",
+            Self::ForeignRoute => "ip link del theirs$n",
             _ => "true",
         }
     }
