@@ -183,7 +183,12 @@ fn report(times: &BTreeMap<Kind, Vec<Duration>>) -> (Vec<String>, Duration) {
 fn holdings(node: &Node) -> BTreeMap<&'static str, String> {
     let lines = |words: &[&str]| {
         let shown = node.namespace().run(words).unwrap();
-        let mut lines: Vec<_> = shown.lines().map(str::trim_end).collect();
+        // What a path carries depends on which of two families was faster.
+        let lines = shown.lines().map(|line| match line.split_once(" mtu ") {
+            Some((route, rest)) => format!("{route}{}", rest.trim_start_matches(char::is_numeric)),
+            None => line.to_owned(),
+        });
+        let mut lines: Vec<_> = lines.map(|line| line.trim_end().to_owned()).collect();
         lines.sort_unstable();
         lines.join("\n")
     };

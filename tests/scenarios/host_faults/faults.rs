@@ -162,6 +162,13 @@ impl Kind {
             Self::PodHardwareAddress => "ip link set $pm address 02:00:00:00:00:$n",
             Self::PodNeighboursFlushed => "ip neigh flush dev $pm nud permanent; true",
             Self::ConnectionsForgotten => "conntrack -F 2>/dev/null",
+            _ => self.script_of_others(),
+        }
+    }
+
+    /// What is done beside podmesh's own; nothing for what isn't done by a shell.
+    fn script_of_others(self) -> &'static str {
+        match self {
             Self::ForeignFirewall => {
                 "nft add table inet theirs; \
                  nft add chain inet theirs refuse '{ type filter hook forward priority 10; }'; \
@@ -171,9 +178,11 @@ impl Kind {
             }
             Self::ForeignTables => "iptables -P FORWARD DROP",
             Self::ForeignRoutingRule => "ip rule add pref 100 to 10.42.0.0/16 lookup 99",
-            // In one go, before meshd makes its own anew.
+            // In one go, and once more where meshd has made its own anew in between.
             Self::ForeignDevice => {
-                "printf 'link add other$n type bridge\nlink del mesh0\nlink set other$n name mesh0\n' | ip -batch -"
+                "ip link add other$n type bridge; for try in 1 2 3 4 5 6 7 8 9; do \
+                 printf \"link del mesh0\\nlink set other$n name mesh0\\n\" | ip -batch - 2>/dev/null && exit; \
+                 done; exit 1"
             }
             Self::ForeignRoute => {
                 "ip link add theirs$n type bridge; ip link set theirs$n up; \
@@ -182,11 +191,7 @@ impl Kind {
             Self::UnderlayDownAndUp => "underlay 'ip link set eth0 down' 'ip link set eth0 up'",
             Self::UnderlayRoutesLost => "underlay 'ip $f route flush default' true",
             Self::UnderlayAddressesLost => "underlay 'ip addr flush dev eth0 scope global' true",
-            Self::NodeFileRemoved
-            | Self::NodeFileOverwritten
-            | Self::RuntimeFolderRemoved
-            | Self::SocketRemoved
-            | Self::SocketClosed => "true",
+            _ => "true",
         }
     }
 
