@@ -53,6 +53,9 @@ fn a_node_full_of_pods_gets_over_whatever_is_done_to_its_host() {
             .unwrap_or_else(|error| panic!("{said}: {error:#}"));
         let whole = compare(node, &before).unwrap_or_else(|error| panic!("{said}: {error:#}"));
         times.entry(fault.kind).or_default().push(took.max(whole));
+        if (round + 1) % 100 == 0 {
+            println!("{} faults are over", round + 1);
+        }
         if fault.kind.takes_files() {
             wait_for_files(node).unwrap_or_else(|error| panic!("{said}: {error:#}"));
         }
@@ -193,7 +196,8 @@ fn holdings(node: &Node) -> BTreeMap<&'static str, String> {
         lines.join("\n")
     };
     let names = |folder: std::path::PathBuf| {
-        let entries = fs::read_dir(folder).unwrap().flatten();
+        // One that somebody has taken away has none.
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect();
