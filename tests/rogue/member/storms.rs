@@ -179,7 +179,9 @@ impl Pace {
 
     /// Waits until something is due; how often.
     async fn due(&mut self) -> u64 {
+        // Others have their turn, too, if what is due is more than can be done.
         loop {
+            sleep(LOOK).await;
             let now = Instant::now();
             self.owed += (now - self.at).as_secs_f64() * self.rate;
             self.owed = self.owed.min((self.rate * LAG).max(1.0));
@@ -189,7 +191,6 @@ impl Pace {
                 self.owed -= due;
                 return due as u64;
             }
-            sleep(LOOK).await;
         }
     }
 }

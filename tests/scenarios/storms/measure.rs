@@ -10,8 +10,11 @@ use serde_json::Value;
 
 /// A greeting may take so many times as long as in peace.
 const GREETINGS: u32 = 3;
-/// Below this nobody feels the difference, and a busy machine can't tell it.
+/// Below this nobody feels the difference, and a busy machine can't tell it; the less so in seconds.
 const BARELY: Duration = Duration::from_millis(20);
+const BARELY_IN_SECONDS: Duration = Duration::from_millis(100);
+/// Greetings that it takes for the slowest of them to say anything.
+const MANY: usize = 100;
 /// Bytes a second that reach who has nothing to do with it, from everybody together.
 const REACHED: f64 = 10_000.0;
 /// What comes at the beginning, when places are tried that nothing was heard of yet, counts as spread over
@@ -19,7 +22,7 @@ const REACHED: f64 = 10_000.0;
 const BEGINNING: f64 = 10.0;
 
 /// What was seen while a storm went on, or nothing.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Figures {
     /// How long each greeting of the planet took, in ascending order.
     pub(super) greetings: Vec<Duration>,
@@ -38,14 +41,26 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// Of a hundred greetings, the one that only five were slower than.
-    fn slow_greeting(&self) -> Duration {
-        let at = (self.greetings.len() * 95).div_ceil(100).max(1) - 1;
+    fn lasted(&self) -> Duration {
+        self.span.map_or(Duration::ZERO, |(begin, end)| end - begin)
+    }
+
+    /// How long at most so many of a hundred greetings took.
+    fn greeting(&self, percent: usize) -> Duration {
+        let at = (self.greetings.len() * percent).div_ceil(100).max(1) - 1;
         self.greetings.get(at).copied().unwrap_or_default()
     }
 
-    fn lasted(&self) -> Duration {
-        self.span.map_or(Duration::ZERO, |(begin, end)| end - begin)
+    /// How long a slow greeting may take, and how long it took: one in twenty is slower, or one in two where
+    /// there were few.
+    fn slow_greeting(&self, peace: &Self) -> (Duration, Duration) {
+        let (percent, barely) = if self.greetings.len() >= MANY {
+            (95, BARELY)
+        } else {
+            (50, BARELY_IN_SECONDS)
+        };
+        let most = (peace.greeting(percent) * GREETINGS).max(barely);
+        (most, self.greeting(percent))
     }
 
     /// Bytes a second.
@@ -55,19 +70,13 @@ impl Figures {
 
     /// What is worse than it may be, if it was as in `peace` before.
     pub(super) fn complaints(&self, peace: &Self) -> Vec<String> {
-        let greeting = (peace.slow_greeting() * GREETINGS).max(BARELY);
+        let (most, greeting) = self.slow_greeting(peace);
         let direct = peace.direct * 2 + Duration::from_secs(2);
         let judged = [
             (self.unanswered > 0, "greetings without an answer"),
-            (
-                self.slow_greeting() > greeting && !peace.greetings.is_empty(),
-                "greetings take too long",
-            ),
+            (greeting > most, "greetings take too long"),
             (self.lost > 0, "pings are lost"),
-            (
-                self.direct > direct && !peace.direct.is_zero(),
-                "direct paths take too long",
-            ),
+            (self.direct > direct, "direct paths take too long"),
             (
                 self.reached_in_a_second() > REACHED,
                 "too much reaches the bystander",
@@ -95,14 +104,13 @@ impl Figures {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let median = self.greetings.get(self.greetings.len() / 2);
         write!(
             f,
             "{} greetings, median {:.1?}, p95 {:.1?}, {} unanswered; {} of {} pings lost; \
              direct again after {:.2?}; {} bytes to the bystander in {:.1?}; {}",
             self.greetings.len(),
-            median.copied().unwrap_or_default(),
-            self.slow_greeting(),
+            self.greeting(50),
+            self.greeting(95),
             self.unanswered,
             self.lost,
             self.pings,

@@ -23,6 +23,8 @@ const BYSTANDERS6: &str = "2001:db8:ffff::/48";
 pub(super) const THICKET: &str = "198.19.0.0/16";
 /// Milliseconds between two greetings.
 const GREETING: usize = 100;
+/// A storm that lasts so long is of the long form.
+const LONG: Duration = Duration::from_secs(4);
 /// For paths to come up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -144,9 +146,18 @@ impl Stage {
         .unwrap();
     }
 
+    /// Whether there is time for everything.
+    pub(super) fn is_long(&self) -> bool {
+        self.lasts >= LONG
+    }
+
     /// Watches while a rogue does something without end, or nothing.
     pub(super) fn watch(&self, kind: Option<&Kind>) -> Figures {
         let (begin, before) = (Instant::now(), self.reached());
+        let lasts = match kind {
+            None if self.is_long() => self.lasts / 4,
+            _ => self.lasts,
+        };
         let rogue = match kind {
             Some(kind) if kind.mute => &self.mute,
             _ => &self.rogue,
@@ -155,9 +166,9 @@ impl Stage {
             let order = json!({ "do": "storm", "storm": kind.order, "rate": kind.rate });
             rogue.order(&order).unwrap();
         }
-        let greeter = self.greeter();
+        let greeter = self.greeter(lasts);
         let direct = self.come_back();
-        std::thread::sleep(self.lasts.saturating_sub(begin.elapsed()));
+        std::thread::sleep(lasts.saturating_sub(begin.elapsed()));
         wait::until("the greeter", PATIENCE, || {
             Ok(match greeter.ended() {
                 Some(_) => wait::Now(()),
@@ -192,10 +203,10 @@ impl Stage {
         }
     }
 
-    fn greeter(&self) -> Process {
+    fn greeter(&self, lasts: Duration) -> Process {
         let visitor = self.lab.node("visitor").unwrap();
         let mut command = visitor.namespace().command(node::program("rogue").unwrap());
-        let count = self.lasts.as_millis() as usize / GREETING;
+        let count = lasts.as_millis() as usize / GREETING;
         command.args(["greeter", "--network", &self.document]);
         command.args([
             "--every",
