@@ -213,9 +213,14 @@ impl Keeper {
             let errands = [self.strays.at(), self.firewalls.errand.at()];
             let later = errands.into_iter().flatten().filter(|at| *at > now);
             let end = later.fold(look_again, Instant::min);
+            let glance_at = self.firewalls.glance_at();
             let change = tokio::select! {
                 changed = plans.changed() => return changed.is_ok(),
                 change = self.watcher.next() => change,
+                () = sleep_until(glance_at), if glance_at < end => match self.firewalls.glance() {
+                    true => return true,
+                    false => continue,
+                },
                 () = sleep_until(end) => {
                     // Where notices can't be had, this is all there is.
                     self.firewalls.errand.ask();

@@ -7,7 +7,8 @@
 //! let packets pass, and so may one that names podmesh's interfaces or ranges together with a port.
 //! A rule about ports or protocols alone lets nothing pass that was not meant.
 //!
-//! Rules of iptables-legacy are outside of nftables, and are judged as its are.
+//! Rules of iptables-legacy are outside of nftables, and are judged as its are. The kernel announces no change of
+//! them, but [`legacy_print`] tells.
 
 mod advice;
 mod compat;
@@ -116,6 +117,13 @@ pub(crate) enum Hook {
 pub fn refusals(traffic: &Traffic) -> io::Result<Vec<Refusal>> {
     let mut ruleset = ruleset::Ruleset::read()?;
     evaluate::refusals(&mut ruleset, traffic)
+}
+
+/// A number that changes whenever rules of iptables-legacy or ip6tables-legacy do. Cost: one copy of each of
+/// their tables, and next to nothing where there are none.
+#[must_use]
+pub fn legacy_print() -> u64 {
+    legacy::print()
 }
 
 impl Family {

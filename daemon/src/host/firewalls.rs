@@ -1,9 +1,16 @@
 //! What other people's firewalls were last seen to do.
 
+use std::time::Duration;
+
 use podmesh_kernel::firewall::{self, Advice, Traffic};
 use tokio::time::Instant;
 
 use super::Errand;
+
+/// Between two glances at rules whose changes nobody announces.
+const GLANCE: Duration = Duration::from_secs(3);
+/// A glance takes at most this share of the time, as one of so many.
+const REST_FOR_GLANCE: u32 = 200;
 
 /// The last judgement, and when there is to be another one.
 pub(super) struct Firewalls {
@@ -11,6 +18,9 @@ pub(super) struct Firewalls {
     /// What it was about.
     traffic: Option<Traffic>,
     found: Vec<Advice>,
+    /// What rules of iptables-legacy there were at the last glance, and when the next one is due.
+    legacy: Option<u64>,
+    glance_at: Instant,
 }
 
 impl Firewalls {
@@ -19,7 +29,28 @@ impl Firewalls {
             errand: Errand::new(),
             traffic: None,
             found: Vec::new(),
+            legacy: None,
+            glance_at: Instant::now() + GLANCE,
         }
+    }
+
+    /// When to [`Self::glance`] again.
+    pub(super) fn glance_at(&self) -> Instant {
+        self.glance_at
+    }
+
+    /// Whether rules have changed without a notice, so that a judgement is due.
+    pub(super) fn glance(&mut self) -> bool {
+        let begin = Instant::now();
+        let print = Some(firewall::legacy_print());
+        let end = Instant::now();
+        self.glance_at = end + GLANCE.max((end - begin) * REST_FOR_GLANCE);
+        let is_news = self.legacy != print && self.legacy.is_some();
+        self.legacy = print;
+        if is_news {
+            self.errand.ask();
+        }
+        is_news
     }
 
     /// What refuses this traffic, looked at anew when that is due.

@@ -6,7 +6,10 @@
 
 mod ask;
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use super::{
     Family, Hook, Place,
@@ -28,6 +31,8 @@ const ADDRESSES_V4: usize = 4;
 const ADDRESSES_V6: usize = 16;
 /// Of a match or a target: its length, its name, its revision.
 const PART_HEADER_BYTES: usize = 32;
+/// Of a rule: its packets and their bytes, right before its matches.
+const COUNTER_BYTES: usize = 16;
 const PART_NAME: std::ops::Range<usize> = 2..31;
 const PART_REVISION: usize = 31;
 /// The target that marks where a chain begins, and the end of the table.
@@ -80,6 +85,35 @@ pub(super) fn read() -> Chains {
         }
     }
     chains
+}
+
+/// A number that changes with the rules, and not with what they have counted: the kernel announces no
+/// change of them.
+pub(super) fn print() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for family in [Family::IpLegacy, Family::Ip6Legacy] {
+        for (table, _) in ask::present(family) {
+            (family, table).hash(&mut hasher);
+            if let Ok((outline, mut entries)) = ask::table(family, table) {
+                forget_counters(family, &mut entries);
+                (outline.begins, outline.policies, entries).hash(&mut hasher);
+            }
+        }
+    }
+    hasher.finish()
+}
+
+fn forget_counters(family: Family, bytes: &mut [u8]) {
+    let end = Layout::of(family == Family::IpLegacy).matches;
+    let begins: Vec<_> = split(family, bytes)
+        .iter()
+        .map(|entry| entry.begin)
+        .collect();
+    for begin in begins {
+        if let Some(counters) = bytes.get_mut(begin + end - COUNTER_BYTES..begin + end) {
+            counters.fill(0);
+        }
+    }
 }
 
 impl Chains {

@@ -444,6 +444,23 @@ fn tables_of_iptables_legacy_that_may_let_podmesh_pass_accuse_nobody() {
          iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
     );
     assert_eq!(refusals(&node), []);
+    // Its changes are seen, also of a policy alone, and not what its rules count.
+    let print = || node.run(firewall::legacy_print);
+    let before = print();
+    obey(
+        &node,
+        "ip link set lo up; iptables-legacy -A INPUT -i lo -j ACCEPT",
+    );
+    let with_rule = print();
+    node.command("ping -c2 -i0.2 127.0.0.1");
+    assert!(before != with_rule && print() == with_rule);
+    obey(&node, "iptables-legacy -P OUTPUT DROP");
+    assert_ne!(print(), with_rule);
+    obey(
+        &node,
+        "iptables-legacy -P OUTPUT ACCEPT; ip6tables-legacy -t raw -L",
+    );
+    assert_ne!(print(), with_rule, "another table");
     // What nftables has of the same name is another chain.
     obey(&node, "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP");
     let found = refusals(&node);
