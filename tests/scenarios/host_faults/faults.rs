@@ -1,13 +1,17 @@
 //! What can be done to a host.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use podmesh_lab::{Node, Pod};
+use podmesh_lab::{Node, Pod, wait};
+
+/// For a folder to be cleared.
+const CLEARING: Duration = Duration::from_secs(2);
 
 /// A thing that somebody does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +46,7 @@ pub(super) enum Kind {
     SocketClosed,
     ForeignFirewall,
     ForeignTables,
+    ForeignLegacyTables,
     ForeignRoutingRule,
     ForeignDevice,
     ForeignRoute,
@@ -51,7 +56,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 36] = [
+    const ALL: [Self; 37] = [
         Self::RulesetFlushed,
         Self::TableDeleted,
         Self::GuardChainFlushed,
@@ -82,6 +87,7 @@ impl Kind {
         Self::SocketClosed,
         Self::ForeignFirewall,
         Self::ForeignTables,
+        Self::ForeignLegacyTables,
         Self::ForeignRoutingRule,
         Self::ForeignDevice,
         Self::ForeignRoute,
@@ -107,6 +113,7 @@ impl Kind {
         match self {
             Self::ForeignFirewall => &["chain refuse of table inet theirs"],
             Self::ForeignTables => &["chain FORWARD of table ip filter"],
+            Self::ForeignLegacyTables => &["chain FORWARD of table iptables-legacy filter"],
             Self::ForeignRoutingRule => &["somebody else's routing rule"],
             Self::ForeignDevice => &["mesh0 is somebody else's: a bridge"],
             Self::ForeignRoute => &["packets for the route 10.42.200.0/24 of theirs"],
@@ -177,6 +184,7 @@ impl Kind {
                  nft add rule inet theirs refuse reject with icmpx admin-prohibited"
             }
             Self::ForeignTables => "iptables -P FORWARD DROP",
+            Self::ForeignLegacyTables => "iptables-legacy -P FORWARD DROP",
             Self::ForeignRoutingRule => "ip rule add pref 100 to 10.42.0.0/16 lookup 99",
             // In one go, and once more where meshd has made its own anew in between.
             Self::ForeignDevice => {
@@ -200,6 +208,7 @@ impl Kind {
         match self {
             Self::ForeignFirewall => "nft delete table inet theirs",
             Self::ForeignTables => "nft delete table ip filter",
+            Self::ForeignLegacyTables => "iptables-legacy -P FORWARD ACCEPT",
             Self::ForeignRoutingRule => "ip rule del pref 100",
             Self::ForeignDevice => "ip link del mesh0",
             Self::ForeignRoute => "ip link del theirs$n",
@@ -254,7 +263,15 @@ impl Fault {
         match self.kind {
             Kind::NodeFileRemoved => fs::remove_file(run.join("node.json"))?,
             Kind::NodeFileOverwritten => fs::write(run.join("node.json"), "{")?,
-            Kind::RuntimeFolderRemoved => fs::remove_dir_all(&run)?,
+            // meshd may put something there while it is cleared.
+            Kind::RuntimeFolderRemoved => wait::until("an empty folder", CLEARING, || {
+                Ok(match fs::remove_dir_all(&run) {
+                    Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
+                        wait::NotYet(error.to_string())
+                    }
+                    done => wait::Now(done?),
+                })
+            })?,
             Kind::SocketRemoved => fs::remove_file(run.join("meshd.sock"))?,
             Kind::SocketClosed => {
                 let closed = fs::Permissions::from_mode(0o000);
