@@ -12,7 +12,16 @@ use super::{Document, Loaded};
 /// How long after a failure the disk is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Writes the latest of the values it is given; those that come while it writes replace each other.
+/// Bytes a second that are written in the long run: a document that is large and changes all the time is
+/// written now and then.
+const PACE: f64 = (2 * 1024 * 1024) as f64;
+/// The longest rest after a write. What is said to others waits for the disk.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+/// Bytes of a document after which there is no rest.
+const SMALL: usize = 64 * 1024;
+
+/// Writes the latest of the values it is given; those that come while it writes, or rests, replace each
+/// other.
 pub(crate) struct Writer<T> {
     shared: Arc<Shared<T>>,
     progress: watch::Receiver<Progress>,
@@ -126,9 +135,11 @@ impl<T> Shared<T> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next value to write; `None` once there is none and no more will come.
-    fn next(&self) -> Option<(u64, Value<T>)> {
-        let mut slot = self.lock();
+    /// The next value to write, after a rest; `None` once there is none and no more will come.
+    fn next(&self, rest: Duration) -> Option<(u64, Value<T>)> {
+        let open = |slot: &mut Slot<T>| !slot.closing;
+        let rested = self.changed.wait_timeout_while(self.lock(), rest, open);
+        let (mut slot, _) = rested.unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(value) = slot.waiting.take() {
                 return Some(value);
@@ -173,8 +184,11 @@ fn write_until_closed<T: Serialize>(
     report: &watch::Sender<Progress>,
 ) {
     let mut progress = Progress::default();
-    while let Some((number, value)) = shared.next() {
-        let trouble = write(&mut document, &value).err();
+    let mut rest = Duration::ZERO;
+    while let Some((number, value)) = shared.next(rest) {
+        let written = write(&mut document, &value);
+        rest = rest_after(*written.as_ref().unwrap_or(&0));
+        let trouble = written.err();
         if trouble != progress.trouble {
             match &trouble {
                 Some(cause) => tracing::warn!(reason = cause, "the state can't be written to disk"),
@@ -193,13 +207,22 @@ fn write_until_closed<T: Serialize>(
     }
 }
 
-fn write<T: Serialize>(document: &mut Document, value: &Value<T>) -> Result<(), String> {
+fn rest_after(bytes: usize) -> Duration {
+    if bytes <= SMALL {
+        return Duration::ZERO;
+    }
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Duration::from_secs_f64(f64::from(bytes) / PACE).min(LONGEST_REST)
+}
+
+/// Gives the bytes that were written.
+fn write<T: Serialize>(document: &mut Document, value: &Value<T>) -> Result<usize, String> {
     let bytes = |value: &T| postcard::to_allocvec(value).map_err(|error| error.to_string());
     let bytes = match value {
         Value::One(value) | Value::Both(Some(value)) => bytes(value)?,
         Value::Both(None) => match document.load().map_err(|error| error.to_string())? {
             Loaded::Current(content) | Loaded::Previous(content, _) => content,
-            Loaded::Nothing => return Ok(()),
+            Loaded::Nothing => return Ok(0),
         },
     };
     let times = match value {
@@ -208,6 +231,7 @@ fn write<T: Serialize>(document: &mut Document, value: &Value<T>) -> Result<(), 
     };
     (0..times)
         .try_for_each(|_| document.store(&bytes))
+        .map(|()| bytes.len() * times)
         .map_err(|error| error.to_string())
 }
 
@@ -234,6 +258,28 @@ mod tests {
             loaded,
             Loaded::Current(postcard::to_allocvec(&999_u32).unwrap())
         );
+    }
+
+    #[test]
+    fn a_large_state_that_changes_all_the_time_is_written_now_and_then_and_at_the_end() {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let writer = Writer::start(Document::new(&dir, "state", "test", 1)).unwrap();
+        let progress = writer.progress();
+        let large = |number: u8| vec![number; 1024 * 1024];
+        let first = writer.put(large(1));
+        while progress.borrow().written < first {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let mut last = first;
+        for number in 2..20 {
+            last = writer.put(large(number));
+        }
+        thread::sleep(Duration::from_millis(100));
+        assert_eq!(progress.borrow().written, first, "it rests");
+        writer.finish();
+        assert_eq!(progress.borrow().written, last, "the end waits for no rest");
+        assert_eq!(rest_after(SMALL), Duration::ZERO);
     }
 
     #[test]
