@@ -35,7 +35,7 @@ part "house rules" "$CARGO" test -q --locked --profile checked -p podmesh-tests 
 part "disks that fail" python3 tests/disk/run.py 12 7
 # The simulator only computes, in a time of its own; these scenarios mostly wait for something to be due, so both
 # are played at once, and who waits goes first. The other scenarios want the machine for themselves.
-patient=(trust:: renewal:: ended:: revocation:: cold_boot:: planet_loss:: kube_proxy:: settings::)
+patient=(trust:: renewal:: ended:: revocation:: cold_boot:: planet_loss:: kube_proxy:: settings:: many_statements::)
 simulator() {
   renice -n 19 "$BASHPID" > /dev/null
   part "engine and simulator" engine

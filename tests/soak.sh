@@ -16,6 +16,7 @@ scenario() { one env LAB_LONG=1 ${CARGO:-cargo} test --locked --profile checked 
 walks() { SIM_WALKS=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --nocapture a_minute_after; }
 simulator() { SIM_SEEDS=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --nocapture; }
 slow_disk() { one ${CARGO:-cargo} test --locked --release -q -p podmesh-planet --test program -- --exact "slow_disk::a_hello_takes_no_longer_while_a_slow_disk_has_much_to_write" --nocapture --include-ignored; }
+scale() { one env SIM_SCALE=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --exact scale::thousands_of_statements_hold_nobody_up --nocapture; }
 # The plugin's own test of that name, as long as these variables make it.
 plugin() { one env "${@:2}" ${CARGO:-cargo} test --locked --release -q -p podmesh-cni-plugin --test plugin -- --exact "$1" --nocapture --test-threads=1; }
 
@@ -28,6 +29,7 @@ bars() {
   bar planet-slow-disk slow_disk
   bar steady-100 tests/steady.sh 100
   bar simulator-2000 simulator 2000
+  bar simulator-200-nodes scale 200,10000
   bar walks-2000 walks 2000
   bar cni-1000-pods plugin storm::sixteen_at_once_never_share_an_address PODMESH_CNI_ROUNDS=1000
   bar cni-200-kills plugin storm::killed_calls_leave_nothing_that_garbage_collection_does_not_free PODMESH_CNI_KILLS=200

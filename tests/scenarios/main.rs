@@ -19,6 +19,7 @@ mod host_faults;
 mod interop;
 mod kube_proxy;
 mod many_peers;
+mod many_statements;
 mod memory;
 mod nat_grid;
 mod path_mtu;
