@@ -45,6 +45,8 @@ pub const TUNNEL_TICK: Duration = Duration::from_millis(250);
 pub const STIRRED: Duration = Duration::from_secs(10);
 /// Between two heartbeats on a control connection.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A planet that takes a member for a stranger this long after its welcome is connected to anew.
+pub const STRANGE: Duration = Duration::from_secs(45);
 /// Silence after which a control connection is given up: three heartbeats and some delay.
 pub const PLANET_SILENCE: Duration = Duration::from_secs(47);
 /// Between two questions where a planet sees a socket; keeps a NAT's mapping open, too.

@@ -45,6 +45,16 @@ impl Planet {
         connection.is_some_and(|connection| connection.welcome)
     }
 
+    /// Whether the planet said welcome to a stranger this long ago or longer: a member gets a relay session.
+    #[must_use]
+    pub fn is_strange(&self, least: Duration, now: Moment) -> bool {
+        let connection = self.connection.as_ref();
+        connection.is_some_and(|connection| {
+            let waited = now.since(connection.since) >= least;
+            connection.welcome && connection.leg.is_none() && waited
+        })
+    }
+
     /// Seconds by which the planet's wall clock is ahead of this node's, as far as is known.
     #[must_use]
     pub fn clock_ahead(&self, now: Now) -> Option<i64> {
@@ -62,6 +72,8 @@ pub struct Connection {
     pub remote: SocketAddr,
     /// Its round trip time.
     pub rtt: Duration,
+    /// Since when it is up.
+    pub since: Moment,
     /// When the planet was heard last.
     pub heard: Moment,
     /// The relay session, once the planet has granted it.
@@ -90,6 +102,7 @@ impl Connection {
         Self {
             remote,
             rtt,
+            since: now,
             heard: now,
             leg: None,
             welcome: false,

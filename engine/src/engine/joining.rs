@@ -19,6 +19,7 @@ use crate::limits;
 use crate::membership::lies::{Lie, Source};
 use crate::membership::{Learned, Members};
 use crate::output::Output;
+use crate::planets::Planet;
 use crate::timers::Timer;
 
 /// Between two tries when a planet's answer makes no sense.
@@ -119,7 +120,7 @@ impl Engine {
         }
         if let Some(join) = &self.join {
             match join.claimed(receipt, now.unix) {
-                Ok(membership) => self.become_member(membership, now),
+                Ok(membership) => self.become_member(planet, membership, now),
                 Err(error) => self.nonsense(planet, "a claim receipt", &error, now),
             }
             return;
@@ -141,7 +142,7 @@ impl Engine {
         }
     }
 
-    fn become_member(&mut self, membership: Membership, now: Now) {
+    fn become_member(&mut self, planet: PlanetId, membership: Membership, now: Now) {
         let Some(join) = self.join.take() else {
             return;
         };
@@ -159,10 +160,26 @@ impl Engine {
         self.dirty = true;
         self.persist(now);
         self.outputs.push_back(Output::JoinDone(Ok(())));
-        // A planet that took it for a member before it knew so itself, because it didn't live to hear the
-        // receipt, has told everything to somebody who could not make use of it.
-        let early: Vec<PlanetId> = self.planets.legs().map(|leg| leg.planet).collect();
-        for planet in early {
+        self.greet_planets_as_member(planet, now);
+    }
+
+    /// Connects anew to every planet that met this node as somebody else than the member that it has become.
+    /// One took it for a stranger when it came, and heard nothing of what `granting` gave it since; another
+    /// took it for a member before it knew so itself, because it didn't live to hear the receipt, and has told
+    /// everything to somebody who could not make use of it.
+    fn greet_planets_as_member(&mut self, granting: PlanetId, now: Now) {
+        let met = |planet: &&Planet| {
+            let connection = planet.connection.as_ref();
+            connection
+                .is_some_and(|connection| planet.entry.id != granting || connection.leg.is_some())
+        };
+        let met: Vec<PlanetId> = self
+            .planets
+            .all()
+            .filter(met)
+            .map(|planet| planet.entry.id)
+            .collect();
+        for planet in met {
             self.planet_lost(planet, "asked anew, as a member".to_owned(), now);
             self.outputs.push_back(Output::Reconnect(planet));
         }

@@ -20,7 +20,7 @@ use crate::limits;
 use crate::membership::Members;
 use crate::output::{Output, Received, Transmit};
 use crate::path_id::SocketId;
-use crate::planets::Connection;
+use crate::planets::{Connection, Planet};
 use crate::publishing::Witness;
 use crate::reach::Passage;
 use crate::timers::Timer;
@@ -235,6 +235,14 @@ impl Engine {
         };
         if now.moment.since(connection.heard) >= limits::PLANET_SILENCE {
             let reason = format!("nothing heard for {} s", limits::PLANET_SILENCE.as_secs());
+            self.planet_lost(planet, reason, now);
+            self.outputs.push_back(Output::Reconnect(planet));
+            return;
+        }
+        let strange = |planet: &Planet| planet.is_strange(limits::STRANGE, now.moment);
+        if self.is_active() && self.planets.get(&planet).is_some_and(strange) {
+            // The hello has the membership, in case that what it was told since got lost on it.
+            let reason = "asked anew, as it takes this member for a stranger".to_owned();
             self.planet_lost(planet, reason, now);
             self.outputs.push_back(Output::Reconnect(planet));
             return;

@@ -1,6 +1,7 @@
 //! What somebody should look at.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use podmesh_proto::id::Name;
 use podmesh_proto::local_api::HealthView;
@@ -19,6 +20,8 @@ use crate::publishing::Witness;
 const CLOCK_TOLERANCE: u64 = 60;
 /// Seconds after which a renewal that was due is worth a line.
 const RENEWAL_PATIENCE: u64 = 10;
+/// How long a planet may take to see that this node is a member before a person should know.
+const STRANGENESS: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// Lies first, then what keeps the node from working, then what is only good to know.
@@ -56,7 +59,7 @@ impl Engine {
             }
         }
         if !members.is_revoked(&self.node_id()) {
-            entries.extend(self.planet_health());
+            entries.extend(self.planet_health(now));
         }
         entries.extend(self.clock_health(now));
         entries.extend(self.translation_health());
@@ -67,7 +70,7 @@ impl Engine {
     }
 
     /// Planets that aren't connected: one line if it is all of them, else one for each.
-    fn planet_health(&self) -> Vec<HealthView> {
+    fn planet_health(&self, now: Now) -> Vec<HealthView> {
         let all: Vec<&Planet> = self.planets.all().collect();
         if !all.is_empty() && self.planets.connected().next().is_none() {
             let message = "no planet is connected; tunnels go on, changes don't get through";
@@ -78,6 +81,9 @@ impl Engine {
         // Before the first try has ended there is nothing to tell.
         let lost = |planet: &&Planet| planet.error.clone().filter(|_| !planet.is_connected());
         let told = all.iter().enumerate().filter_map(|(place, planet)| {
+            if self.is_active() && planet.is_strange(STRANGENESS, now.moment) {
+                return Some(strange(&planet.entry.name));
+            }
             let entry_of = if place == 0 { first_lost } else { other_lost };
             Some(entry_of(&planet.entry.name, &lost(planet)?))
         });
@@ -210,6 +216,15 @@ fn other_lost(planet: &Name, reason: &str) -> HealthView {
          `meshctl network retire-planet {planet}`"
     );
     entry("MESH-PLANET-002", &message, &next)
+}
+
+fn strange(planet: &Name) -> HealthView {
+    let message = format!(
+        "planet {planet} is connected, but doesn't take this node for a member; it neither introduces nor \
+         relays for it"
+    );
+    let next = format!("its log says why; `planet status` on {planet} shows whom it knows");
+    entry("MESH-PLANET-003", &message, &next)
 }
 
 fn entry(code: &str, message: &str, next: &str) -> HealthView {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use podmesh_planet::rules::relaying::RelayCounters;
 use podmesh_proto::local_api::{PathView, PeerState, PeerView};
 
 use crate::grid::PAIRS;
@@ -60,5 +61,34 @@ fn whole_nodes_get_the_best_path_that_is_possible() {
         assert_eq!(took.is_some(), direct, "{a:?} x {b:?}: {why:?}");
         assert!(is_up(&world, 0, 1) && is_up(&world, 1, 0), "{a:?} x {b:?}");
         assert_eq!(why.is_some(), !direct);
+    }
+}
+
+/// One planet gives the leases; the others are asked to join, too, and may not take for a stranger for ever
+/// who was one when it came.
+#[test]
+fn who_joins_is_a_member_at_every_planet() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, 3);
+        let site = world.site(NatKind::N0);
+        let nodes: Vec<usize> = (0..3).map(|_| world.node(site, NatKind::N0)).collect();
+        world.links(|_, _, random| random.millis(1, 40));
+        for planet in 0..3 {
+            world.start_planet(planet);
+        }
+        for node in nodes {
+            world.start(node);
+        }
+        world.run_for(Duration::from_secs(8));
+        world.leave(2);
+        world.run_for(Duration::from_secs(2));
+        world.join(2);
+        world.run_for(Duration::from_secs(8));
+        for planet in &world.planets {
+            let rules = planet.rules.as_ref().unwrap();
+            let status = rules.status(RelayCounters::default(), 0, world.now());
+            let online = status.members.iter().filter(|member| member.online).count();
+            assert_eq!(online, 3, "seed {seed}: {:?}", status.members);
+        }
     }
 }

@@ -325,6 +325,20 @@ fn each_planet_that_is_lost_is_named_while_another_serves() {
     assert_eq!(state(&world, 0), NodeState::Online);
 }
 
+#[test]
+fn a_planet_that_takes_a_member_for_a_stranger_is_met_anew() {
+    let mut world = joined(2);
+    let planet = world.planet_id();
+    world.engines[0].planets.connection(&planet).unwrap().leg = None;
+    assert!(says(&world, 0, "MESH-PLANET-003"));
+    let before = world.reconnections;
+    pass(&mut world, 60);
+    assert_eq!(world.reconnections, before + 1);
+    assert!(world.engines[0].planets.leg(&planet).is_some());
+    assert!(!says(&world, 0, "MESH-PLANET-003"));
+    assert!(reaches_all(&world, 0));
+}
+
 /// A second life of the peer's service must not begin to count its probes anew: the other side has had
 /// those numbers, and this one must not take again what it has had.
 #[test]
