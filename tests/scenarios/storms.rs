@@ -2,7 +2,8 @@
 //! reaches a network that has nothing to do with any of this.
 //!
 //! The short form plays the worst kinds for seconds. The long ones play all kinds for a minute each, in a
-//! mesh of ten; `STORM_SECONDS` makes them shorter or longer.
+//! mesh of ten. `STORM_SECONDS` makes them longer or shorter; in less than a minute the first places that are
+//! tried in a wide network are more than may come in that time.
 #![allow(
     clippy::print_stdout,
     reason = "the figures are what a scenario is read for"
