@@ -33,12 +33,17 @@ pub fn check(filter: &str) -> Result<(), String> {
     let mut bare = bare.filter(|word| !word.contains(['=', '[']));
     if let Some(word) = bare.find(|word| !LEVELS.contains(&word.to_ascii_lowercase().as_str())) {
         return Err(format!(
-            "'{word}' is no level; use {}, or target=level",
+            "'{}' is no level; use {}, or target=level",
+            word.escape_default(),
             LEVELS.join(", ")
         ));
     }
     let parsed = EnvFilter::try_new(filter);
-    parsed.map_err(|error| format!("{error}; use a level such as info"))?;
+    // The error repeats parts of the filter as they are.
+    parsed.map_err(|error| {
+        let said = error.to_string();
+        format!("{}; use a level such as info", said.escape_default())
+    })?;
     Ok(())
 }
 
@@ -109,5 +114,19 @@ mod tests {
             assert!(check(bad).is_err(), "{bad}");
         }
         assert!(check("verbose").is_err_and(|reason| reason.contains("error, warn, info")));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_filter_is_said_in_printable_characters() {
+        for bad in [
+            "i\tnfo",
+            "\u{1b}[31m",
+            "a=\u{1b}[31m",
+            "a[\u{1b}=info",
+            "a=b=\u{7}",
+        ] {
+            let reason = check(bad).expect_err(bad);
+            assert!(!reason.chars().any(char::is_control), "{reason:?}");
+        }
     }
 }
