@@ -10,7 +10,7 @@ use super::Errand;
 /// Between two glances at rules whose changes nobody announces.
 const GLANCE: Duration = Duration::from_secs(3);
 /// A glance takes at most this share of the time, as one of so many.
-const REST_FOR_GLANCE: u32 = 200;
+const REST_FOR_GLANCE: u32 = 20;
 
 /// The last judgement, and when there is to be another one.
 pub(super) struct Firewalls {
@@ -18,7 +18,7 @@ pub(super) struct Firewalls {
     /// What it was about.
     traffic: Option<Traffic>,
     found: Vec<Advice>,
-    /// What rules of iptables-legacy there were at the last glance, and when the next one is due.
+    /// What rules of iptables-legacy there were at the last judgement or glance, and when the next glance is due.
     legacy: Option<u64>,
     glance_at: Instant,
 }
@@ -61,6 +61,8 @@ impl Firewalls {
         }
         let begin = Instant::now();
         if self.errand.begin(begin) {
+            // What a glance is held against is what was judged: others may come and go between two glances.
+            self.legacy = Some(firewall::legacy_print());
             match firewall::refusals(traffic) {
                 Ok(refusals) => {
                     self.take(refusals.iter().map(firewall::Refusal::advice).collect());
