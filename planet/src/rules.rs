@@ -96,6 +96,8 @@ pub struct Planet {
     other_edition: Option<statements::OtherEdition>,
     flush_at: Option<Moment>,
     flushed: Option<Moment>,
+    /// Both clocks when they were looked at last.
+    clock: Now,
     housekeeping_at: Moment,
     /// What members count on from.
     clock_said: (Moment, UnixSeconds),
@@ -172,6 +174,7 @@ impl Planet {
             other_edition: None,
             flush_at: None,
             flushed: None,
+            clock: now,
             housekeeping_at: now.moment + HOUSEKEEPING,
             clock_said: (now.moment, now.unix),
         }
@@ -356,6 +359,8 @@ impl Planet {
         self.save_unsaved(now);
         self.expel_expired(now);
         self.watch_clock(now);
+        self.follow_clock(now);
+        self.greet_members(now);
         self.watch_relearning(now);
         self.watch_statements(now);
     }

@@ -92,6 +92,13 @@ impl EndpointRecord {
     pub fn is_newer_than(&self, known: &Self) -> bool {
         (self.incarnation, self.sequence) > (known.incarnation, known.sequence)
     }
+
+    /// Whether this is a later word than `known` of one and the same life: neither is of another, nor are
+    /// they two words under one number.
+    #[must_use]
+    pub fn is_newer_edition(&self, known: &Self) -> bool {
+        self.incarnation == known.incarnation && self.sequence > known.sequence
+    }
 }
 
 impl Candidate {

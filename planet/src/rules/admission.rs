@@ -3,6 +3,8 @@
 //! Everything is decided against the books as they stand; the caller makes the changes durable
 //! before the receipt leaves.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 use podmesh_proto::certificate::{AdmissionReceipt, Application, Grant, Leases, NodeCertificate};
 use podmesh_proto::frame;
@@ -16,8 +18,10 @@ use podmesh_proto::time::UnixSeconds;
 use crate::rules::books::{Books, Holder};
 use crate::rules::leases;
 use crate::rules::records::{Admission, Change, Record, RecordKey};
-use crate::rules::refusal::refuse;
+use crate::rules::refusal::{not_now, refuse};
 
+/// After which a node asks again that left at a time to come.
+const CLOCKS: Duration = Duration::from_secs(10);
 /// Bytes of the largest application, so that a directory record always fits a message.
 const MAX_APPLICATION: usize = 16 * 1024;
 
@@ -80,6 +84,7 @@ impl Court<'_> {
             );
             return Err(refuse(RefusalCode::Invalid, reason));
         }
+        self.may_be_dated(node)?;
         granting?;
         let number = self.use_number(&grant)?;
         self.unique(&grant, &certificate)?;
@@ -264,6 +269,23 @@ impl Court<'_> {
                 .max(left.time.plus(1))
                 .min(self.now.plus(CLOCK_SKEW))
         })
+    }
+
+    /// An admission that is dated before the departure is believed by nobody.
+    fn may_be_dated(&self, node: &NodeId) -> Result<(), Refusal> {
+        let departure = self.books.departure(node);
+        let Some(Ok(left)) = departure.map(Signed::unverified) else {
+            return Ok(());
+        };
+        if self.time_of_admission(node) > left.time {
+            return Ok(());
+        }
+        let reason = format!(
+            "this node left at {}, by its own word, and this planet's clock says {}; check both clocks, or \
+             join with new keys after `meshctl leave --forget-keys`",
+            left.time, self.now
+        );
+        Err(not_now(RefusalCode::Busy, reason, CLOCKS))
     }
 
     fn write(

@@ -17,10 +17,12 @@ use crate::rules::commits::Then;
 use crate::rules::directory::Topic;
 use crate::rules::records::{Change, Record, RecordKey};
 use crate::rules::refusal::{not_now, refuse};
-use crate::rules::{Action, ConnectionId, Event, Planet, Told};
+use crate::rules::{Action, ConnectionId, Event, HELLO_DEADLINE, Planet, Told};
 
 /// Characters of a node's program and version that are kept for people.
 const MAX_SOFTWARE: usize = 64;
+/// Seconds by which a clock goes back in one step when somebody sets it.
+const CLOCK_STEP: u64 = 10;
 
 impl Planet {
     pub(super) fn hello(&mut self, connection: ConnectionId, hello: &Hello, now: Now) {
@@ -247,6 +249,48 @@ impl Planet {
             (true, None) => self.greet(connection, now),
             (false, Some(_)) => self.demote(connection),
             _ => {}
+        }
+    }
+
+    /// Tells everybody again of the members that had ended by a clock that was ahead: whatever was news of
+    /// them meanwhile was told to nobody.
+    pub(super) fn follow_clock(&mut self, now: Now) {
+        let before = std::mem::replace(&mut self.clock, now);
+        let passed = now.moment.since(before.moment).as_secs();
+        let expected = before.unix.plus(passed);
+        if expected.minus(CLOCK_STEP) <= now.unix {
+            return;
+        }
+        let is_back = |node: &&NodeId| {
+            self.books.member(node, expected).is_none()
+                && self.books.member(node, now.unix).is_some()
+        };
+        let back: Vec<NodeId> = self
+            .books
+            .entries()
+            .map(|(node, _)| node)
+            .filter(is_back)
+            .copied()
+            .collect();
+        for node in back {
+            self.news(Topic::Member(node), now.moment);
+            self.news(Topic::Endpoints(node), now.moment);
+            self.news(Topic::Presence(node), now.moment);
+        }
+    }
+
+    /// Whoever waits here as a stranger and is a member gets what members have: a clock that was ahead, and is
+    /// right again, had ended its membership.
+    pub(super) fn greet_members(&mut self, now: Now) {
+        let waiting = self.connections.iter().filter(|(_, connection)| {
+            let node = connection.node.filter(|_| connection.told.is_none());
+            // One that has just come may wait for the disk.
+            let waits = now.moment.since(connection.opened) >= HELLO_DEADLINE;
+            waits && node.is_some_and(|node| self.books.member(&node, now.unix).is_some())
+        });
+        let waiting: Vec<ConnectionId> = waiting.map(|(id, _)| *id).collect();
+        for connection in waiting {
+            self.greet(connection, now);
         }
     }
 

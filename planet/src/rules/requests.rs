@@ -7,7 +7,9 @@ use podmesh_proto::certificate::{Application, Claim, Departure};
 use podmesh_proto::frame;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::limits::MAX_RECORDS_PER_UPDATE;
-use podmesh_proto::planet_api::{NodeMessage, PlanetMessage, Refusal, RefusalCode};
+use podmesh_proto::planet_api::{
+    DirectoryRecord, DirectoryUpdate, NodeMessage, PlanetMessage, Refusal, RefusalCode,
+};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
@@ -192,15 +194,62 @@ impl Planet {
         }
         let allowance = self.allowances.of(node, now.moment);
         if !allowance.records.take(PAUSE, now.moment) {
-            // The last one of those that come too early is taken when there is time.
-            allowance.late = Some(signed).filter(|signed| signed.size() <= MAX_ENDPOINTS);
+            // The newest one of those that come too early is taken when there is time.
+            if signed.size() <= MAX_ENDPOINTS && is_newest(&signed, allowance.late.as_ref()) {
+                allowance.late = Some(signed);
+            }
             return;
         }
         allowance.late = None;
+        let told = signed.clone();
         if !self.take_record(node, signed, now) {
             let reason = "the endpoint record is not this node's, or too long";
             self.refused(connection, node, refuse(RefusalCode::Invalid, reason));
+            return;
         }
+        self.show_other_record(connection, node, &told);
+    }
+
+    /// Whether the last record of a node that is connected is of a later life than the one that is: then
+    /// the node's identity has been on another machine, or its disk and its clock have gone back. Nobody
+    /// takes its word until it knows.
+    pub(super) fn has_later_life(&self, node: &NodeId) -> bool {
+        let connection = self
+            .online
+            .get(node)
+            .and_then(|id| self.connections.get(id));
+        let known = self.endpoints.get(node);
+        connection
+            .zip(known)
+            .is_some_and(|(connection, (_, known))| known.incarnation > connection.incarnation)
+    }
+
+    /// Shows a node the other word of its own that is believed in the place of its present one.
+    fn show_other_record(
+        &mut self,
+        connection: ConnectionId,
+        node: NodeId,
+        told: &Signed<EndpointRecord>,
+    ) {
+        let Some((believed, _)) = self.endpoints.get(&node) else {
+            return;
+        };
+        if believed == told {
+            return;
+        }
+        let version = self
+            .connections
+            .get(&connection)
+            .and_then(|known| known.told);
+        let Some(told) = version.filter(|told| !told.from_start) else {
+            return;
+        };
+        let update = DirectoryUpdate {
+            cursor: self.directory.at(told.version),
+            from_start: false,
+            records: vec![DirectoryRecord::Endpoints(believed.clone())],
+        };
+        self.send(connection, PlanetMessage::Directory(update));
     }
 
     /// Takes a node's word where it may be reached; `false` if it is none.
@@ -375,4 +424,14 @@ impl Planet {
         );
         refuse(RefusalCode::NotArbiter, reason)
     }
+}
+
+/// Whether a node's record is newer than one that waits: two machines of one identity take turns.
+fn is_newest(signed: &Signed<EndpointRecord>, waiting: Option<&Signed<EndpointRecord>>) -> bool {
+    let waiting = waiting.and_then(|waiting| waiting.unverified().ok());
+    waiting.is_none_or(|waiting| {
+        signed
+            .unverified()
+            .is_ok_and(|record| !waiting.is_newer_than(&record))
+    })
 }

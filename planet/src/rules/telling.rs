@@ -200,7 +200,8 @@ impl Planet {
                 let statement = self.books.statements().get(&hash)?.signed.clone();
                 Some(News::Statement(Box::new(statement)))
             }
-            Topic::Endpoints(node) | Topic::Presence(node) if node == *listener => None,
+            Topic::Presence(node) if node == *listener => None,
+            Topic::Endpoints(node) if node == *listener && !self.has_later_life(&node) => None,
             Topic::Member(node) => {
                 self.books.member(&node, now.unix)?;
                 let entry = self.books.entry(&node)?;

@@ -154,6 +154,57 @@ fn who_is_told_to_punch_knows_where() {
     assert_eq!(order.collect::<Vec<_>>(), [vec![record], vec![]]);
 }
 
+/// A machine that was copied, or whose disk and clock went back: nobody takes its word until it goes beyond
+/// the later life.
+#[test]
+fn a_node_is_told_of_a_later_life_of_its_own() {
+    let (operator, mut stage, [mut a, b]) = two_members(24);
+    let network = &operator.network;
+    let id = a.id();
+    let own = move |told: Vec<Told>| -> Vec<_> {
+        let records = told.into_iter().filter_map(|told| match told {
+            Told::Message(PlanetMessage::Directory(update)) => Some(update.records),
+            _ => None,
+        });
+        let mine = |record: &DirectoryRecord| {
+            matches!(record, DirectoryRecord::Endpoints(signed)
+                if signed.unverified().unwrap().node == id)
+        };
+        records.flatten().filter(mine).collect()
+    };
+    let early = a.endpoints(network, 3);
+    stage.say(&a, NodeMessage::Publish(early.clone()));
+    stage.pass(Duration::from_secs(1));
+    assert_eq!(own(stage.told(&a)), [], "no node is told what it has said");
+    stage.say(&a, NodeMessage::Publish(a.endpoints(network, 2)));
+    let overtaken = DirectoryRecord::Endpoints(early.clone());
+    assert_eq!(own(stage.told(&a)), [overtaken], "of two lives at one time");
+
+    let late = a.endpoints_of(9, network, 1);
+    stage.open(&mut a);
+    let mut hello = stage.hello(&a);
+    hello.incarnation = 9;
+    stage.say(&a, NodeMessage::Hello(hello));
+    stage.pass(Duration::from_secs(1));
+    stage.say(&a, NodeMessage::Publish(late.clone()));
+    stage.pass(Duration::from_secs(1));
+    assert_eq!(own(stage.told(&a)), []);
+    stage.told(&b);
+
+    let late = DirectoryRecord::Endpoints(late);
+    stage.connect_quietly(&a);
+    stage.pass(Duration::from_secs(1));
+    assert_eq!(
+        own(stage.told(&a)),
+        std::slice::from_ref(&late),
+        "when it comes"
+    );
+    stage.pass(Duration::from_secs(10));
+    stage.say(&a, NodeMessage::Publish(early));
+    assert_eq!(own(stage.told(&a)), [late], "and when it speaks");
+    assert_eq!(own(stage.told(&b)), [], "others have heard it");
+}
+
 #[test]
 fn strangers_make_room_for_each_other_and_members_stay() {
     let mut operator = Operator::new(22);

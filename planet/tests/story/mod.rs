@@ -318,10 +318,19 @@ impl Node {
     }
 
     pub(crate) fn endpoints(&self, network: &Network, sequence: u64) -> Signed<EndpointRecord> {
+        self.endpoints_of(1, network, sequence)
+    }
+
+    pub(crate) fn endpoints_of(
+        &self,
+        incarnation: u64,
+        network: &Network,
+        sequence: u64,
+    ) -> Signed<EndpointRecord> {
         let record = EndpointRecord {
             network: network.id,
             node: self.id(),
-            incarnation: 1,
+            incarnation,
             sequence,
             candidates: vec![Candidate {
                 kind: CandidateKind::Host,
