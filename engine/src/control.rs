@@ -58,6 +58,12 @@ pub enum ControlMessage {
     Held(Box<Held>),
     /// Statements of the root that I was asked for.
     Statements(Vec<Signed<RootStatement>>),
+    /// Your probes are of a life of yours that is over: the last one I know of is this, and only a later one
+    /// counts.
+    LaterLife {
+        /// Of the last life.
+        incarnation: u64,
+    },
 }
 
 impl ControlMessage {

@@ -24,6 +24,7 @@ use crate::join::Join;
 use crate::limiter::HandshakeLimiter;
 use crate::limits;
 use crate::membership::Members;
+use crate::mutation::{self, Mutant};
 use crate::outbound::{OutboundBatch, seal_batch};
 use crate::output::{Output, PlanetEvent, Received, SlowItem, Transmit};
 use crate::paths::ProbeBudget;
@@ -52,6 +53,7 @@ mod start;
 mod statements;
 mod syncing;
 mod tunnel_work;
+mod twins;
 
 pub use self::directory::Told;
 use self::durable::Disk;
@@ -59,6 +61,7 @@ pub(crate) use self::joining::printable;
 use self::pings::Ping;
 use self::renewing::Renewing;
 use self::statements::Comparing;
+use self::twins::Twins;
 
 /// The slow half of a node.
 pub struct Engine {
@@ -92,6 +95,7 @@ pub struct Engine {
     left: Option<Signed<Departure>>,
     claim_serial: u64,
     incarnation: u64,
+    twins: Twins,
     sequence: u64,
     waiting_bytes: usize,
     rebuilt: Option<Moment>,
@@ -121,7 +125,11 @@ impl Engine {
             plan: HostPlan::empty(&config.device, config.mtu),
             record: None,
             outputs: VecDeque::new(),
-            random: Random::new(seed),
+            random: Random::new(if mutation::is(Mutant::SeedRepeats) {
+                config.keys.identity.node_id().0
+            } else {
+                seed
+            }),
             timers: Timers::default(),
             node: config.keys.identity.node_id(),
             renewing: Renewing::default(),
@@ -137,6 +145,7 @@ impl Engine {
             left: None,
             claim_serial: 0,
             incarnation: now.unix.0,
+            twins: Twins::default(),
             sequence: 0,
             waiting_bytes: 0,
             rebuilt: None,
@@ -191,6 +200,18 @@ impl Engine {
     pub fn handle_leave(&mut self, now: Now) -> Result<(), RequestError> {
         self.keys.tell(now);
         self.leave(now)?;
+        self.settle(now);
+        Ok(())
+    }
+
+    /// Forgets the network, members and paths and says so to nobody: another machine goes on with this
+    /// identity. The keys have to go, too.
+    ///
+    /// # Errors
+    /// Neither a member nor joining.
+    pub fn handle_abandon(&mut self, now: Now) -> Result<(), RequestError> {
+        self.keys.tell(now);
+        self.abandon(now)?;
         self.settle(now);
         Ok(())
     }

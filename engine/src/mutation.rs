@@ -54,6 +54,18 @@ pub enum Mutant {
     SleepsEarly,
     /// In a large mesh traffic for a peer that was let go doesn't wake it.
     NeverWakes,
+    /// A node that hears of a later life of its own doesn't go beyond it.
+    TwinUnheard,
+    /// That another machine has this node's identity is not said.
+    TwinUnsaid,
+    /// Each life of a node begins with the same random numbers.
+    SeedRepeats,
+    /// Now and then two packets of a session have the same number.
+    CounterRepeats,
+    /// A silent path is given up after half a minute.
+    LateDead,
+    /// Nobody is reached by IPv6.
+    NoV6,
 }
 
 #[cfg(feature = "virtual-time")]
@@ -83,7 +95,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 24] = [
+    pub const ALL: [Mutant; 30] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -108,6 +120,12 @@ mod switch {
         Mutant::UntimelyForgotten,
         Mutant::SleepsEarly,
         Mutant::NeverWakes,
+        Mutant::TwinUnheard,
+        Mutant::TwinUnsaid,
+        Mutant::SeedRepeats,
+        Mutant::CounterRepeats,
+        Mutant::LateDead,
+        Mutant::NoV6,
     ];
 
     thread_local! {

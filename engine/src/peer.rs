@@ -68,6 +68,10 @@ pub(crate) struct Peer {
     pub(crate) mtu: u16,
     /// When [`crate::timers`] wakes its paths.
     pub(crate) deadline: Option<Moment>,
+    /// When it was told last that its word is of a life that is over.
+    pub(crate) shown: Option<Moment>,
+    /// To it, this node's life is at least this one.
+    pub(crate) raised: u64,
     counter: u64,
     incarnation: u64,
     seen: ReplayWindow,
@@ -132,6 +136,8 @@ impl Peer {
             talked: false,
             mtu: limits::MIN_MTU,
             deadline: None,
+            shown: None,
+            raised: 0,
             counter: 0,
             incarnation: 0,
             seen: ReplayWindow::default(),
@@ -150,6 +156,8 @@ impl Peer {
             may_reset: before.may_reset,
             initiations: before.initiations,
             mtu: before.mtu,
+            shown: before.shown,
+            raised: before.raised,
             counter: before.counter,
             incarnation: before.incarnation,
             seen: before.seen,
@@ -198,6 +206,11 @@ impl Peer {
         } else {
             ProbeNews::Fresh
         }
+    }
+
+    /// The last life of the peer that is known.
+    pub(crate) const fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// Takes note of the peer's incarnation; whether it is another life than the one known.

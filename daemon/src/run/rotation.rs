@@ -112,10 +112,18 @@ impl Node {
     }
 
     /// Leaves the network, if the node is in one, and gives it other keys once that is on disk, in both
-    /// generations: in the other order, a crash would leave a membership that isn't the node's.
+    /// generations: in the other order, a crash would leave a membership that isn't the node's. A copy of
+    /// another machine leaves that one a member: both have the same identity, and the word of one would put
+    /// both out.
     pub(super) fn leave_and_forget_keys(&mut self, answer: oneshot::Sender<Response>) {
-        let untold = self.untold();
-        match self.engine.handle_leave(clock::now()) {
+        let mut untold = self.untold();
+        let left = if self.identity.is_from_elsewhere() {
+            untold = self.stays_a_member();
+            self.engine.handle_abandon(clock::now())
+        } else {
+            self.engine.handle_leave(clock::now())
+        };
+        match left {
             Ok(()) | Err(RequestError::NotJoined) => {}
             Err(error) => {
                 let _ = answer.send(not_done(&error));
@@ -125,6 +133,18 @@ impl Node {
         self.do_outputs();
         self.held.wait_for(self.writer.outdate());
         self.do_in_order(Effect::ForgetKeys(answer, untold));
+    }
+
+    /// What becomes of the membership of a machine that this one is a copy of.
+    fn stays_a_member(&self) -> String {
+        let node = self.engine.status(clock::now()).node;
+        node.map_or_else(String::new, |node| {
+            format!(
+                "; the machine that they were copied from stays the member {}: if that one is gone for good, \
+                 `meshctl node revoke {}` puts it out",
+                node.name, node.id
+            )
+        })
     }
 
     /// Forgets the keys, on disk first. A node that could not write down that it has left keeps them.

@@ -129,6 +129,9 @@ impl Engine {
             .map_err(|_| DropReason::UnknownProbe)?;
         let news = peer.judge_probe(&probe);
         if news == ProbeNews::Stale && !mutation::is(Mutant::NoReplayCheck) {
+            if probe.incarnation < peer.incarnation() {
+                self.show_later_life(&node, now);
+            }
             return Err(DropReason::StaleProbe);
         }
         self.wake(&node, now);

@@ -46,6 +46,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Forgets the network and tells nobody, for the copy of a machine: its word would put the machine that
+    /// it was copied from out.
+    pub(super) fn abandon(&mut self, now: Now) -> Result<(), RequestError> {
+        if self.members.is_none() {
+            return self.leave(now);
+        }
+        tracing::info!("the network is forgotten; this node's identity stays a member");
+        self.left = None;
+        self.forget_network(now);
+        Ok(())
+    }
+
     /// A node's word that it has left, from whomever.
     pub(super) fn take_departure(
         &mut self,

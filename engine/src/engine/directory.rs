@@ -83,6 +83,7 @@ impl Engine {
                 self.follow_members(now);
             }
             DirectoryRecord::Endpoints(signed) => match members.verify_record(&signed) {
+                Ok(record) if record.node == self.node => self.heard_own(&record, now),
                 Ok(record) => self.take_record(record, signed, now),
                 Err(_) if members.former_record(&signed).is_some() => {
                     self.heard_former(&signed, source, now);
@@ -151,8 +152,11 @@ impl Engine {
         let Some(peer) = self.peers.known_mut(&node) else {
             return;
         };
-        let known = peer.record.as_ref();
-        if known.is_some_and(|(known, _)| !record.is_newer_than(known)) {
+        let known = peer.record.as_ref().map(|(known, _)| known);
+        if let Some(known) = known.filter(|known| !record.is_newer_than(known)) {
+            if !known.is_newer_edition(&record) {
+                self.show_later_life(&node, now);
+            }
             return;
         }
         if peer.editions.take(now.moment) {

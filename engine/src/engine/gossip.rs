@@ -119,6 +119,7 @@ impl Engine {
             ControlMessage::Renewed { node, renewed } => {
                 self.heard_renewal(from, (node, renewed), now);
             }
+            ControlMessage::LaterLife { incarnation } => self.outlived_for(&from, incarnation),
             ControlMessage::EchoRequest { .. }
             | ControlMessage::EchoReply { .. }
             | ControlMessage::SizeRequest { .. }
@@ -134,12 +135,18 @@ impl Engine {
         now: Now,
     ) {
         let node = record.node;
-        let news = self.peers.known(&node).is_some_and(|peer| {
-            peer.record
-                .as_ref()
-                .is_none_or(|(known, _)| record.is_newer_than(known))
-        });
-        if !news {
+        if node == self.node {
+            return self.heard_own(&record, now);
+        }
+        let Some(peer) = self.peers.known(&node) else {
+            return;
+        };
+        if let Some((known, _)) = &peer.record
+            && !record.is_newer_than(known)
+        {
+            if from == node && !known.is_newer_edition(&record) {
+                self.show_later_life(&node, now);
+            }
             return;
         }
         self.take_record(record, signed.clone(), now);

@@ -172,7 +172,7 @@ impl Engine {
                 tracing::trace!(peer = %node.short(), %path, ?body, ?reach, "probe goes out");
                 let counter = peer.next_probe();
                 let probe = Probe {
-                    incarnation,
+                    incarnation: incarnation.max(peer.raised),
                     counter,
                     body,
                 };

@@ -261,7 +261,7 @@ impl Echoes {
                 Turn::Suspect
             }
             Phase::Suspect { .. } if mutation::is(Mutant::NeverDead) => Turn::None,
-            Phase::Suspect { .. } if self.unanswered >= DEAD_AFTER => {
+            Phase::Suspect { .. } if self.unanswered >= dead_after() => {
                 self.die(now);
                 Turn::Dead
             }
@@ -311,6 +311,14 @@ impl Echoes {
     fn count(&mut self, answered: bool) {
         self.fates = self.fates << 1 | u16::from(answered);
         self.counted = self.counted.saturating_add(1);
+    }
+}
+
+fn dead_after() -> u32 {
+    if mutation::is(Mutant::LateDead) {
+        DEAD_AFTER * 16
+    } else {
+        DEAD_AFTER
     }
 }
 

@@ -101,7 +101,8 @@ impl Remote {
             let own = local.hosts.contains(&endpoint.ip())
                 || local.reflexive.iter().any(|(_, seen)| *seen == endpoint);
             let known = candidates.iter().any(|(_, _, other)| *other == endpoint);
-            if own || known || !may_be_probed(&endpoint) {
+            let unfit = mutation::is(Mutant::NoV6) && endpoint.is_ipv6();
+            if own || known || unfit || !may_be_probed(&endpoint) {
                 continue;
             }
             let kind = match candidate.kind {

@@ -251,7 +251,9 @@ impl World {
         let nodes: Vec<usize> = self.planet.connected.keys().copied().collect();
         for node in nodes {
             let id = self.engines[node].node_id();
-            if self.planet.members.contains_key(&id) {
+            let own = matches!(&record, DirectoryRecord::Endpoints(signed)
+                if signed.unverified().is_ok_and(|said| said.node == id));
+            if self.planet.members.contains_key(&id) && !own {
                 let update = DirectoryUpdate {
                     cursor,
                     from_start: false,

@@ -28,6 +28,7 @@ impl Engine {
     pub(super) fn health(&self, now: Now) -> Vec<HealthView> {
         let mut entries = self.trust_health();
         entries.extend(self.join_health());
+        entries.extend(self.twin_health(now));
         let Some(members) = &self.members else {
             return entries;
         };

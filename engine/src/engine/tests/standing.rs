@@ -377,3 +377,69 @@ fn who_died_while_it_became_a_member_knows_the_others_afterwards() {
     let views = world.engines[2].peers(world.now);
     assert_eq!(views.len(), 2, "{views:#?}");
 }
+
+/// A record of a node's own identity that is of a later life than its present one.
+fn later(world: &World, node: usize) -> EndpointRecord {
+    let (record, _) = world.engines[node].record.clone().unwrap();
+    EndpointRecord {
+        incarnation: record.incarnation + 500,
+        sequence: 1,
+        ..record
+    }
+}
+
+fn hears(world: &mut World, node: usize, record: &EndpointRecord) {
+    let signed = Signed::seal(record, &world.engines[node].keys().identity).unwrap();
+    let update = DirectoryUpdate {
+        cursor: DirectoryCursor {
+            epoch: 7,
+            version: 1,
+        },
+        from_start: false,
+        records: vec![DirectoryRecord::Endpoints(signed)],
+    };
+    world.planet_says(node, PlanetMessage::Directory(update));
+}
+
+#[test]
+fn who_hears_of_a_later_life_of_its_own_goes_beyond_it_and_says_so_when_another_follows() {
+    let mut world = joined(3);
+    let known = |world: &World| {
+        let id = world.engines[0].node_id();
+        let peer = world.engines[1].peers.get(&id).unwrap();
+        peer.record.as_ref().unwrap().0.incarnation
+    };
+    let first = later(&world, 0);
+    hears(&mut world, 0, &first);
+    pass(&mut world, 1);
+    assert_eq!(known(&world), first.incarnation + 1);
+    assert!(
+        !says(&world, 0, "MESH-IDENTITY-002"),
+        "it may have been its own"
+    );
+    let second = later(&world, 0);
+    hears(&mut world, 0, &second);
+    assert!(says(&world, 0, "MESH-IDENTITY-002"));
+    pass(&mut world, 20);
+    hears(&mut world, 0, &second);
+    pass(&mut world, 1);
+    assert_eq!(known(&world), second.incarnation + 1);
+    hears(&mut world, 0, &first);
+    pass(&mut world, 1);
+    assert_eq!(known(&world), second.incarnation + 1, "of a former life");
+    assert!(reaches_all(&world, 0));
+    pass(&mut world, 700);
+    assert!(!says(&world, 0, "MESH-IDENTITY-002"));
+}
+
+#[test]
+fn a_copy_that_forgets_the_network_puts_nobody_out() {
+    let mut world = joined(2);
+    let id = world.engines[0].node_id();
+    let now = world.now_of(0);
+    world.engines[0].handle_abandon(now).unwrap();
+    pass(&mut world, 10);
+    assert_eq!(state(&world, 0), NodeState::NotJoined);
+    let members = world.engines[1].members.as_ref().unwrap();
+    assert!(members.known(&id).is_some(), "the other machine goes on");
+}

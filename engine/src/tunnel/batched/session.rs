@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 
 use super::handshake::Agreed;
 use crate::limits;
+use crate::mutation::{self, Mutant};
 use crate::simd::{Place, Registers, TAG};
 
 /// Bytes of a data message before what is sealed.
@@ -71,7 +72,9 @@ impl Session {
         let (header, rest) = message.split_first_chunk_mut::<HEADER>()?;
         header[..4].copy_from_slice(&DATA);
         header[4..8].copy_from_slice(&self.remote.to_le_bytes());
-        header[8..].copy_from_slice(&self.counter.to_le_bytes());
+        let repeats = mutation::is(Mutant::CounterRepeats) && self.counter % 32 == 31;
+        let counter = self.counter - u64::from(repeats);
+        header[8..].copy_from_slice(&counter.to_le_bytes());
         rest.get_mut(..packet.len())?.copy_from_slice(packet);
         self.counter += 1;
         Some(length)
