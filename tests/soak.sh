@@ -13,10 +13,12 @@ touch "$log"
 # A name that no test has any more must not count as passed.
 one() { "$@" | awk '{ print; fflush() } /^test result: ok. 1 passed/ { seen = 1 } END { exit !seen }'; }
 scenario() { one env LAB_LONG=1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-tests --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
-walks() { SIM_WALKS=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --nocapture a_minute_after; }
-simulator() { SIM_SEEDS=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --nocapture; }
 slow_disk() { one ${CARGO:-cargo} test --locked --release -q -p podmesh-planet --test program -- --exact "slow_disk::a_hello_takes_no_longer_while_a_slow_disk_has_much_to_write" --nocapture --include-ignored; }
 scale() { one env SIM_SCALE=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --exact scale::thousands_of_statements_hold_nobody_up --nocapture; }
+sim() { one env "${@:2}" ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --exact "$1" --nocapture; }
+walks() { sim lives::a_minute_after_all_was_put_right_everybody_reaches_everybody "SIM_FIRST=$1" "SIM_WALKS=$2"; }
+lives() { sim lives::random_life_ends_well "SIM_FIRST=$1" "SIM_SEEDS=$2"; }
+mutants() { sim lives::every_broken_rule_is_noticed "SIM_MUTANT_SEEDS=$1"; }
 # The plugin's own test of that name, as long as these variables make it.
 plugin() { one env "${@:2}" ${CARGO:-cargo} test --locked --release -q -p podmesh-cni-plugin --test plugin -- --exact "$1" --nocapture --test-threads=1; }
 
@@ -28,9 +30,12 @@ bars() {
   bar disk-500-faults python3 tests/disk/run.py 500
   bar planet-slow-disk slow_disk
   bar steady-100 tests/steady.sh 100
-  bar simulator-2000 simulator 2000
   bar simulator-200-nodes scale 200,10000
-  bar walks-2000 walks 2000
+  portions simulator-2000 0 2000 250 lives
+  portions walks-2000 0 2000 500 walks
+  # Seeds that nobody has played: another million each day, or what SIM_FRESH says.
+  portions simulator-3000-fresh "${SIM_FRESH:-$(($(date +%s) / 86400 * 1000000))}" 3000 250 lives
+  bar mutants-2000 mutants 2000
   bar cni-1000-pods plugin storm::sixteen_at_once_never_share_an_address PODMESH_CNI_ROUNDS=1000
   bar cni-200-kills plugin storm::killed_calls_leave_nothing_that_garbage_collection_does_not_free PODMESH_CNI_KILLS=200
   bar cni-every-step plugin storm::a_kill_before_any_step_leaves_nothing_that_garbage_collection_does_not_free PODMESH_CNI_STRIDE=1
@@ -40,7 +45,18 @@ bars() {
   done < <(${CARGO:-cargo} test --locked --profile checked -q -p podmesh-tests --test scenarios -- --list --format terse 2>/dev/null | sed -n 's/: test$//p' | grep -v '^the_lab')
 }
 
-wanted() { [ ${#only[@]} = 0 ] || printf '%s\n' "${only[@]}" | grep -qx "$1"; }
+# NAME FIRST COUNT STEP COMMAND: a bar in parts of some minutes, NAME@FIRST each, with the command's first seed and
+# number of seeds.
+portions() {
+  local from=$2 end=$(($2 + $3))
+  while [ "$from" -lt "$end" ]; do
+    bar "$1@$from" "$5" "$from" "$4"
+    from=$((from + $4))
+  done
+}
+
+# A bar's whole name, or that of all its parts.
+wanted() { [ ${#only[@]} = 0 ] || printf '%s\n' "${only[@]}" | grep -qx -e "$1" -e "${1%@*}"; }
 
 bar() {
   local name=$1 begin=$SECONDS out ok=true figures

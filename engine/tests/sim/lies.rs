@@ -27,7 +27,7 @@ struct Impostor {
 impl Life {
     /// A node sends with the source of another.
     pub fn lie_about_source(&mut self, node: usize) {
-        let nodes = self.world.nodes.len();
+        let nodes = self.world.count();
         let (victim, target) = ((node + 1) % nodes, (node + 2) % nodes);
         mutation::set_rogue(true);
         self.world.pretend(node, victim, target);
@@ -44,9 +44,10 @@ impl Life {
 
     /// A stolen planet key and a token make a member that claims what another holds.
     pub fn steal_claim(&mut self, node: usize) {
-        let nodes = self.world.nodes.len();
+        let nodes = self.world.count();
         let victim = (node + 1) % nodes;
-        if self.world.nodes[victim].cidr.is_none() {
+        // Whose membership ends loses what it held to whoever came next.
+        if self.world.nodes[victim].cidr.is_none() || self.world.authority.life.is_some() {
             return;
         }
         let key = self.world.authority.planets[0].seed();

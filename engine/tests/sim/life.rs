@@ -1,28 +1,34 @@
 //! Random life: nodes, NATs, losses, restarts, moves and dead planets, by seed.
 //!
-//! For eight minutes something goes wrong every now and then; then everything is healed, and soon
+//! For six minutes something goes wrong every now and then; then everything is healed, and soon
 //! every pair must have the best path that its NATs allow, and keep it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use podmesh_engine::config::Thresholds;
 use podmesh_proto::local_api::{PathView, PeerState, PeerView};
 use podmesh_proto::time::Moment;
 
 use crate::faults::Fault;
-use crate::grid::PAIRS;
 use crate::nat::NatKind;
 use crate::net::SiteId;
+use crate::random::Random;
+use crate::trial::{EVERY, Trial};
 use crate::world::{Work, World};
 
 /// The start, in which everybody joins; the end of the faults; how soon all must be well then; how
 /// long it must stay so.
 const JOIN: Duration = Duration::from_secs(30);
-const FAULTS_END: Duration = Duration::from_secs(480);
+const FAULTS_END: Duration = Duration::from_secs(390);
 const SETTLE: Duration = Duration::from_secs(300);
-const CALM: Duration = Duration::from_secs(45);
+const CALM: Duration = Duration::from_secs(70);
+/// Everybody reaches everybody this long after all was healed, if not on the best path.
+const REACH: Duration = Duration::from_secs(60);
+/// Who is admitted anew has this long for it.
+const AGAIN: Duration = Duration::from_secs(20);
 const STABLE: Duration = Duration::from_secs(60);
-const WHOLE: Duration = Duration::from_secs(600);
+const WHOLE: Duration = Duration::from_secs(540);
 /// Sessions that are renewed in each life, and how long a life may last until then.
 const REKEYS: u64 = 4;
 const LONGEST: Duration = Duration::from_secs(1_200);
@@ -31,6 +37,12 @@ const LOOK: Duration = Duration::from_secs(2);
 /// A path that was just taken has carried something both ways lately.
 const RECENT: Duration = Duration::from_secs(12);
 const MAX_PENDING: usize = 50_000;
+/// A small mesh that behaves as one of hundreds.
+const LARGE: Thresholds = Thresholds {
+    eager_peers: 1,
+    idle: Duration::from_secs(20),
+    in_vain: Duration::from_secs(10),
+};
 /// Of eight packets that a healed way of two lossy links carries.
 const HEARD: u64 = 4;
 
@@ -49,11 +61,20 @@ pub struct Report {
     pub by_pair: BTreeMap<(usize, usize), u64>,
     pub settled: Duration,
     pub virtual_time: Duration,
+    /// The longest time that anybody heard nothing of anybody, by fault and whether it was about others.
+    pub worst: BTreeMap<(Fault, bool), Duration>,
 }
 
 pub struct Life {
     pub world: World,
     pub report: Report,
+    /// In a patient life there is one fault at a time.
+    is_patient: bool,
+    /// Who has no traffic with another doesn't look after it.
+    is_large: bool,
+    /// Faults have begun, and not been healed.
+    is_struck: bool,
+    pub trial: Option<Trial>,
     paths: BTreeMap<(usize, usize), (u32, Option<PathView>)>,
     /// Both lives of a pair, and when its last handshake was.
     sessions: BTreeMap<(usize, usize), ((u32, u32), Moment)>,
@@ -62,16 +83,37 @@ pub struct Life {
     pub start: Moment,
 }
 
+/// Ways of all kinds between the sites.
+fn link(world: &mut World, random: &mut Random) {
+    let mut bases: BTreeMap<(SiteId, SiteId), Duration> = BTreeMap::new();
+    world.links(|a, b, random| {
+        let base = *bases
+            .entry((a.min(b), a.max(b)))
+            .or_insert_with(|| random.millis(1, 120));
+        base + base * random.range(0, 20) as u32 / 100
+    });
+    for link in world.net.links.values_mut() {
+        link.jitter = random.millis(0, 5);
+        link.loss = random.range(0, 20) as f64 / 10.0;
+    }
+}
+
 impl Life {
     pub fn new(seed: u64) -> Self {
-        let mut random = crate::random::Random(seed);
+        let mut random = Random(seed);
         let planets = if random.chance(30.0) { 2 } else { 1 };
         let mut world = World::new(random.next(), planets);
+        let is_patient = random.chance(20.0);
         let nodes = match random.range(0, 20) {
             0..=15 => random.range(2, 4),
             16..=18 => random.range(4, 7),
+            _ if is_patient => 4,
             _ => random.range(7, 13),
         };
+        let is_large = (3..7).contains(&nodes) && random.chance(30.0);
+        if random.chance(60.0) {
+            world.authority.life = Some(random.range(120, 600));
+        }
         let mut shared: Vec<(SiteId, NatKind)> = Vec::new();
         for _ in 0..nodes {
             let (site, kind) = if !shared.is_empty() && random.chance(25.0) {
@@ -84,20 +126,17 @@ impl Life {
                 }
                 (site, kind)
             };
-            world.node(site, kind);
+            let node = world.node(site, kind);
+            if random.chance(30.0) {
+                world.add_v6(node);
+            }
+            if is_large {
+                world.nodes[node].thresholds = LARGE;
+            }
         }
+        world.add_spare();
         world.add_thief();
-        let mut bases: BTreeMap<(SiteId, SiteId), Duration> = BTreeMap::new();
-        world.links(|a, b, random| {
-            let base = *bases
-                .entry((a.min(b), a.max(b)))
-                .or_insert_with(|| random.millis(1, 120));
-            base + base * random.range(0, 20) as u32 / 100
-        });
-        for link in world.net.links.values_mut() {
-            link.jitter = random.millis(0, 5);
-            link.loss = random.range(0, 20) as f64 / 10.0;
-        }
+        link(&mut world, &mut random);
         let start = world.net.now;
         Self {
             world,
@@ -107,6 +146,10 @@ impl Life {
             },
             paths: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            is_patient,
+            is_large,
+            is_struck: false,
+            trial: None,
             next_address: 1,
             verbose: std::env::var_os("SIM_VERBOSE").is_some(),
             start,
@@ -120,7 +163,7 @@ impl Life {
         for planet in 0..self.world.planets.len() {
             self.world.start_planet(planet);
         }
-        for node in 0..self.world.nodes.len() {
+        for node in 0..self.world.count() {
             let at = self.start + self.world.net.random.millis(0, 10_000);
             self.world.net.schedule(at, Work::Start { node });
         }
@@ -129,23 +172,12 @@ impl Life {
         self.until(self.start + JOIN - Duration::from_secs(1));
         let troubles = self.troubles();
         assert!(troubles.is_empty(), "not well after the start: {troubles}");
-        self.until(self.start + FAULTS_END);
+        self.is_struck = true;
+        self.until(self.faults_end());
         self.heal();
+        self.is_struck = false;
         let healed = self.world.net.now;
-        // Control connections need this long to notice that they are gone.
-        self.until(healed + CALM);
-        while !self.is_well() {
-            let waited = self.world.net.now.since(healed);
-            if self.verbose && waited >= SETTLE {
-                self.explain();
-            }
-            assert!(
-                waited < SETTLE,
-                "not well {waited:?} after all was healed: {}",
-                self.troubles()
-            );
-            self.until(self.world.net.now + LOOK);
-        }
+        self.settle(healed);
         self.report.settled = self.world.net.now.since(healed);
         self.report.by_pair.clear();
         let end = (self.world.net.now + STABLE).max(self.start + WHOLE);
@@ -174,6 +206,31 @@ impl Life {
         self.finish()
     }
 
+    /// Waits until all is as well as it can be.
+    fn settle(&mut self, healed: Moment) {
+        // A control connection takes half a minute to be gone and back, and a path that died has to be well for
+        // a minute before it is preferred again.
+        self.until(healed + CALM);
+        let reach = healed + REACH;
+        let mut has_talked = false;
+        while !self.is_well() {
+            let waited = self.world.net.now.since(healed);
+            if self.verbose && waited >= SETTLE {
+                self.explain();
+            }
+            assert!(
+                waited < SETTLE,
+                "not well {waited:?} after all was healed: {}",
+                self.troubles()
+            );
+            if !has_talked && self.world.net.now >= reach {
+                has_talked = true;
+                self.talk_all();
+            }
+            self.until(self.world.net.now + LOOK);
+        }
+    }
+
     /// Everybody hears from everybody.
     fn talk_all(&mut self) {
         let from = self.world.net.now;
@@ -186,6 +243,9 @@ impl Life {
         self.all_pairs(|life, a, b| {
             let count = |of: &BTreeMap<_, u64>| of.get(&(a, b)).copied().unwrap_or(0);
             let arrived = count(&life.world.watch.counts) - count(&before);
+            if life.verbose && arrived < HEARD {
+                life.explain();
+            }
             assert!(
                 arrived >= HEARD,
                 "{b} hears {arrived} of 8 packets from {a}"
@@ -195,7 +255,7 @@ impl Life {
 
     /// Nobody knows a revoked node any more, nor hears from it.
     fn put_one_out(&mut self) {
-        let nodes = self.world.nodes.len();
+        let nodes = self.world.count();
         let out = self.world.net.random.range(0, nodes as u64) as usize;
         self.revoke(out);
         self.world.watch.revoked.insert(out);
@@ -231,8 +291,8 @@ impl Life {
     }
 
     fn all_pairs(&mut self, mut work: impl FnMut(&mut Self, usize, usize)) {
-        for a in 0..self.world.nodes.len() {
-            for b in (0..self.world.nodes.len()).filter(|b| *b != a) {
+        for a in 0..self.world.count() {
+            for b in (0..self.world.count()).filter(|b| *b != a) {
                 work(self, a, b);
             }
         }
@@ -259,10 +319,12 @@ impl Life {
             });
             for work in works {
                 match work {
+                    Work::Over => self.trial_over(),
+                    Work::Fault if self.is_patient => self.try_next(),
                     Work::Fault => {
                         let random = &mut self.world.net.random;
                         let at = self.world.net.now + random.millis(FAULT_GAP.0, FAULT_GAP.1);
-                        if at < self.start + FAULTS_END {
+                        if at < self.faults_end() {
                             self.world.net.schedule(at, Work::Fault);
                         }
                         self.fault();
@@ -276,6 +338,10 @@ impl Life {
         }
     }
 
+    pub fn faults_end(&self) -> Moment {
+        self.start + FAULTS_END
+    }
+
     /// Looks at every node's view of every other.
     fn look(&mut self) {
         let now = self.world.net.now;
@@ -286,13 +352,21 @@ impl Life {
             "{} things are pending",
             self.world.net.pending()
         );
-        for from in 0..self.world.nodes.len() {
+        for from in 0..self.world.count() {
             let Some(engine) = &self.world.nodes[from].engine else {
                 continue;
             };
-            for view in engine.peers(self.world.now()) {
+            let astray = engine.astray();
+            assert!(astray.is_none(), "node {from}: {}", astray.unwrap());
+            for view in engine.peers(self.world.now_of(from)) {
                 self.look_at(from, &view);
             }
+        }
+        self.measure_gaps();
+        if self.trial.is_some() {
+            self.talk_on(EVERY, now + LOOK);
+        } else if self.is_large && !self.is_struck {
+            self.talk_on(LOOK, now + LOOK);
         }
         self.chat();
     }
@@ -308,7 +382,7 @@ impl Life {
         let Some(to) = to else {
             let id = view.id.unwrap();
             assert!(
-                self.world.watch.may_know(&id, view.state),
+                self.world.watch.former.contains(&id) || self.world.watch.may_know(&id, view.state),
                 "{from} knows {id} as {:?}: {:?}",
                 view.state,
                 view.why
@@ -367,14 +441,16 @@ impl Life {
     fn proven(&self, (from, to): (usize, usize), endpoint: std::net::SocketAddr) {
         let (now, watch) = (self.world.net.now, &self.world.watch);
         let arrival = watch.arrivals.get(&(from, endpoint));
+        let machines = || self.world.machines_of(to);
         let came = arrival.is_some_and(|(at, sender)| {
-            now.since(*at) < RECENT && *sender == self.world.nodes[to].host
+            let is_his = |machine: usize| *sender == self.world.nodes[machine].host;
+            now.since(*at) < RECENT && machines().any(is_his)
         });
         let here = self.world.nodes[from].host;
-        let went = watch
-            .between
-            .get(&(here, to))
-            .is_some_and(|at| now.since(*at) < RECENT);
+        let went = machines().any(|machine| {
+            let last = watch.between.get(&(here, machine));
+            last.is_some_and(|at| now.since(*at) < RECENT)
+        });
         assert!(
             came && went,
             "{from} -> {to} took {endpoint}, which carried nothing (in {came}, out {went})"
@@ -383,7 +459,7 @@ impl Life {
 
     /// Somebody talks to somebody now and then.
     fn chat(&mut self) {
-        let nodes = self.world.nodes.len() as u64;
+        let nodes = self.world.count() as u64;
         let random = &mut self.world.net.random;
         if !random.chance(15.0) {
             return;
@@ -400,102 +476,18 @@ impl Life {
         }
     }
 
+    /// Puts all right, and admits anew whose membership has ended.
     fn heal(&mut self) {
-        let world = &mut self.world;
-        for link in world.net.links.values_mut() {
-            (link.cut, link.loss) = (false, link.loss.min(2.0));
-        }
-        for planet in 0..world.planets.len() {
-            if world.planets[planet].rules.is_none() {
-                world.start_planet(planet);
-            }
-        }
-        for node in 0..world.nodes.len() {
-            if world.nodes[node].engine.is_none() {
-                world.start(node);
+        self.leave_trials();
+        self.world.put_right();
+        self.until(self.world.net.now + Duration::from_secs(5));
+        for node in 0..self.world.count() {
+            if self.world.is_over(node) {
+                self.world.leave(node);
+                self.until(self.world.net.now + Duration::from_secs(2));
+                self.world.join(node);
+                self.until(self.world.net.now + AGAIN);
             }
         }
     }
-
-    fn is_well(&self) -> bool {
-        self.troubles().is_empty()
-    }
-
-    /// Everything about everybody.
-    fn explain(&self) {
-        let now = self.world.now();
-        for (index, node) in self.world.nodes.iter().enumerate() {
-            let host = &self.world.net.hosts[node.host];
-            let outside = self.world.net.sites[host.site]
-                .nat
-                .as_ref()
-                .map(|nat| nat.outside);
-            println!(
-                "node {index} {:?} site {} at {:?} outside {outside:?} ports {:?}",
-                node.kind, host.site, host.addresses, node.keys.ports
-            );
-            let Some(engine) = &node.engine else { continue };
-            println!("  candidates {:?}", engine.status(now).candidates);
-            for view in engine.peers(now) {
-                let detail = engine.peer(&view.name.to_string(), now).unwrap();
-                println!("  to {}: {:?} {:?}", view.name, view.path, view.why);
-                for trial in detail.candidates {
-                    println!("    {trial:?}");
-                }
-                for switch in detail.history {
-                    println!("    {switch:?}");
-                }
-            }
-        }
-    }
-
-    /// Pairs that don't have the best path that is possible.
-    fn troubles(&self) -> String {
-        let mut troubles = String::new();
-        for from in 0..self.world.nodes.len() {
-            let Some(engine) = &self.world.nodes[from].engine else {
-                troubles += &format!("{from} is off; ");
-                continue;
-            };
-            let views = engine.peers(self.world.now());
-            for to in (0..self.world.nodes.len()).filter(|to| *to != from) {
-                let view = views
-                    .iter()
-                    .find(|view| view.id == Some(self.world.nodes[to].id));
-                let path = view.and_then(|view| view.path.clone());
-                let well = match (&path, self.best(from, to)) {
-                    (Some(PathView::Lan { .. }), Best::Lan) => true,
-                    (Some(path), Best::Direct) => path.is_direct(),
-                    (Some(PathView::Relay { .. }), Best::Relay) => true,
-                    _ => false,
-                };
-                if !well {
-                    let kinds = (self.world.nodes[from].kind, self.world.nodes[to].kind);
-                    let why = view.and_then(|view| view.why.clone()).unwrap_or_default();
-                    troubles += &format!("{from} -> {to} {kinds:?} has {path:?} ({why}); ");
-                }
-            }
-        }
-        troubles
-    }
-
-    /// What is possible, by the literal table.
-    fn best(&self, from: usize, to: usize) -> Best {
-        let (a, b) = (&self.world.nodes[from], &self.world.nodes[to]);
-        if self.world.net.hosts[a.host].site == self.world.net.hosts[b.host].site {
-            return Best::Lan;
-        }
-        let (low, high) = (a.kind.min(b.kind), a.kind.max(b.kind));
-        match PAIRS.iter().find(|pair| (pair.0, pair.1) == (low, high)) {
-            Some((.., true)) => Best::Direct,
-            _ => Best::Relay,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Best {
-    Lan,
-    Direct,
-    Relay,
 }

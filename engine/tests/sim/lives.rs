@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use podmesh_engine::mutation::{self, Mutant};
 
+use crate::bounds::{ASIDE, most};
 use crate::faults::Fault;
 use crate::life::{Life, Report};
 use crate::walk::Walk;
 
-fn number(variable: &str, default: u64) -> u64 {
+pub fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable)
         .ok()
         .and_then(|text| text.parse().ok())
@@ -45,10 +46,11 @@ fn lives(
                             let text = panic.downcast_ref::<String>().cloned();
                             let literal = panic.downcast_ref::<&str>().map(ToString::to_string);
                             let text = text.or(literal).unwrap_or_default();
-                            failures
-                                .lock()
-                                .unwrap()
-                                .push(format!("seed {seed}: {text}"));
+                            let failure = format!("seed {seed}: {text}");
+                            if mutant.is_none() {
+                                println!("failed: {failure}");
+                            }
+                            failures.lock().unwrap().push(failure);
                         }
                     }
                 }
@@ -115,6 +117,7 @@ fn a_minute_after_all_was_put_right_everybody_reaches_everybody() {
 fn random_life_ends_well() {
     let (first, count) = (number("SIM_FIRST", 0), number("SIM_SEEDS", 300));
     let started = Instant::now();
+    println!("figure seeds {first} to {}", first + count - 1);
     let (reports, failures) = lives(first..first + count, None, random_life);
     let mut faults: BTreeMap<Fault, u64> = BTreeMap::new();
     for report in &reports {
@@ -159,12 +162,28 @@ fn random_life_ends_well() {
         settled.get(settled.len() * 99 / 100),
         settled.last()
     );
+    print_worst(&reports);
     assert!(
         failures.is_empty(),
         "{} of {count} failed:\n{}",
         failures.len(),
         failures.join("\n")
     );
+}
+
+/// How long anybody was out, by fault, with its bound.
+fn print_worst(reports: &[Report]) {
+    let mut worst: BTreeMap<(Fault, bool), (Duration, u64)> = BTreeMap::new();
+    for (of, gap) in reports.iter().flat_map(|report| &report.worst) {
+        let (longest, times) = worst.entry(*of).or_default();
+        *longest = gap.max(longest).to_owned();
+        *times += 1;
+    }
+    for ((fault, aside), (longest, lives)) in worst {
+        let most = if aside { ASIDE } else { most(fault) };
+        let whom = if aside { "others" } else { "those" };
+        println!("figure out after {fault:?}, {whom}: {longest:.1?} of {most:?} in {lives} lives");
+    }
 }
 
 #[test]

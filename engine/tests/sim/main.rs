@@ -16,6 +16,7 @@
 )]
 
 mod authority;
+mod bounds;
 mod fake;
 mod faults;
 mod grid;
@@ -24,10 +25,14 @@ mod life;
 mod lives;
 mod nat;
 mod net;
+mod nonces;
 mod random;
 mod scale;
 mod scenarios;
+mod trial;
+mod twins;
 mod walk;
 mod watch;
+mod well;
 mod whole;
 mod world;

@@ -10,6 +10,7 @@ use podmesh_proto::local_api::{NodeState, PeerState};
 use podmesh_proto::time::Moment;
 
 use crate::life::Report;
+use crate::lives::number;
 use crate::nat::NatKind;
 use crate::random::Random;
 use crate::world::{NodeHost, World};
@@ -17,7 +18,7 @@ use crate::world::{NodeHost, World};
 const JOIN: Duration = Duration::from_secs(25);
 const ROUNDS: u64 = 4;
 /// Everybody reaches everybody this long after all was put right.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE: u64 = 60;
 /// Two of a large mesh between which there is no traffic sleep this long after they have met: when they are
 /// idle, and one of them may have asked for the other once more.
 const ASLEEP: Duration = Duration::from_secs(50);
@@ -52,9 +53,15 @@ enum Blow {
     PlanetRestart,
     Moves,
     Cut,
+    /// A planet's clock is wrong.
+    PlanetClock,
+    /// A copy of its disk is switched on elsewhere.
+    Copied,
+    /// It is put back to an earlier copy of its disk, or such a copy is made.
+    PutBack,
 }
 
-const BLOWS: [Blow; 15] = [
+const BLOWS: [Blow; 18] = [
     Blow::ClockAhead,
     Blow::ClockBehind,
     Blow::ClockRight,
@@ -70,6 +77,9 @@ const BLOWS: [Blow; 15] = [
     Blow::PlanetRestart,
     Blow::Moves,
     Blow::Cut,
+    Blow::PlanetClock,
+    Blow::Copied,
+    Blow::PutBack,
 ];
 
 pub struct Walk {
@@ -85,6 +95,7 @@ pub struct Walk {
     known: BTreeMap<(usize, usize), Moment>,
     /// Nothing is wrong anywhere.
     calm: bool,
+    settle: Duration,
 }
 
 impl Walk {
@@ -119,6 +130,7 @@ impl Walk {
                 };
             }
         }
+        world.add_spare();
         world.add_thief();
         world.links(|_, _, random| random.millis(1, 60));
         let start = world.net.now;
@@ -132,6 +144,7 @@ impl Walk {
             talked: BTreeMap::new(),
             known: BTreeMap::new(),
             calm: false,
+            settle: Duration::from_secs(number("SIM_SETTLE", SETTLE)),
         }
     }
 
@@ -139,7 +152,7 @@ impl Walk {
         for planet in 0..self.world.planets.len() {
             self.world.start_planet(planet);
         }
-        for node in 0..self.world.nodes.len() {
+        for node in 0..self.world.count() {
             self.world.start(node);
             self.run_for(Duration::from_millis(500));
         }
@@ -152,14 +165,14 @@ impl Walk {
                 self.run_for(span);
             }
             self.put_right();
-            self.run_for(SETTLE);
+            self.run_for(self.settle);
             self.all_sleep();
             self.all_reach_all();
             self.world.replay_former_lives();
             self.path.clear();
         }
         Report {
-            nodes: self.world.nodes.len() as u64,
+            nodes: self.world.count() as u64,
             digest: self.world.net.digest,
             virtual_time: self.world.net.now.since(self.start),
             ..Report::default()
@@ -169,7 +182,7 @@ impl Walk {
     fn strike(&mut self) {
         let world = &mut self.world;
         let blow = *world.net.random.pick(&BLOWS);
-        let node = world.net.random.range(0, world.nodes.len() as u64) as usize;
+        let node = world.net.random.range(0, world.count() as u64) as usize;
         if self.verbose {
             println!(
                 "{:.1?} {blow:?} node {node}",
@@ -178,20 +191,22 @@ impl Walk {
         }
         self.path.push((blow, node));
         match blow {
-            Blow::ClockAhead | Blow::ClockBehind => self.jump(node, blow == Blow::ClockAhead),
+            Blow::ClockAhead | Blow::ClockBehind => {
+                self.world.nodes[node].clock = self.jump(blow == Blow::ClockAhead);
+            }
             Blow::ClockRight => world.nodes[node].clock = 0,
             Blow::Restart => self.restart(node),
             Blow::RestartAhead | Blow::RestartBehind => {
                 world.stop(node);
-                self.jump(node, blow == Blow::RestartAhead);
+                self.world.nodes[node].clock = self.jump(blow == Blow::RestartAhead);
                 self.restart(node);
             }
             Blow::DiskRefuses => world.nodes[node].disk.refuses = true,
             Blow::DiskForgets => {
-                // A life that may have been ahead of its clock must stay the last one.
-                world.nodes[node].older = world.nodes[node].clock == 0;
+                world.nodes[node].older = true;
                 self.restart(node);
             }
+            Blow::Keys | Blow::Identity if world.twin(node).is_some() => {}
             Blow::Keys => world.rotate(node, false),
             Blow::Identity => world.rotate(node, true),
             Blow::Rejoin => self.rejoin(node),
@@ -207,6 +222,14 @@ impl Walk {
                 world.stop_planet(planet);
             }
             Blow::Moves => self.move_host(node),
+            Blow::PlanetClock => {
+                let ahead = world.net.random.chance(50.0);
+                let by = self.jump(ahead);
+                self.world.planets[0].clock = by;
+            }
+            Blow::Copied if world.can_be_copied(node) => world.copy_machine(node),
+            Blow::Copied => {}
+            Blow::PutBack => self.put_back(node),
             Blow::Cut => {
                 let site = world.net.hosts[world.nodes[node].host].site;
                 for ((from, to), link) in &mut world.net.links {
@@ -216,11 +239,26 @@ impl Walk {
         }
     }
 
-    fn jump(&mut self, node: usize, ahead: bool) {
+    fn jump(&mut self, ahead: bool) -> i64 {
         let random = &mut self.world.net.random;
         let far = *random.pick(&[10 * MINUTE, 3 * HOUR, 10 * DAY]);
         let by = i64::try_from(far + random.range(0, MINUTE)).unwrap();
-        self.world.nodes[node].clock = if ahead { by } else { -by };
+        if ahead { by } else { -by }
+    }
+
+    fn put_back(&mut self, node: usize) {
+        let world = &mut self.world;
+        if !world.can_be_imaged(node) {
+            return;
+        }
+        match world.nodes[node].image.take() {
+            Some(image) => {
+                world.stop(node);
+                world.write_image(node, image);
+                self.restart(node);
+            }
+            None => world.nodes[node].image = Some(world.image(node)),
+        }
     }
 
     fn restart(&mut self, node: usize) {
@@ -234,7 +272,8 @@ impl Walk {
         let host = &self.world.nodes[node];
         // With another identity it would come back as another node; with a wrong clock its own word
         // says that it left at another time.
-        if host.rotated || host.clock != 0 || host.disk.refuses {
+        let unfit = host.rotated || host.clock != 0 || host.disk.refuses;
+        if unfit || self.world.twin(node).is_some() {
             return;
         }
         self.world.leave(node);
@@ -254,43 +293,16 @@ impl Walk {
     }
 
     fn put_right(&mut self) {
-        let world = &mut self.world;
-        for link in world.net.links.values_mut() {
-            link.cut = false;
-        }
-        for planet in 0..world.planets.len() {
-            if world.planets[planet].rules.is_none() {
-                world.start_planet(planet);
-            }
-        }
-        for node in 0..world.nodes.len() {
-            world.nodes[node].clock = 0;
-            world.nodes[node].disk.refuses = false;
-            if world.nodes[node].engine.is_none() {
-                world.start(node);
-            }
-            world.join(node);
-        }
+        self.world.put_right();
         self.run_for(Duration::from_secs(5));
-        for node in 0..self.world.nodes.len() {
-            if self.is_over(node) {
+        for node in 0..self.world.count() {
+            if self.world.is_over(node) {
                 self.world.leave(node);
                 self.run_for(Duration::from_secs(2));
                 self.world.join(node);
                 self.run_for(AGAIN);
             }
         }
-    }
-
-    /// Whether a node has ended by its own and the right clock, and an operator has to help.
-    fn is_over(&self, node: usize) -> bool {
-        let now = self.world.now();
-        let engine = self.world.nodes[node].engine.as_ref().unwrap();
-        let status = engine.status(now);
-        let expires = status.node.and_then(|own| own.expires);
-        // Both are RFC 3339 in UTC, so that they sort as text.
-        let over = expires.is_some_and(|at| at < now.unix.minus(299).to_string());
-        status.state == NodeState::Ended && over
     }
 
     fn run_for(&mut self, span: Duration) {
@@ -306,7 +318,7 @@ impl Walk {
     fn look(&mut self) {
         self.world.note_candidates();
         let before = std::mem::take(&mut self.known);
-        for from in 0..self.world.nodes.len() {
+        for from in 0..self.world.count() {
             let node = &self.world.nodes[from];
             let (life, idle) = (node.life, node.thresholds.idle);
             let Some(engine) = &node.engine else {
@@ -346,7 +358,7 @@ impl Walk {
     /// Everybody is a member, and hears from everybody.
     fn all_reach_all(&mut self) {
         let path = format!("{:?}", self.path);
-        let nodes = self.world.nodes.len();
+        let nodes = self.world.count();
         for node in 0..nodes {
             let state = self.world.state(node);
             if self.verbose && state != Some(NodeState::Online) {

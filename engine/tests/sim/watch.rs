@@ -11,6 +11,7 @@ use podmesh_proto::planet_api::NodeMessage;
 use podmesh_proto::time::Moment;
 
 use crate::net::HostId;
+use crate::nonces::{Nonces, Target};
 
 /// Wake-ups of one node within one second that are more than work.
 const MAX_WAKES: u32 = 1_000;
@@ -45,6 +46,8 @@ pub struct Watch {
     hosts: BTreeMap<HostId, NodeId>,
     impostors: BTreeMap<NodeId, usize>,
     pub revoked: BTreeSet<usize>,
+    /// Who nodes were before they left and came back with another identity.
+    pub former: BTreeSet<NodeId>,
     /// Probes of each node to each address within the window, while nothing came from there.
     spent: BTreeMap<(usize, IpAddr), Vec<Moment>>,
     knocks: BTreeMap<(usize, IpAddr), Vec<Moment>>,
@@ -55,6 +58,18 @@ pub struct Watch {
     /// When a planet told somebody something for the last time, but that it is still there.
     pub told: Option<Moment>,
     pub handshakes: u64,
+    nonces: Nonces,
+    /// Pairs that are watched for how long one hears nothing of the other.
+    pub gaps: BTreeMap<(usize, usize), Gap>,
+    /// Packets that came to a copy of the machine that they were for.
+    pub strayed: u64,
+}
+
+/// How long nothing came.
+#[derive(Debug, Clone, Copy)]
+pub struct Gap {
+    pub since: Moment,
+    pub longest: Duration,
 }
 
 impl Watch {
@@ -92,6 +107,11 @@ impl Watch {
     /// Somebody claims what `victim` holds.
     pub fn impostor(&mut self, id: NodeId, victim: usize) {
         self.impostors.insert(id, victim);
+    }
+
+    /// Whether somebody claims what a node holds, and gets it if the node leaves.
+    pub fn is_victim(&self, node: usize) -> bool {
+        self.impostors.values().any(|victim| *victim == node)
     }
 
     /// Whether a node may know somebody who isn't one of the nodes, in this state: kept apart, as long
@@ -133,6 +153,7 @@ impl Watch {
     }
 
     pub fn transmitted(&mut self, node: usize, to: SocketAddr, bytes: &[u8], now: Moment) {
+        self.nonces.sent(node, Target::Direct(to), bytes);
         match DatagramKind::of(bytes) {
             DatagramKind::Probe => {
                 self.probes += 1;
@@ -193,14 +214,23 @@ impl Watch {
         packet
     }
 
-    /// A pod packet came out of a node's tunnel.
-    pub fn delivered(&mut self, node: usize, packet: &[u8], now: Moment) {
+    /// A pod packet came out of the tunnel of a node, on the machine that is known as this one.
+    pub fn delivered(&mut self, (node, machine): (usize, usize), packet: &[u8], now: Moment) {
         let id = u64::from_be_bytes(packet[20..28].try_into().unwrap());
         let (to, _) = *self.sent.get(&id).expect("a packet that nobody sent");
         assert_eq!(node, to, "packet {id} came to the wrong node");
         assert!(self.got.insert(id), "packet {id} came twice");
+        if machine != node {
+            self.strayed += 1;
+            return;
+        }
         self.arrived_packets += 1;
-        self.last_packet.insert((self.senders[&id], node), now);
-        *self.counts.entry((self.senders[&id], node)).or_default() += 1;
+        let pair = (self.senders[&id], node);
+        self.last_packet.insert(pair, now);
+        *self.counts.entry(pair).or_default() += 1;
+        if let Some(gap) = self.gaps.get_mut(&pair) {
+            gap.longest = gap.longest.max(now.since(gap.since));
+            gap.since = now;
+        }
     }
 }

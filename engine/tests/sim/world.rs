@@ -11,7 +11,6 @@ use ipnet::IpNet;
 
 use podmesh_engine::config::Thresholds;
 use podmesh_engine::engine::Engine;
-use podmesh_engine::error::JoinError;
 use podmesh_engine::output::{Output, PlanetEvent, Received, Transmit};
 use podmesh_engine::path_id::SocketId;
 use podmesh_engine::tunnel;
@@ -32,13 +31,17 @@ use crate::watch::Watch;
 mod changes;
 mod control;
 mod disk;
+mod mending;
 mod planets;
 mod pods;
 mod thief;
+mod twin;
 
 use control::{CONTROL_IDLE, Control};
 use disk::Disk;
+pub use mending::Mend;
 use thief::Thief;
+pub use twin::Image;
 
 #[derive(Debug)]
 pub enum Work {
@@ -91,12 +94,15 @@ pub enum Work {
         site: SiteId,
         other: SiteId,
     },
+    Mend(Mend),
     /// The thief sends again what he has heard.
     Replay {
         to: SocketAddr,
         bytes: Vec<u8>,
     },
     Fault,
+    /// A fault that was alone is over, and has been for as long as it may have consequences.
+    Over,
     Look,
 }
 
@@ -115,6 +121,8 @@ pub struct NodeHost {
     pub disk: Disk,
     /// The disk gives back the generation before the newest at the next start.
     pub older: bool,
+    /// A copy of the disk, to which the machine may be put back.
+    pub image: Option<Image>,
     /// Seconds by which its wall clock is ahead.
     pub clock: i64,
     pub thresholds: Thresholds,
@@ -127,6 +135,8 @@ pub struct NodeHost {
 pub struct PlanetHost {
     pub host: HostId,
     pub id: PlanetId,
+    /// Seconds by which its wall clock is ahead.
+    pub clock: i64,
     pub rules: Option<Planet>,
     relaying: Relaying,
     records: BTreeMap<String, Record>,
@@ -144,6 +154,9 @@ pub struct World {
     next_connection: u64,
     clock: Moment,
     thief: Thief,
+    /// The last of the nodes is a machine that waits for a copy of another's disk; whose it has.
+    spare: bool,
+    pub twin_of: Option<usize>,
 }
 
 impl World {
@@ -162,6 +175,7 @@ impl World {
             hosts.push(PlanetHost {
                 host,
                 id: key.planet_id(),
+                clock: 0,
                 rules: None,
                 relaying: Relaying::new(RelayQuota::default(), [7; 32]),
                 records: BTreeMap::new(),
@@ -180,6 +194,8 @@ impl World {
             next_connection: 0,
             clock,
             thief: Thief::default(),
+            spare: false,
+            twin_of: None,
         }
     }
 
@@ -219,6 +235,7 @@ impl World {
             rotated: false,
             disk: Disk::default(),
             older: false,
+            image: None,
             clock: 0,
             thresholds: Thresholds::default(),
             pods: None,
@@ -282,24 +299,6 @@ impl World {
         }
     }
 
-    pub fn set_address(&mut self, index: usize, address: IpAddr) {
-        let host = self.nodes[index].host;
-        let addresses = &mut self.net.hosts[host].addresses;
-        addresses.retain(|other| other.is_ipv4() != address.is_ipv4());
-        addresses.insert(0, address);
-        let addresses = addresses.clone();
-        let site = self.net.hosts[host].site;
-        if let Some(nat) = &mut self.net.sites[site].nat {
-            nat.inner = Some(address);
-        }
-        let now = self.now_of(index);
-        if let Some(engine) = &mut self.nodes[index].engine {
-            engine.handle_underlay(addresses, now);
-            self.note_candidates_of(index);
-            self.drain(index);
-        }
-    }
-
     /// Takes down where every node says that it can be reached.
     pub fn note_candidates(&mut self) {
         for index in 0..self.nodes.len() {
@@ -307,7 +306,7 @@ impl World {
         }
     }
 
-    fn note_candidates_of(&mut self, index: usize) {
+    pub(super) fn note_candidates_of(&mut self, index: usize) {
         let now = self.now();
         if let Some(engine) = &self.nodes[index].engine {
             let candidates = engine.status(now).candidates;
@@ -424,7 +423,8 @@ impl World {
             }
             Work::Written { node, life } => self.written(node, life),
             Work::Replay { to, bytes } => self.replay(to, bytes),
-            work @ (Work::Fault | Work::Look) => return Some(work),
+            Work::Mend(mend) => self.mend(mend),
+            work @ (Work::Fault | Work::Over | Work::Look) => return Some(work),
         }
         None
     }
@@ -497,11 +497,12 @@ impl World {
                     .find(|cidr| matches!(cidr, IpNet::V4(_)))
                     .copied();
             }
-            Output::PodPacket(packet) => self.watch.delivered(index, &packet, self.net.now),
-            Output::JoinDone(Err(JoinError::Cancelled))
-            | Output::Forwarding(_)
-            | Output::PingDone { .. } => {}
-            Output::JoinDone(result) => result.unwrap(),
+            Output::PodPacket(packet) => {
+                let body = (self.body_of(index), index);
+                self.watch.delivered(body, &packet, self.net.now);
+            }
+            Output::JoinDone(result) => self.joined(index, result),
+            Output::Forwarding(_) | Output::PingDone { .. } => {}
         }
     }
 

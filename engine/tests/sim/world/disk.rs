@@ -23,7 +23,7 @@ const GENERATIONS: usize = 2;
 #[derive(Default)]
 pub struct Disk {
     /// The newest last.
-    generations: VecDeque<Box<StoredState>>,
+    pub(super) generations: VecDeque<Box<StoredState>>,
     /// What the engine wanted written last, whether it is or not.
     handed: Option<Box<StoredState>>,
     waiting: Option<(u64, Box<StoredState>)>,
@@ -64,8 +64,12 @@ impl Disk {
         state.map_or(0, |state| state.statements.len())
     }
 
+    pub(super) fn newest(&self) -> Option<&StoredState> {
+        self.generations.back().map(AsRef::as_ref)
+    }
+
     /// Nothing that a crash would make untrue is said.
-    fn allows(&self, message: &NodeMessage, keys: podmesh_proto::key::PublicKey) {
+    fn allows(&self, message: &NodeMessage, engine: &Engine) {
         let handed = self.handed.as_ref();
         match message {
             NodeMessage::Membership(told) => {
@@ -80,7 +84,9 @@ impl Disk {
                     state.and_then(|state| state.renewing.clone()).as_ref() == Some(&**asked)
                 };
                 assert!(of(handed), "a renewal is asked for that is not on disk");
-                let new_keys = asked.renewal.unverified().unwrap().wireguard != keys;
+                // Others than those in force, which the disk may not have yet.
+                let present = engine.keys().wireguard.public();
+                let new_keys = asked.renewal.unverified().unwrap().wireguard != present;
                 assert!(
                     !new_keys || of(self.generations.back()),
                     "new keys are asked for while the disk refuses"
@@ -153,8 +159,8 @@ impl World {
     /// Does what an engine asked for, now or when the state before it is on disk.
     pub(super) fn in_order(&mut self, index: usize, output: Output) {
         let node = &mut self.nodes[index];
-        if let Output::Planet { message, .. } = &output {
-            node.disk.allows(message, node.keys.wireguard());
+        if let (Output::Planet { message, .. }, Some(engine)) = (&output, &node.engine) {
+            node.disk.allows(message, engine);
         }
         let waits = matches!(
             output,

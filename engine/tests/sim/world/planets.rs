@@ -15,7 +15,7 @@ use super::{Work, World};
 
 impl World {
     pub fn start_planet(&mut self, index: usize) {
-        let now = self.now();
+        let now = self.now_of_planet(index);
         let seed = self.net.random.bytes();
         let planet = &mut self.planets[index];
         let books = if planet.records.is_empty() {
@@ -48,7 +48,7 @@ impl World {
     }
 
     pub fn tell_planet(&mut self, index: usize, input: Input) {
-        let now = self.now();
+        let now = self.now_of_planet(index);
         if let Some(rules) = &mut self.planets[index].rules {
             rules.handle(input, now);
         }
@@ -56,7 +56,7 @@ impl World {
     }
 
     fn pump_planet(&mut self, index: usize) {
-        let now = self.now();
+        let now = self.now_of_planet(index);
         loop {
             let planet = &mut self.planets[index];
             let Some(rules) = &mut planet.rules else {

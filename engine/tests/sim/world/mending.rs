@@ -1,0 +1,102 @@
+//! What is put right after it went wrong.
+
+use std::time::Duration;
+
+use podmesh_engine::error::JoinError;
+use podmesh_proto::local_api::NodeState;
+
+use super::{Work, World};
+
+/// After this an operator tries again to join.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// One thing that is put right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mend {
+    Clock {
+        node: usize,
+    },
+    PlanetClock {
+        planet: usize,
+    },
+    Disk {
+        node: usize,
+    },
+    /// A node that has left joins.
+    Join {
+        node: usize,
+    },
+    /// A node whose membership has ended for good is admitted anew.
+    Readmit {
+        node: usize,
+    },
+    /// The copy of a machine is switched off.
+    Twin,
+}
+
+impl World {
+    pub(super) fn mend(&mut self, mend: Mend) {
+        match mend {
+            Mend::Clock { node } => self.nodes[node].clock = 0,
+            Mend::PlanetClock { planet } => self.planets[planet].clock = 0,
+            Mend::Disk { node } => self.nodes[node].disk.refuses = false,
+            Mend::Join { node } => self.join(node),
+            Mend::Readmit { node } if self.is_over(node) => self.leave(node),
+            Mend::Readmit { .. } => {}
+            Mend::Twin => self.end_twin(),
+        }
+    }
+
+    fn end_twin(&mut self) {
+        if self.has_twin() {
+            self.stop(self.count());
+        }
+    }
+
+    /// Puts everything right but memberships that have ended.
+    pub fn put_right(&mut self) {
+        self.end_twin();
+        for link in self.net.links.values_mut() {
+            (link.cut, link.loss) = (false, link.loss.min(2.0));
+        }
+        for planet in 0..self.planets.len() {
+            self.planets[planet].clock = 0;
+            if self.planets[planet].rules.is_none() {
+                self.start_planet(planet);
+            }
+        }
+        for node in 0..self.count() {
+            self.nodes[node].clock = 0;
+            self.nodes[node].disk.refuses = false;
+            if self.nodes[node].engine.is_none() {
+                self.start(node);
+            }
+            self.join(node);
+        }
+    }
+
+    /// Whether a node has ended by its own and the right clock, and an operator has to help.
+    pub fn is_over(&self, node: usize) -> bool {
+        let now = self.now();
+        let Some(engine) = &self.nodes[node].engine else {
+            return false;
+        };
+        let status = engine.status(now);
+        let expires = status.node.and_then(|own| own.expires);
+        // Both are RFC 3339 in UTC, so that they sort as text.
+        let over = expires.is_some_and(|at| at < now.unix.minus(299).to_string());
+        status.state == NodeState::Ended && over
+    }
+
+    /// What became of a join. Nobody is admitted by a planet whose clock is wrong; the operator tries again.
+    pub(super) fn joined(&mut self, index: usize, result: Result<(), JoinError>) {
+        let Err(error) = result else { return };
+        if error == JoinError::Cancelled {
+            return;
+        }
+        let wrong = self.planets.iter().any(|planet| planet.clock != 0);
+        assert!(wrong, "node {index} does not join: {error}");
+        let join = Work::Mend(Mend::Join { node: index });
+        self.net.schedule(self.net.now + AGAIN, join);
+    }
+}
