@@ -60,7 +60,8 @@ impl Nonces {
                 let (number, receiver) = (long(bytes, 8), word(bytes, 4));
                 let agreed = self.sessions.get(&receiver).copied().unwrap_or(0);
                 let last = self.data.entry((machine, receiver, to));
-                let (session, last) = last.or_insert((agreed, 0));
+                // The first to go this way may be of the session before, whose end a node doesn't know yet.
+                let (session, last) = last.or_insert((agreed.saturating_sub(1), 0));
                 if number < *last && *session < agreed {
                     (*session, *last) = (agreed, 0);
                 }

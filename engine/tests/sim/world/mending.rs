@@ -94,7 +94,9 @@ impl World {
         if error == JoinError::Cancelled {
             return;
         }
-        let wrong = self.planets.iter().any(|planet| planet.clock != 0);
+        // It may be right again by the time that the answer is here.
+        let wrong = self.planets.iter().any(|planet| planet.clock != 0)
+            || error.to_string().contains("this planet's clock says");
         assert!(wrong, "node {index} does not join: {error}");
         let join = Work::Mend(Mend::Join { node: index });
         self.net.schedule(self.net.now + AGAIN, join);
