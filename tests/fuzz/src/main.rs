@@ -13,23 +13,27 @@ mod edits;
 #[path = "../../../planet/tests/fuzz/targets.rs"]
 mod planet;
 
-// meshd is a program, and its configuration knows of some of its other modules.
-#[path = "../../../daemon/src/config.rs"]
-#[allow(dead_code, reason = "meshd uses more of it")]
-mod config;
 #[path = "../../../daemon/tests/fuzz/targets.rs"]
 mod daemon;
-#[path = "../../../daemon/src/device_mtu.rs"]
-#[allow(dead_code, reason = "meshd uses more of it")]
-mod device_mtu;
-#[path = "../../../daemon/src/offloads.rs"]
-#[allow(dead_code, reason = "meshd uses more of it")]
-mod offloads;
+// meshd is a program; its configuration has modules of its own, and knows some of meshd's from the root.
+#[path = "../../../daemon/src"]
+mod meshd {
+    #[allow(dead_code, unused_imports, reason = "meshd uses more of it")]
+    pub(crate) mod config;
+    #[allow(dead_code, reason = "meshd uses more of it")]
+    pub(crate) mod device_mtu;
+    #[allow(dead_code, reason = "meshd uses more of it")]
+    pub(crate) mod offloads;
+}
+use meshd::{config, device_mtu, offloads};
 
 /// What the configuration asks of the command line.
 mod cli {
     /// Nothing of it is fuzzed.
-    #[allow(dead_code, reason = "nobody calls a fuzz target by a command line of meshd")]
+    #[allow(
+        dead_code,
+        reason = "nobody calls a fuzz target by a command line of meshd"
+    )]
     pub(crate) struct Cli {
         pub(crate) config: Option<std::path::PathBuf>,
         pub(crate) name: Option<podmesh_proto::id::Name>,
