@@ -1,7 +1,6 @@
 //! No key seals two things under one number, whatever restarts, goes back or is copied.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 
 use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::relayed::OVERHEAD;
@@ -12,13 +11,6 @@ const RESPONSE: u8 = 2;
 /// Bytes of a relay frame before and behind what it carries.
 const RELAY_HEADER: usize = 24;
 
-/// An endpoint, or whom a relay sends it to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Target {
-    Direct(SocketAddr),
-    Relayed(u64),
-}
-
 /// Everything that was ever sealed.
 #[derive(Default)]
 pub struct Nonces {
@@ -26,11 +18,10 @@ pub struct Nonces {
     probes: BTreeSet<Vec<u8>>,
     /// One-time keys of handshakes.
     ephemerals: BTreeSet<Vec<u8>>,
-    /// The last number of what a machine sent to each number of a tunnel, by whom it went to: several peers
-    /// may have the same number for it.
-    data: BTreeMap<(usize, u32, Target), (u64, u64)>,
-    /// Sessions that were agreed on under each number. One begins when its ends know, and until then the one
-    /// before goes on.
+    /// How often a machine sent each number to each end of a tunnel.
+    data: BTreeMap<(usize, u32, u64), u64>,
+    /// Sessions that were agreed on for each end. One begins when both know, and until then the one before goes
+    /// on, so that which one a datagram is of can't be told; but there is none in which a number goes twice.
     sessions: BTreeMap<u32, u64>,
     /// The last number of what a machine sent in each session of a relay.
     relayed: BTreeMap<(usize, u32), u64>,
@@ -46,7 +37,7 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 
 impl Nonces {
     /// A machine sends a datagram.
-    pub fn sent(&mut self, machine: usize, to: Target, bytes: &[u8]) {
+    pub fn sent(&mut self, machine: usize, bytes: &[u8]) {
         match DatagramKind::of(bytes) {
             DatagramKind::Probe => {
                 let nonce = bytes[4..36].to_vec();
@@ -59,17 +50,12 @@ impl Nonces {
             DatagramKind::WireGuardData => {
                 let (number, receiver) = (long(bytes, 8), word(bytes, 4));
                 let agreed = self.sessions.get(&receiver).copied().unwrap_or(0);
-                let last = self.data.entry((machine, receiver, to));
-                // The first to go this way may be of the session before, whose end a node doesn't know yet.
-                let (session, last) = last.or_insert((agreed.saturating_sub(1), 0));
-                if number < *last && *session < agreed {
-                    (*session, *last) = (agreed, 0);
-                }
+                let sent = self.data.entry((machine, receiver, number)).or_default();
+                *sent += 1;
                 assert!(
-                    number >= *last,
-                    "machine {machine} seals packet {number} of a session, which is beyond {last}"
+                    *sent <= agreed,
+                    "machine {machine} seals packet {number} {sent} times in {agreed} sessions"
                 );
-                *last = number + 1;
             }
             DatagramKind::Relay => {
                 let number = long(bytes, 8);
@@ -79,9 +65,8 @@ impl Nonces {
                     "machine {machine} seals frame {number} for a relay after {last:?}"
                 );
                 let inner = &bytes[RELAY_HEADER..bytes.len() - (OVERHEAD - RELAY_HEADER)];
-                let peer = long(bytes, 16);
-                if !inner.is_empty() && peer != 0 {
-                    self.sent(machine, Target::Relayed(peer), inner);
+                if !inner.is_empty() && long(bytes, 16) != 0 {
+                    self.sent(machine, inner);
                 }
             }
             _ => {}

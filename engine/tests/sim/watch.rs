@@ -11,7 +11,7 @@ use podmesh_proto::planet_api::NodeMessage;
 use podmesh_proto::time::Moment;
 
 use crate::net::HostId;
-use crate::nonces::{Nonces, Target};
+use crate::nonces::Nonces;
 
 /// Wake-ups of one node within one second that are more than work.
 const MAX_WAKES: u32 = 1_000;
@@ -153,7 +153,7 @@ impl Watch {
     }
 
     pub fn transmitted(&mut self, node: usize, to: SocketAddr, bytes: &[u8], now: Moment) {
-        self.nonces.sent(node, Target::Direct(to), bytes);
+        self.nonces.sent(node, bytes);
         match DatagramKind::of(bytes) {
             DatagramKind::Probe => {
                 self.probes += 1;
