@@ -391,6 +391,7 @@ impl Engine {
         self.renew_when_due(now);
         self.forget_spent_revocations(now);
         self.take_held_editions(now);
+        self.look_for_twins(now);
         self.end_pings(now);
         self.forget_waiting(now);
     }

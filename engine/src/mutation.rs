@@ -56,6 +56,8 @@ pub enum Mutant {
     NeverWakes,
     /// A node that hears of a later life of its own doesn't go beyond it.
     TwinUnheard,
+    /// A later life of its own that a node hears of soon after another is forgotten.
+    TwinForgotten,
     /// That another machine has this node's identity is not said.
     TwinUnsaid,
     /// Each life of a node begins with the same random numbers.
@@ -95,7 +97,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 30] = [
+    pub const ALL: [Mutant; 31] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -121,6 +123,7 @@ mod switch {
         Mutant::SleepsEarly,
         Mutant::NeverWakes,
         Mutant::TwinUnheard,
+        Mutant::TwinForgotten,
         Mutant::TwinUnsaid,
         Mutant::SeedRepeats,
         Mutant::CounterRepeats,

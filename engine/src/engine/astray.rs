@@ -24,6 +24,19 @@ impl Engine {
             .or_else(|| self.plan_astray())
     }
 
+    /// The number of this node's life. It grows when the node hears of a later one of its own.
+    #[must_use]
+    pub const fn life(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// The life of a peer that this node believes; `None` as long as it knows of none.
+    #[must_use]
+    pub fn life_of(&self, node: &NodeId) -> Option<u64> {
+        let (record, _) = self.peers.known(node)?.record.as_ref()?;
+        Some(record.incarnation)
+    }
+
     /// The peers are those of a node that has always had this membership and this standing.
     fn peers_astray(&self) -> Option<String> {
         let (mut served, mut resting) = (BTreeSet::new(), BTreeSet::new());

@@ -21,6 +21,10 @@ use crate::mutation::{self, Mutant};
 const GAP: Duration = Duration::from_secs(10);
 /// Between two times that a peer is told that it speaks as a former life of its own.
 const SHOWN: Duration = Duration::from_secs(5);
+/// How long after the last sign of another life this node says again and again where it is. Whoever believes
+/// a later life shows it then; the last word of a machine that is gone may have reached members alone, and
+/// what they showed may have been lost.
+const DOUBTFUL: Duration = Duration::from_secs(60);
 /// How long the last sign of another machine is worth a line.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -31,6 +35,21 @@ pub(super) struct Twins {
     beyond: Option<Moment>,
     /// When it heard of a life that has begun since, which can't have been its own.
     seen: Option<Moment>,
+    /// Incarnation and sequence of the latest of those, which it goes beyond when the time has come: a
+    /// machine that was switched off meanwhile doesn't say them again, and whoever told of them neither.
+    awaited: Option<(u64, u64)>,
+    /// When it said last where it is because of them.
+    said: Option<Moment>,
+}
+
+impl Twins {
+    /// Whether somebody may believe a later life, and this node hasn't said for a while where it is.
+    fn wants_to_say(&self, now: Moment) -> bool {
+        let last = self.seen.max(self.beyond);
+        let is_doubtful = last.is_some_and(|last| now.since(last) < DOUBTFUL);
+        let said = self.said.max(self.beyond);
+        is_doubtful && said.is_some_and(|said| now.since(said) >= GAP)
+    }
 }
 
 impl Engine {
@@ -40,24 +59,50 @@ impl Engine {
         let present = self.record.as_ref().map(|(present, _)| present);
         let said = present == Some(record);
         let own = (self.incarnation, self.sequence);
-        let former = (record.incarnation, record.sequence) < own;
-        if said || former || mutation::is(Mutant::TwinUnheard) {
+        let life = (record.incarnation, record.sequence);
+        if said || life < own || mutation::is(Mutant::TwinUnheard) {
             return;
         }
         if let Some(beyond) = self.twins.beyond {
             let unsaid = mutation::is(Mutant::TwinUnsaid);
             self.twins.seen = Some(now.moment).filter(|_| !unsaid);
             if now.moment.since(beyond) < GAP {
+                if !mutation::is(Mutant::TwinForgotten) {
+                    self.twins.awaited = self.twins.awaited.max(Some(life));
+                }
                 return;
             }
         }
+        self.go_beyond(life, now);
+    }
+
+    /// Goes beyond the later life that it was too soon for when this node heard of it, and finds out whether
+    /// there is another.
+    pub(super) fn look_for_twins(&mut self, now: Now) {
+        let due = |beyond: Moment| now.moment.since(beyond) >= GAP;
+        if !self.twins.beyond.is_none_or(due) {
+            return;
+        }
+        let own = (self.incarnation, self.sequence);
+        if let Some(life) = self.twins.awaited.take().filter(|life| *life >= own) {
+            self.go_beyond(life, now);
+        }
+        if self.twins.wants_to_say(now.moment) && !mutation::is(Mutant::TwinForgotten) {
+            self.twins.said = Some(now.moment);
+            self.publish(true, now);
+            self.gossip_own_record(now);
+        }
+    }
+
+    fn go_beyond(&mut self, (incarnation, sequence): (u64, u64), now: Now) {
         self.twins.beyond = Some(now.moment);
+        self.twins.awaited = None;
         tracing::warn!(
-            incarnation = record.incarnation,
+            incarnation,
             "this node's identity was used by a later life, which this one goes beyond"
         );
-        self.incarnation = record.incarnation.saturating_add(1);
-        self.sequence = self.sequence.max(record.sequence);
+        self.incarnation = incarnation.saturating_add(1);
+        self.sequence = self.sequence.max(sequence);
         self.record = None;
         self.persist(now);
         self.publish(true, now);

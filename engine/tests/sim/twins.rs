@@ -93,6 +93,22 @@ fn both_machines_of_one_identity_say_so_and_the_one_that_is_left_is_reached() {
     }
 }
 
+/// The two go beyond each other in turns, each once in so many seconds: the last word may be the copy's,
+/// said when the other had just had its turn.
+#[test]
+fn whenever_the_copy_goes_the_one_that_is_left_is_believed() {
+    for halves in 1..50 {
+        let mut world = mesh(halves, &[N0, N4]);
+        world.copy_machine(0);
+        world.run_for(Duration::from_millis(500 * halves));
+        world.stop(world.twin(0).unwrap());
+        world.run_for(seconds(30));
+        let [one, other] = [0, 1].map(|node| world.nodes[node].engine.as_ref().unwrap());
+        let (own, believed) = (one.life(), other.life_of(&world.nodes[0].id));
+        assert_eq!(believed, Some(own), "gone after {halves} half seconds");
+    }
+}
+
 #[test]
 fn the_copy_that_is_left_is_reached_as_well() {
     let mut world = mesh(5, &[N0, N4, N5]);

@@ -1,5 +1,6 @@
 //! Whether all is as well as it can be.
 
+use podmesh_engine::engine::Engine;
 use podmesh_proto::local_api::PathView;
 
 use crate::grid::PAIRS;
@@ -46,7 +47,8 @@ impl Life {
         }
     }
 
-    /// Pairs that don't have the best path that is possible.
+    /// Pairs that don't have the best path that is possible, or won't have it next time: whoever believes a
+    /// later life of a node than the one it is in believes nothing that the node says.
     pub fn troubles(&self) -> String {
         let mut troubles = String::new();
         for from in 0..self.world.count() {
@@ -70,6 +72,13 @@ impl Life {
                     let kinds = (self.world.nodes[from].kind, self.world.nodes[to].kind);
                     let why = view.and_then(|view| view.why.clone()).unwrap_or_default();
                     troubles += &format!("{from} -> {to} {kinds:?} has {path:?} ({why}); ");
+                }
+                let other = &self.world.nodes[to];
+                let own = other.engine.as_ref().map(Engine::life);
+                let believed = engine.life_of(&other.id);
+                if own.is_some() && believed > own {
+                    troubles +=
+                        &format!("{from} believes life {believed:?} of {to}, not {own:?}; ");
                 }
             }
         }
