@@ -352,10 +352,8 @@ impl Batched {
                 Some(length)
             }
             Due::GiveUp => {
+                // Sessions go on until they are too old: that this end can't renew one says nothing of it.
                 self.initiated = None;
-                self.current = None;
-                self.previous = None;
-                self.next = None;
                 self.waiting.clear();
                 None
             }

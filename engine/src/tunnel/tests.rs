@@ -133,6 +133,35 @@ fn packets_that_waited_for_a_session_go_out_whoever_made_it() {
     }
 }
 
+/// `WireGuard` paper §6.4: after 90 s without an answer the attempt ends, not what it was to renew.
+#[test]
+fn an_attempt_in_vain_leaves_the_session_that_it_was_to_renew() {
+    for kinds in [
+        [BATCHED, TunnelKind::Boringtun],
+        [BATCHED, BATCHED],
+        [WIDE, WIDE],
+    ] {
+        let mut pair = Pair::new(kinds);
+        let mut out = vec![0; 4_096];
+        pair.advance(Duration::from_millis(1));
+        let length = pair.ends[0].initiate(&mut out).unwrap();
+        pair.carry(0, out[..length].to_vec());
+        let mut lost = 0;
+        pair.ends[0].initiate(&mut out).unwrap();
+        for _ in 0..440 {
+            pair.advance(Duration::from_millis(250));
+            lost += u32::from(pair.ends[0].tick(&mut out).is_some());
+        }
+        assert!(lost >= 15, "{lost} initiations in 110 s, {kinds:?}");
+        assert!(pair.ends[0].has_session(), "{kinds:?}");
+        let Ok(Sealed::Data(length)) = pair.ends[0].seal(&packet(1), &mut out) else {
+            panic!("not sealed, {kinds:?}");
+        };
+        pair.carry(0, out[..length].to_vec());
+        assert_eq!(pair.arrived[1], [packet(1)], "{kinds:?}");
+    }
+}
+
 #[test]
 fn no_more_than_a_few_packets_wait() {
     for kinds in KINDS {
