@@ -177,7 +177,8 @@ pub struct PeerLink {
 pub struct LinkState {
     /// The tunnel; `None` until it is used, and after the peer was removed.
     pub tunnel: Option<Tunnel>,
-    /// The tunnel of new keys that is being made: the one above goes on until this one has a session.
+    /// The tunnel of new keys, or without memory, that is being made: the one above goes on until this one has
+    /// a session.
     pub coming: Option<Tunnel>,
     /// The tunnel of former keys: what is under way in it may still arrive; nothing is sent.
     pub former: Option<Tunnel>,
@@ -296,6 +297,18 @@ impl LinkState {
     pub(crate) fn opens_many(&self) -> bool {
         let alone = !self.closed && self.coming.is_none() && self.former.is_none();
         alone && self.tunnel.as_ref().is_some_and(Tunnel::opens_many)
+    }
+
+    /// Makes the next session in another tunnel. Whether there is one that goes on until then.
+    pub fn make_anew(&mut self, other: Tunnel) -> bool {
+        let goes_on = self.tunnel.as_ref().is_some_and(Tunnel::has_session);
+        if goes_on {
+            self.coming = Some(other);
+        } else if self.tunnel.is_some() {
+            self.tunnel = Some(other);
+            self.session = false;
+        }
+        goes_on
     }
 
     /// Sends by the tunnel of new keys from now on, if it has a session.

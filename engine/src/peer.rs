@@ -51,9 +51,13 @@ pub(crate) struct Peer {
     pub(crate) handshake_path: Option<PathId>,
     /// Whether the tunnel had a session when that was looked at last.
     pub(crate) session: bool,
-    /// Its process is known to be a new one, and nothing has come out of the tunnel since: an
-    /// initiation that the old tunnel refuses may be right.
+    /// Its process is known to be a new one, and nothing has come out of the tunnel since.
+    reborn: bool,
+    /// The tunnel remembers handshakes of the peer's former life: an initiation that it refuses for them may
+    /// be right.
     pub(crate) may_reset: bool,
+    /// An initiation of the peer's was accepted since its process is known to be a new one.
+    began: bool,
     /// The last initiations of the peer's that were accepted, and when.
     initiations: VecDeque<(Moment, [u8; 32])>,
     /// Since when a tunnel of other keys is being made, or has taken over.
@@ -128,7 +132,9 @@ impl Peer {
             waiting: VecDeque::new(),
             handshake_path: None,
             session: false,
+            reborn: false,
             may_reset: false,
+            began: false,
             initiations: VecDeque::new(),
             handover: None,
             sampled: Sampled::default(),
@@ -153,7 +159,9 @@ impl Peer {
             editions: before.editions,
             cached: before.cached,
             former: before.former,
+            reborn: before.reborn,
             may_reset: before.may_reset,
+            began: before.began,
             initiations: before.initiations,
             mtu: before.mtu,
             shown: before.shown,
@@ -221,8 +229,18 @@ impl Peer {
         let first = self.incarnation == 0;
         self.incarnation = incarnation;
         self.seen = ReplayWindow::default();
-        self.may_reset = true;
+        (self.reborn, self.may_reset, self.began) = (true, true, false);
         !first
+    }
+
+    /// Something came out of the tunnel; whether that is the first since the peer's process is known to be a
+    /// new one. Of a session that the peer has begun the tunnel knows the time from then on; one that this
+    /// node has begun tells it nothing, and each later handshake of the peer's would seem old to it.
+    pub(crate) fn is_first_word(&mut self) -> bool {
+        if self.began {
+            self.may_reset = false;
+        }
+        std::mem::take(&mut self.reborn)
     }
 
     /// Whether an initiation was accepted before. A tunnel that began anew doesn't know that.
@@ -244,6 +262,7 @@ impl Peer {
             self.initiations.pop_front();
         }
         self.initiations.push_back((now, ephemeral));
+        self.began = true;
     }
 
     /// Keeps a packet for later; `false` if too many wait already.

@@ -16,7 +16,7 @@ use crate::mutation::{self, Mutant};
 use crate::output::{Output, Received, SlowItem, Transmit};
 use crate::packet::control_payload;
 use crate::path_id::PathId;
-use crate::peer::ProbeNews;
+use crate::peer::{Peer, ProbeNews};
 use crate::reach::Passage;
 use crate::tunnel::receiver_of;
 
@@ -153,7 +153,7 @@ impl Engine {
             return;
         };
         let peer = self.peers.get_mut(&node);
-        let reborn = peer.is_some_and(|peer| std::mem::take(&mut peer.may_reset));
+        let reborn = peer.is_some_and(Peer::is_first_word);
         self.look_at_session(MemberId::Node(node), Some(path), now);
         if reborn {
             // It may have been away for less than it takes to find a path dead, and what was said

@@ -204,7 +204,7 @@ impl Engine {
                 }
             }
             PathAction::Introduce { attempt } => self.introduce(*node, attempt),
-            PathAction::Handshake { path } => self.start_handshake(node, path),
+            PathAction::Handshake { path } => self.start_handshake(node, path, now),
             PathAction::Select { path, reason } => self.select(node, path, reason, now),
             PathAction::Observed { socket, endpoint } => {
                 let witness = Witness::Peer(*node);

@@ -420,20 +420,14 @@ impl Engine {
         };
         self.peers.set_probes(node, probes);
         let mut state = link.lock();
-        let goes_on = state.tunnel.as_ref().is_some_and(Tunnel::has_session);
-        if goes_on {
-            state.coming = Some(coming);
-        } else if state.tunnel.is_some() {
-            state.tunnel = Some(coming);
-            state.session = false;
-        }
+        let goes_on = state.make_anew(coming);
         let path = state.path;
         drop(state);
         if let Some(peer) = self.peers.get_mut(node) {
             peer.handover = goes_on.then_some(now.moment);
         }
         if let Some(path) = path {
-            self.start_handshake(node, path);
+            self.start_handshake(node, path, now);
         }
     }
 

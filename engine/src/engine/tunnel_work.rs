@@ -246,11 +246,12 @@ impl Engine {
     }
 
     /// Starts a handshake over a path.
-    pub(super) fn start_handshake(&mut self, node: &NodeId, path: PathId) {
+    pub(super) fn start_handshake(&mut self, node: &NodeId, path: PathId, now: Now) {
         let id = MemberId::Node(*node);
         if !self.ensure_tunnel(id) {
             return;
         }
+        self.forget_former_life(node, now);
         let Some((link, _)) = self.link_of(id) else {
             return;
         };
@@ -268,6 +269,26 @@ impl Engine {
             let bytes = self.scratch.get(..length).unwrap_or_default().to_vec();
             self.send_over(&link, path, bytes, Passage::Ordinary);
         }
+    }
+
+    /// Makes the next session with a peer that has begun a new life in a tunnel without memory: by its clock,
+    /// which may have gone back, its handshakes are older than what the present one remembers.
+    fn forget_former_life(&mut self, node: &NodeId, now: Now) {
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.may_reset) else {
+            return;
+        };
+        let mut state = peer.link.lock();
+        if state.coming.is_some() {
+            return;
+        }
+        let number = peer.link.index.0;
+        let Some(fresh) = Tunnel::new(&self.keys, &peer.member.wireguard, number) else {
+            return;
+        };
+        let goes_on = state.make_anew(fresh);
+        drop(state);
+        peer.handover = goes_on.then_some(now.moment);
+        peer.may_reset = false;
     }
 
     /// Drives the timers of all tunnels.

@@ -22,13 +22,13 @@ use crate::world::{Work, World};
 const JOIN: Duration = Duration::from_secs(30);
 const FAULTS_END: Duration = Duration::from_secs(390);
 const SETTLE: Duration = Duration::from_secs(300);
-const CALM: Duration = Duration::from_secs(70);
+const CALM: Duration = Duration::from_secs(45);
 /// Everybody reaches everybody this long after all was healed, if not on the best path.
 const REACH: Duration = Duration::from_secs(60);
 /// Who is admitted anew has this long for it.
 const AGAIN: Duration = Duration::from_secs(20);
 const STABLE: Duration = Duration::from_secs(60);
-const WHOLE: Duration = Duration::from_secs(540);
+const WHOLE: Duration = Duration::from_secs(510);
 /// Sessions that are renewed in each life, and how long a life may last until then.
 const REKEYS: u64 = 4;
 const LONGEST: Duration = Duration::from_secs(1_200);
@@ -208,8 +208,7 @@ impl Life {
 
     /// Waits until all is as well as it can be.
     fn settle(&mut self, healed: Moment) {
-        // A control connection takes half a minute to be gone and back, and a path that died has to be well for
-        // a minute before it is preferred again.
+        // A control connection takes half a minute to be gone and back.
         self.until(healed + CALM);
         let reach = healed + REACH;
         let mut has_talked = false;

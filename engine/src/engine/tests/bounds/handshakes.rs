@@ -22,7 +22,8 @@ fn initiation(world: &mut World) -> Vec<u8> {
         socket: SocketId::MAIN,
         endpoint,
     };
-    world.engines[1].start_handshake(&to, path);
+    let now = world.now;
+    world.engines[1].start_handshake(&to, path, now);
     let mut found = None;
     while let Some(output) = world.engines[1].poll_output() {
         match output {
