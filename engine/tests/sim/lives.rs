@@ -12,6 +12,7 @@ use podmesh_engine::mutation::{self, Mutant};
 use crate::bounds::{ASIDE, most};
 use crate::faults::Fault;
 use crate::life::{Life, Report};
+use crate::twins::copy_goes;
 use crate::walk::Walk;
 
 pub fn number(variable: &str, default: u64) -> u64 {
@@ -75,6 +76,14 @@ fn random_life(seed: u64) -> Report {
 fn walk(seed: u64) -> Report {
     Walk::new(seed).run()
 }
+
+fn copied(seed: u64) -> Report {
+    copy_goes(seed);
+    Report::default()
+}
+
+/// Rules whose breach shows when a copy is switched off within few seconds, which is rare in random lives.
+const COPIED: [Mutant; 1] = [Mutant::TwinForgotten];
 
 /// Rules of lives, disks, clocks and large meshes.
 const WALKED: [Mutant; 12] = [
@@ -202,6 +211,8 @@ fn every_broken_rule_is_noticed() {
     for mutant in mutation::ALL {
         let live = if WALKED.contains(&mutant) {
             walk
+        } else if COPIED.contains(&mutant) {
+            copied
         } else {
             random_life
         };
