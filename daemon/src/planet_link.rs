@@ -33,6 +33,11 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// Longest wait of all. Each wait is drawn from zero on ("full jitter"), so that the nodes of a
 /// planet that comes back don't arrive together.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// The same after a try that nobody answered: it has waited for [`dial::HANDSHAKE`] already, and costs a planet
+/// that is away nothing. Together with the rest of a try whose last datagram was lost (3 s) that is how long a
+/// node stays away from a planet that is back; of thousands of nodes each comes at another time of it, as after
+/// the short outage of a restart.
+const LONGEST_UNHEARD: Duration = Duration::from_secs(5);
 /// A planet that asks for less or more patience than this doesn't get it.
 const DRAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(120));
 /// A connection that ends sooner than this is no success, whatever was said on it.
@@ -257,12 +262,14 @@ async fn stay_connected(
             return;
         }
         tracing::debug!(planet = %dialer.name(), reason = ended.reason, "not connected");
-        failures = failures_after(failures, &ended, begun.elapsed());
+        let lasted = begun.elapsed();
+        failures = failures_after(failures, &ended, lasted);
+        let unheard = !ended.was_welcome && lasted >= dial::HANDSHAKE;
         reporter.report(LinkNews::Disconnected(ended.reason)).await;
-        let wait = ended.retry_in.map_or_else(
-            || wait_after(failures),
-            |asked| asked.clamp(DRAIN.0, DRAIN.1).max(wait_after(failures)),
-        );
+        let wait = wait_after(failures, unheard);
+        let wait = ended
+            .retry_in
+            .map_or(wait, |asked| asked.clamp(DRAIN.0, DRAIN.1).max(wait));
         if timeout(wait, hurry.notified()).await.is_ok() {
             failures = 0;
         }
@@ -279,10 +286,15 @@ fn failures_after(before: u32, ended: &session::Ended, lasted: Duration) -> u32 
     }
 }
 
-fn wait_after(failures: u32) -> Duration {
+/// How long to wait before the next try; `unheard` says that nobody answered the last one.
+fn wait_after(failures: u32, unheard: bool) -> Duration {
     let longest = FIRST_WAIT
         .saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX))
-        .min(LONGEST_WAIT);
+        .min(if unheard {
+            LONGEST_UNHEARD
+        } else {
+            LONGEST_WAIT
+        });
     let milliseconds = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
     Duration::from_millis(random::below(milliseconds.saturating_add(1)))
 }

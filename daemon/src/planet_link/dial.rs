@@ -21,7 +21,7 @@ const FIRST_LOOKUP: Duration = Duration::from_secs(5);
 /// The same when the last good addresses can be tried instead.
 const LOOKUP: Duration = Duration::from_secs(1);
 /// For all addresses together to give a connection.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Between the starts of two addresses (RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses of one name that are tried.

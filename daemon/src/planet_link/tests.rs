@@ -332,8 +332,18 @@ async fn a_planet_that_drains_at_once_is_not_hammered() {
 
 #[test]
 fn waits_grow_and_are_spread() {
-    for (failures, longest) in [(0, 200), (1, 400), (5, 6_400), (8, 30_000), (40, 30_000)] {
-        let waits: Vec<u128> = (0..300).map(|_| wait_after(failures).as_millis()).collect();
+    for (failures, unheard, longest) in [
+        (0, false, 200),
+        (1, false, 400),
+        (1, true, 400),
+        (5, false, 6_400),
+        (5, true, 5_000),
+        (8, false, 30_000),
+        (40, false, 30_000),
+        (40, true, 5_000),
+    ] {
+        let wait = || wait_after(failures, unheard).as_millis();
+        let waits: Vec<u128> = (0..300).map(|_| wait()).collect();
         let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
         assert!(
             *most <= longest && *most > longest / 2 && *least < longest / 4,
