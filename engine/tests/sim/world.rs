@@ -157,6 +157,8 @@ pub struct World {
     /// The last of the nodes is a machine that waits for a copy of another's disk; whose it has.
     spare: bool,
     pub twin_of: Option<usize>,
+    /// The one before that, of which something may still be under way.
+    twin_before: Option<usize>,
 }
 
 impl World {
@@ -196,6 +198,7 @@ impl World {
             thief: Thief::default(),
             spare: false,
             twin_of: None,
+            twin_before: None,
         }
     }
 

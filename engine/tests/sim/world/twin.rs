@@ -42,8 +42,8 @@ impl World {
     /// Machines that are, or were a moment ago, taken for a node.
     pub fn machines_of(&self, node: usize) -> impl Iterator<Item = usize> {
         let spare = self.count();
-        let twin = self.twin_of.filter(|of| *of == node).map(|_| spare);
-        std::iter::once(node).chain(twin)
+        let is_twin = [self.twin_of, self.twin_before].contains(&Some(node));
+        std::iter::once(node).chain(is_twin.then_some(spare))
     }
 
     /// The copy of a node, while it lives.
@@ -96,7 +96,7 @@ impl World {
         let host = &mut self.nodes[spare];
         (host.id, host.thresholds) = (id, thresholds);
         self.watch.host(host.host, id);
-        self.twin_of = Some(node);
+        self.twin_before = self.twin_of.replace(node);
         self.start(spare);
     }
 }
