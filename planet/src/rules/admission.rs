@@ -3,8 +3,6 @@
 //! Everything is decided against the books as they stand; the caller makes the changes durable
 //! before the receipt leaves.
 
-use std::time::Duration;
-
 use ipnet::IpNet;
 use podmesh_proto::certificate::{AdmissionReceipt, Application, Grant, Leases, NodeCertificate};
 use podmesh_proto::frame;
@@ -18,10 +16,8 @@ use podmesh_proto::time::UnixSeconds;
 use crate::rules::books::{Books, Holder};
 use crate::rules::leases;
 use crate::rules::records::{Admission, Change, Record, RecordKey};
-use crate::rules::refusal::{not_now, refuse};
+use crate::rules::refusal::refuse;
 
-/// After which a node asks again that left at a time to come.
-const CLOCKS: Duration = Duration::from_secs(10);
 /// Bytes of the largest application, so that a directory record always fits a message.
 const MAX_APPLICATION: usize = 16 * 1024;
 
@@ -84,7 +80,7 @@ impl Court<'_> {
             );
             return Err(refuse(RefusalCode::Invalid, reason));
         }
-        self.may_be_dated(node)?;
+        self.may_be_dated(node, &grant)?;
         granting?;
         let number = self.use_number(&grant)?;
         self.unique(&grant, &certificate)?;
@@ -259,33 +255,28 @@ impl Court<'_> {
             .map_err(|error| refuse(RefusalCode::Exhausted, error))
     }
 
-    /// After the node's own departure, if it has left before: everybody else judges by the two times
-    /// which of them is over, and they may be of one second, or of clocks that differ.
+    /// By this clock, but later than what the node was admitted to before and what it has left: a departure
+    /// ends a membership and all that are dated before it, and of two memberships the later one counts,
+    /// whatever the clocks were by which they were dated.
     fn time_of_admission(&self, node: &NodeId) -> UnixSeconds {
         let departure = self.books.departure(node);
         let left = departure.and_then(|departure| departure.unverified().ok());
-        left.map_or(self.now, |left| {
-            self.now
-                .max(left.time.plus(1))
-                .min(self.now.plus(CLOCK_SKEW))
-        })
+        let before = self.books.entry(node).map(|entry| entry.receipt.time);
+        let over = left.map(|left| left.time).max(before);
+        over.map_or(self.now, |over| self.now.max(over.plus(1)))
     }
 
-    /// An admission that is dated before the departure is believed by nobody.
-    fn may_be_dated(&self, node: &NodeId) -> Result<(), Refusal> {
-        let departure = self.books.departure(node);
-        let Some(Ok(left)) = departure.map(Signed::unverified) else {
-            return Ok(());
-        };
-        if self.time_of_admission(node) > left.time {
+    /// An admission that is dated after the end of its token is believed by nobody.
+    fn may_be_dated(&self, node: &NodeId, grant: &Grant) -> Result<(), Refusal> {
+        let time = self.time_of_admission(node);
+        if time <= grant.expires {
             return Ok(());
         }
         let reason = format!(
-            "this node left at {}, by its own word, and this planet's clock says {}; check both clocks, or \
-             join with new keys after `meshctl leave --forget-keys`",
-            left.time, self.now
+            "by the wrong clock of some machine this node was a member until {time}, and the join token ends \
+             before that; make one that lasts longer, or join with new keys after `meshctl leave --forget-keys`"
         );
-        Err(not_now(RefusalCode::Busy, reason, CLOCKS))
+        Err(refuse(RefusalCode::TokenExpired, reason))
     }
 
     fn write(
@@ -311,9 +302,6 @@ impl Court<'_> {
         let receipt = Signed::seal(&receipt, self.key)
             .map_err(|error| refuse(RefusalCode::Invalid, error))?;
         let mut changes = vec![Change::Put(spent(grant.token, number, node))];
-        if self.books.departure(&node).is_some() {
-            changes.push(Change::Remove(RecordKey::Departure(node)));
-        }
         let former = grant.replaces.filter(|former| *former != node);
         changes.extend(self.books.release(former.as_slice()));
         if let Some(former) = former {

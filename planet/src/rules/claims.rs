@@ -126,9 +126,11 @@ impl Court<'_> {
             claim: signed.clone(),
             receipt: receipt.clone(),
         };
-        Ok(Claimed {
-            changes: vec![loose, Change::Put(Record::Claim(Box::new(kept)))],
-            receipt,
-        })
+        let mut changes = vec![loose, Change::Put(Record::Claim(Box::new(kept)))];
+        // Until here the node may have to hear that what it was before is over: its disk may have gone back.
+        if self.books.departure(node).is_some() {
+            changes.push(Change::Remove(RecordKey::Departure(*node)));
+        }
+        Ok(Claimed { changes, receipt })
     }
 }

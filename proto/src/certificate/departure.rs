@@ -9,7 +9,7 @@ use crate::renewal::{self, Succession};
 use crate::signed::{Document, Signed};
 use crate::time::UnixSeconds;
 
-/// A node's word that it has left for good.
+/// A node's word that a membership of its own is over for good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Departure {
     /// Of this network.
@@ -18,7 +18,9 @@ pub struct Departure {
     pub node: NodeId,
     /// Every step of its identity, so that its word can be judged where the node is not known.
     pub successions: Vec<Signed<Succession>>,
-    /// When.
+    /// What ends: the membership whose [`AdmissionReceipt`](super::AdmissionReceipt) bears this time, and all
+    /// that were admitted before it. A later admission is dated later by its planet, so that no clock but the
+    /// planets' decides what a departure ends.
     pub time: UnixSeconds,
 }
 
