@@ -36,6 +36,7 @@ mod relay_quota;
 mod relearning;
 mod renewals;
 mod requests;
+mod showing;
 mod statements;
 mod telling;
 

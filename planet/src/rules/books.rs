@@ -236,6 +236,12 @@ impl Books {
         self.revoked_nodes.contains(node) || self.replaced.contains_key(node)
     }
 
+    /// Who has the place of `node` by the root's word.
+    #[must_use]
+    pub fn replaced_by(&self, node: &NodeId) -> Option<&NodeId> {
+        self.replaced.get(node)
+    }
+
     /// Whether the root revoked `token`.
     #[must_use]
     pub fn is_revoked(&self, token: &TokenId) -> bool {

@@ -48,6 +48,11 @@ impl Planet {
             None
         };
         if let Some((code, reason)) = code {
+            match code {
+                RefusalCode::NodeRevoked => self.show_why_out(connection, &hello.node),
+                RefusalCode::Unproven => self.show_successor(connection, hello),
+                _ => {}
+            }
             self.send(connection, PlanetMessage::Refused(refuse(code, reason)));
             self.close(connection, "refused", now);
             return;
@@ -111,6 +116,7 @@ impl Planet {
                 Err(reason) => {
                     let refusal = refuse(RefusalCode::NotMember, &reason);
                     self.send(connection, PlanetMessage::Refused(refusal));
+                    self.show_departure(connection, membership);
                     self.note(Event::NotLearned(hello.node, reason));
                 }
             }
@@ -118,9 +124,12 @@ impl Planet {
         if self.books.member(&hello.node, now.unix).is_some() {
             self.relearning
                 .rumour(hello.node, hello.sequence, &self.books, now.moment);
+        } else {
+            self.say_who_is_over(connection, hello, now);
         }
         if changes.is_empty() {
             self.greet(connection, now);
+            self.show_later_admission(connection, hello);
         } else {
             let greet = || vec![Then::Greet(connection)];
             self.remember(changes, greet(), greet());
@@ -230,6 +239,7 @@ impl Planet {
             self.endpoints.remove(&node);
             if let Some(connection) = connection {
                 self.demote(connection);
+                self.show_why_out(connection, &node);
                 let refusal = refuse(RefusalCode::NodeRevoked, "the root revoked this node");
                 self.send(connection, PlanetMessage::Refused(refusal));
                 self.close(connection, "revoked", now);

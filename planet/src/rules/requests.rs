@@ -6,6 +6,7 @@ use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::{Application, Claim, Departure};
 use podmesh_proto::frame;
 use podmesh_proto::id::NodeId;
+use podmesh_proto::key::VerifyingKey;
 use podmesh_proto::limits::MAX_RECORDS_PER_UPDATE;
 use podmesh_proto::planet_api::{
     DirectoryRecord, DirectoryUpdate, NodeMessage, PlanetMessage, Refusal, RefusalCode,
@@ -15,7 +16,6 @@ use podmesh_proto::time::Now;
 
 use crate::rules::admission::Court;
 use crate::rules::allowance::{PAUSE, PETITION, work_of};
-use crate::rules::books::Entry;
 use crate::rules::commits::Then;
 use crate::rules::directory::Topic;
 use crate::rules::introductions;
@@ -336,15 +336,20 @@ impl Planet {
         }
     }
 
-    /// A departure, from the node itself or passed on by a member.
+    /// A departure, from the node itself, perhaps by a later identity than the one that it is known by, or
+    /// passed on by a member.
     fn leave(&mut self, connection: ConnectionId, sender: NodeId, signed: Signed<Departure>) {
         let departure = Departure::verify(&signed, self.books.network.id).ok();
+        let own = VerifyingKey::from(sender);
         let departure = departure
-            .filter(|(of, by)| {
-                let entry = self.ahead().entry(&of.node);
-                by.last() == Some(&entry.map_or(of.node.into(), Entry::identity))
+            .filter(|(of, by)| match self.ahead().entry(&of.node) {
+                Some(entry) => by.last() == Some(&entry.identity()),
+                None => true,
             })
-            .filter(|(of, _)| of.node == sender || self.may_ask(connection));
+            .filter(|(of, by)| {
+                let is_own = of.node == sender || by.last() == Some(&own);
+                is_own || self.may_ask(connection)
+            });
         let Some((Departure { node, time, .. }, _)) = departure else {
             let reason = "the departure is not its node's own, or not passed on by a member";
             self.refused(connection, sender, refuse(RefusalCode::Unproven, reason));

@@ -14,6 +14,7 @@ mod flooding;
 mod grouping;
 mod holding;
 mod joining;
+mod leaving;
 mod relearning;
 mod renewals;
 mod statements;

@@ -75,7 +75,7 @@ fn seal(node: &Node, successions: Vec<Signed<Succession>>, renewal: &Renewal) ->
 }
 
 /// A step of the node's identity to key `number`, with the renewal that goes with it.
-fn step(stage: &Stage, node: &Node, number: u32) -> (Node, RenewalRequest) {
+pub(crate) fn step(stage: &Stage, node: &Node, number: u32) -> (Node, RenewalRequest) {
     let mut moved = node.clone();
     moved.signer = number;
     let mut steps = node.steps();
@@ -92,7 +92,11 @@ fn step(stage: &Stage, node: &Node, number: u32) -> (Node, RenewalRequest) {
 }
 
 /// Hands it in; the node takes the receipt to heart.
-fn renew(stage: &mut Stage, node: &mut Node, request: RenewalRequest) -> Result<(), RefusalCode> {
+pub(crate) fn renew(
+    stage: &mut Stage,
+    node: &mut Node,
+    request: RenewalRequest,
+) -> Result<(), RefusalCode> {
     let answers = stage.ask(node, NodeMessage::Renew(Box::new(request.clone())));
     for told in answers {
         match told {
