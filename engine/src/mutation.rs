@@ -68,6 +68,8 @@ pub enum Mutant {
     LateDead,
     /// Nobody is reached by IPv6.
     NoV6,
+    /// Who is told of the very life in which it speaks goes beyond it.
+    ReplaysRaise,
 }
 
 #[cfg(feature = "virtual-time")]
@@ -97,7 +99,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 31] = [
+    pub const ALL: [Mutant; 32] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -129,6 +131,7 @@ mod switch {
         Mutant::CounterRepeats,
         Mutant::LateDead,
         Mutant::NoV6,
+        Mutant::ReplaysRaise,
     ];
 
     thread_local! {

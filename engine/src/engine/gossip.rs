@@ -119,7 +119,7 @@ impl Engine {
             ControlMessage::Renewed { node, renewed } => {
                 self.heard_renewal(from, (node, renewed), now);
             }
-            ControlMessage::LaterLife { incarnation } => self.outlived_for(&from, incarnation),
+            ControlMessage::LaterLife { incarnation } => self.outlived_for(&from, incarnation, now),
             ControlMessage::EchoRequest { .. }
             | ControlMessage::EchoReply { .. }
             | ControlMessage::SizeRequest { .. }

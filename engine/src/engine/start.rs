@@ -183,7 +183,7 @@ impl Engine {
             network: self.network_statement(),
             joining: self.join.as_ref().map(Join::stored),
             claim_serial: self.claim_serial,
-            incarnation_floor: self.incarnation,
+            incarnation_floor: self.latest_life(),
             reflexive: self.endpoints.reflexive(),
             departures: self.left.clone().into_iter().collect(),
             renewing: self.renewing.request.clone(),

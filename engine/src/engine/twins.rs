@@ -25,6 +25,8 @@ const SHOWN: Duration = Duration::from_secs(5);
 /// a later life shows it then; the last word of a machine that is gone may have reached members alone, and
 /// what they showed may have been lost.
 const DOUBTFUL: Duration = Duration::from_secs(60);
+/// Seconds by which a peer's word may take this node's next life ahead of its clock.
+const MOST_AHEAD: u64 = 30 * 24 * 3_600;
 /// How long the last sign of another machine is worth a line.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -40,6 +42,8 @@ pub(super) struct Twins {
     awaited: Option<(u64, u64)>,
     /// When it said last where it is because of them.
     said: Option<Moment>,
+    /// The latest life as which it speaks to a peer that knew of a later one than its own.
+    raised: u64,
 }
 
 impl Twins {
@@ -127,15 +131,30 @@ impl Engine {
         self.send_control(node, &ControlMessage::LaterLife { incarnation }, now);
     }
 
-    /// A peer knows a later life of this node than the one in which this node speaks to it.
-    pub(super) fn outlived_for(&mut self, node: &NodeId, incarnation: u64) {
+    /// A peer knows a later life of this node than the one in which this node speaks to it. One that names the
+    /// very life in which it speaks has heard somebody repeat what a former one said.
+    pub(super) fn outlived_for(&mut self, node: &NodeId, incarnation: u64, now: Now) {
         let own = self.incarnation;
-        if let Some(peer) = self.peers.get_mut(node)
-            && incarnation >= own.max(peer.raised)
-            && !mutation::is(Mutant::TwinUnheard)
-        {
-            peer.raised = incarnation.saturating_add(1);
+        let Some(peer) = self.peers.get_mut(node) else {
+            return;
+        };
+        let present = own.max(peer.raised);
+        let later =
+            incarnation > present || (incarnation == present && mutation::is(Mutant::ReplaysRaise));
+        if !later || mutation::is(Mutant::TwinUnheard) {
+            return;
         }
+        peer.raised = incarnation.saturating_add(1);
+        // The next life must not seem to be this one. A peer's word takes it no further than a wrong clock would.
+        if peer.raised <= now.unix.0.saturating_add(MOST_AHEAD) {
+            self.twins.raised = self.twins.raised.max(peer.raised);
+            self.trust_changed(now);
+        }
+    }
+
+    /// The latest life as which this node has spoken to anybody; a later one has to go beyond it.
+    pub(super) fn latest_life(&self) -> u64 {
+        self.incarnation.max(self.twins.raised)
     }
 
     /// Whether another machine has this node's identity, and says so.

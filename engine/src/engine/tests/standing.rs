@@ -8,6 +8,7 @@ use podmesh_proto::network::{Network, PlanetEntry, RootStatement};
 use podmesh_proto::planet_api::{DirectoryCursor, DirectoryRecord, DirectoryUpdate, PlanetMessage};
 use podmesh_proto::signed::Signed;
 
+use crate::control::ControlMessage;
 use crate::engine::Engine;
 use crate::output::PlanetEvent;
 use crate::testing::{Draft, Keys, START, World, name, nets};
@@ -352,6 +353,33 @@ fn probes_count_on_when_a_member_is_routed_to_again() {
     pass(&mut world, 10);
     let after = world.engines[0].peers.get_mut(&id).unwrap().next_probe();
     assert!(after > before, "{before}, then {after}");
+}
+
+/// Somebody who repeats what a former life of this node said makes its peers tell it of the present one.
+#[test]
+fn who_is_told_of_the_life_in_which_it_speaks_goes_on_and_no_life_seems_to_be_another() {
+    let mut world = joined(2);
+    let (id, own) = (world.engines[1].node_id(), world.engines[0].incarnation);
+    let raised = |world: &World| world.engines[0].peers.get(&id).unwrap().raised;
+    let told = |world: &mut World, incarnation| {
+        let now = world.now;
+        let message = ControlMessage::LaterLife { incarnation };
+        let peer = world.engines[0].node_id();
+        world.engines[1].send_control(&peer, &message, now);
+        world.drain(1);
+        pass(world, 10);
+    };
+    told(&mut world, own);
+    assert_eq!(raised(&world), 0);
+    told(&mut world, own + 50);
+    assert_eq!(raised(&world), own + 51);
+    world.restart(0);
+    assert!(world.engines[0].incarnation > own + 51, "of the next life");
+    // Nobody's word takes it to where no later life is possible.
+    let before = world.engines[0].incarnation;
+    told(&mut world, u64::MAX - 5);
+    world.restart(0);
+    assert!(world.engines[0].incarnation < before + 1_000);
 }
 
 /// The planet has made it a member; it died before it heard so.
