@@ -47,6 +47,8 @@ pub const STIRRED: Duration = Duration::from_secs(10);
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// A planet that takes a member for a stranger this long after its welcome is connected to anew.
 pub const STRANGE: Duration = Duration::from_secs(45);
+/// One that says why it does is connected to half as often each time, down to once in 48 minutes.
+pub const STRANGE_DOUBLINGS: u32 = 6;
 /// Silence after which a control connection is given up: three heartbeats and some delay.
 pub const PLANET_SILENCE: Duration = Duration::from_secs(47);
 /// Between two questions where a planet sees a socket; keeps a NAT's mapping open, too.

@@ -419,7 +419,8 @@ impl Members {
         if let Some(left) = self.left_at(&member.node)
             && member.admitted <= left
         {
-            let sentence = format!("{name} was offered as a member, but it left at {left}");
+            let sentence =
+                format!("{name} was offered as a member, but it has left what it was until {left}");
             return Err((Lie::GoneMember, sentence));
         }
         let (token, _) = member.admitted_by;

@@ -68,6 +68,10 @@ pub enum Mutant {
     LateDead,
     /// Nobody is reached by IPv6.
     NoV6,
+    /// A node dates its departure by its own clock.
+    LeavesByClock,
+    /// A node that hears that it has left doesn't believe it.
+    DepartureUnheard,
     /// Who is told of the very life in which it speaks goes beyond it.
     ReplaysRaise,
 }
@@ -99,7 +103,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 32] = [
+    pub const ALL: [Mutant; 34] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -131,6 +135,8 @@ mod switch {
         Mutant::CounterRepeats,
         Mutant::LateDead,
         Mutant::NoV6,
+        Mutant::LeavesByClock,
+        Mutant::DepartureUnheard,
         Mutant::ReplaysRaise,
     ];
 

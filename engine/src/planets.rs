@@ -11,6 +11,7 @@ use podmesh_proto::planet_api::{DirectoryCursor, PROTOCOL};
 use podmesh_proto::time::{Moment, Now, UnixSeconds};
 
 use crate::forwarding::RelayLeg;
+use crate::limits;
 use crate::path_id::SocketId;
 
 /// All planets of the network.
@@ -35,6 +36,8 @@ pub struct Planet {
     pub clock: Option<(UnixSeconds, Moment)>,
     /// The version of the protocol to speak: the newest, until the planet refuses it.
     pub protocol: u16,
+    /// How often it has said, one connection after the other, why it takes this member for a stranger.
+    pub refusals: u32,
 }
 
 impl Planet {
@@ -43,6 +46,20 @@ impl Planet {
     pub fn is_connected(&self) -> bool {
         let connection = self.connection.as_ref();
         connection.is_some_and(|connection| connection.welcome)
+    }
+
+    /// Why it takes this member for a stranger, if it has said so.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        self.connection.as_ref()?.refusal.as_deref()
+    }
+
+    /// How long a planet may take this member for a stranger until it is connected to anew. One that says why
+    /// will hardly say something else in a minute.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let doublings = self.refusals.min(limits::STRANGE_DOUBLINGS);
+        limits::STRANGE * 2_u32.saturating_pow(doublings)
     }
 
     /// Whether the planet said welcome to a stranger this long ago or longer: a member gets a relay session.
@@ -83,10 +100,13 @@ pub struct Connection {
     /// First updates of a directory that this node knew nothing of: up to this version, and until
     /// this moment at the latest.
     pub syncing: Option<(u64, Moment)>,
+    /// Why the planet takes this member for a stranger.
+    pub refusal: Option<String>,
     /// Questions where the planet sees a socket, by counter.
     pub asked: BTreeMap<u64, SocketId>,
-    /// It was told of this node's own departure.
-    pub departed: bool,
+    /// It was told of this node's own departure; whether that bears another id than this node has, and the
+    /// planet may yet refuse it.
+    pub departed: Option<bool>,
     /// Tries since the last answer.
     pub tries: u32,
     /// When this node last repeated a token of the planet.
@@ -107,8 +127,9 @@ impl Connection {
             leg: None,
             welcome: false,
             syncing: None,
+            refusal: None,
             asked: BTreeMap::new(),
-            departed: false,
+            departed: None,
             tries: 0,
             proved: None,
             report: None,
@@ -135,6 +156,7 @@ impl Planets {
                 error: None,
                 clock: None,
                 protocol: PROTOCOL,
+                refusals: 0,
             });
             planet.entry = entry.clone();
             self.all.insert(entry.id, planet);
@@ -190,6 +212,13 @@ impl Planets {
             let syncing = connection.and_then(|connection| connection.syncing);
             syncing.is_some_and(|(_, until)| now < until)
         })
+    }
+
+    /// What the first planet whose clock is known has for the time; by this node's own clock if there is none.
+    #[must_use]
+    pub fn time(&self, now: Now) -> UnixSeconds {
+        let ahead = self.all().find_map(|planet| planet.clock_ahead(now));
+        UnixSeconds(now.unix.0.saturating_add_signed(ahead.unwrap_or(0)))
     }
 
     /// The planet's name, or its id if it is none of the network.

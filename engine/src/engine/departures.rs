@@ -2,7 +2,7 @@
 
 use podmesh_proto::certificate::Departure;
 use podmesh_proto::id::PlanetId;
-use podmesh_proto::planet_api::NodeMessage;
+use podmesh_proto::planet_api::{NodeMessage, RefusalCode};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
@@ -12,8 +12,9 @@ use crate::engine::Engine;
 use crate::error::{JoinError, RequestError};
 use crate::join::Join;
 use crate::limits;
-use crate::membership::Parting;
 use crate::membership::lies::{Lie, Source};
+use crate::membership::{Members, Parting};
+use crate::mutation::{self, Mutant};
 use crate::output::Output;
 
 impl Engine {
@@ -25,17 +26,10 @@ impl Engine {
             return Ok(());
         }
         let members = self.members.as_ref().ok_or(RequestError::NotJoined)?;
-        let admitted = members.own().map(|own| own.member.admitted);
-        let departure = Departure {
-            network: members.network().id,
-            node: self.node_id(),
-            successions: members
-                .own()
-                .and_then(|own| own.membership.renewed.as_ref())
-                .map_or_else(Vec::new, |renewed| renewed.request.successions.clone()),
-            time: admitted.map_or(now.unix, |admitted| admitted.max(now.unix)),
+        let departure = match members.own_departure() {
+            Some(known) => known.clone(),
+            None => self.sign_departure(members, now)?,
         };
-        let departure = Signed::seal(&departure, &self.config.keys.identity)?;
         let heard = self.tell_planets(&departure, Source::Operator);
         let message = ControlMessage::Left(Box::new(departure.clone()));
         self.gossip(&message, None, now);
@@ -44,6 +38,35 @@ impl Engine {
         self.left = Some(departure);
         self.forget_network(now);
         Ok(())
+    }
+
+    /// This node's word that the membership that it has is over. It names that by its receipt, not by a time of
+    /// this machine's clock: one that is ahead would end what is admitted until then, and one that is behind
+    /// would end nothing.
+    fn sign_departure(
+        &self,
+        members: &Members,
+        now: Now,
+    ) -> Result<Signed<Departure>, RequestError> {
+        let node = self.node_id();
+        let own = members.own();
+        let apart = members.kept_apart(&node);
+        let member = own.map(|own| &own.member).or(apart);
+        let admitted = member.map(|member| member.admitted);
+        let renewed = own.and_then(|own| own.membership.renewed.as_ref());
+        let departure = Departure {
+            network: members.network().id,
+            node,
+            successions: renewed
+                .map_or_else(Vec::new, |renewed| renewed.request.successions.clone()),
+            time: match admitted {
+                Some(admitted) if mutation::is(Mutant::LeavesByClock) => admitted.max(now.unix),
+                Some(admitted) => admitted,
+                // Without a membership to name, everything until now by the planets' clocks.
+                None => self.planets.time(now),
+            },
+        };
+        Ok(Signed::seal(&departure, &self.config.keys.identity)?)
     }
 
     /// Forgets the network and tells nobody, for the copy of a machine: its word would put the machine that
@@ -69,12 +92,22 @@ impl Engine {
             return;
         };
         let node = departure.unverified().map(|claimed| claimed.node);
+        let own = node.as_ref().is_ok_and(|node| *node == self.node);
+        if own && mutation::is(Mutant::DepartureUnheard) {
+            return;
+        }
         let parting = members.depart(departure, source, now.unix);
         if let (Ok(_), Ok(node), Source::Planet(planet)) = (&parting, &node, source) {
             members.planet_knows_departure(planet, node);
         }
         let (lie, sentence) = match parting {
             Ok(Parting::News) => {
+                if own {
+                    tracing::warn!(
+                        "this node has left, by its own word, and its state is from before that"
+                    );
+                    self.claim = None;
+                }
                 self.persist(now);
                 self.tell_planets(departure, source);
                 self.pass_departure_on(departure, source, now);
@@ -132,19 +165,33 @@ impl Engine {
     /// A node that left while no planet could hear it says so before it comes back: its admission
     /// must be the later one of the two, also if its clock is ahead.
     pub(super) fn tell_own_departure(&mut self, planet: PlanetId) {
+        let own = self.config.keys.identity.public();
         let network = self.join.as_ref().map(|join| Join::network(join).id);
         let left = self.left.clone().filter(|left| {
-            let said = left.unverified();
-            // From a node that it doesn't know, which this is after its identity has changed, no planet
-            // takes another one's departure.
-            said.is_ok_and(|said| Some(said.network) == network && said.node == self.node)
+            // Its id was another one then, if its identity has changed since it was admitted.
+            let said = network.and_then(|network| Departure::verify(left, network).ok());
+            said.is_some_and(|(_, identities)| identities.last() == Some(&own))
         });
         // Once: a planet doesn't listen to strangers often, and the join has to be heard, too.
         let connection = self.planets.connection(&planet);
-        let told = connection.is_some_and(|known| std::mem::replace(&mut known.departed, true));
+        let told = connection.is_some_and(|known| known.departed.is_some());
         if let Some(left) = left.filter(|_| !told) {
+            let as_another = left.unverified().is_ok_and(|said| said.node != self.node);
+            if let Some(known) = self.planets.connection(&planet) {
+                known.departed = Some(as_another);
+            }
             self.say(planet, NodeMessage::Leave(left));
         }
+    }
+
+    /// Whether a refusal is the answer to the departure that was told before the join: there are planets that
+    /// take none from a node that they knew by another id.
+    pub(super) fn refuses_departure(&mut self, planet: &PlanetId, code: RefusalCode) -> bool {
+        let connection = self.planets.connection(planet);
+        connection.is_some_and(|known| {
+            code == RefusalCode::Unproven
+                && known.departed.replace(false).is_some_and(|waits| waits)
+        })
     }
 }
 

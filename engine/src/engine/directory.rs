@@ -50,7 +50,11 @@ impl Engine {
         for record in update.records {
             self.directory_record(planet, record, now);
         }
-        if let Some(entry) = self.planets.get_mut(&planet) {
+        // To a stranger a planet says what it has to know, which is nothing of a directory.
+        if let Some(entry) = self.planets.get_mut(&planet)
+            && let Some(connection) = &entry.connection
+            && connection.leg.is_some()
+        {
             entry.cursor = Some(update.cursor);
         }
         self.end_sync(planet, update.cursor.version);

@@ -211,10 +211,22 @@ impl Engine {
             self.outputs.push_back(Output::Reconnect(planet));
             return;
         }
+        if self.refuses_departure(&planet, refusal.code) {
+            let next = now.moment + JOIN_RETRY;
+            return self.timers.set(Timer::Join(planet), next);
+        }
         // Who joins wants to know what a planet that is connected waits for.
         let counts = ends || self.join.is_some();
         if let Some(entry) = self.planets.get_mut(&planet).filter(|_| counts) {
             entry.error = Some(printable(&refusal.reason));
+        }
+        if refusal.code == RefusalCode::NotMember
+            && let Some(connection) = self.planets.connection(&planet)
+            && connection.leg.is_none()
+        {
+            // What follows from the first reason says less.
+            let reason = || printable(&refusal.reason);
+            connection.refusal.get_or_insert_with(reason);
         }
         if refusal.code == RefusalCode::Unproven {
             self.show_other_identity();

@@ -189,6 +189,8 @@ impl Engine {
         let mut syncing = connection.syncing.is_some();
         connection.welcome = true;
         if let Some(grant) = &welcome.relay {
+            connection.refusal = None;
+            entry.refusals = 0;
             let leg = RelayLeg::new(planet, connection.remote, grant);
             connection.leg = Some(Arc::new(leg));
             connection.asked.clear();
@@ -239,8 +241,12 @@ impl Engine {
             self.outputs.push_back(Output::Reconnect(planet));
             return;
         }
-        let strange = |planet: &Planet| planet.is_strange(limits::STRANGE, now.moment);
+        let strange = |planet: &Planet| planet.is_strange(planet.patience(), now.moment);
         if self.is_active() && self.planets.get(&planet).is_some_and(strange) {
+            if let Some(entry) = self.planets.get_mut(&planet) {
+                let again = entry.refusals.saturating_add(1);
+                entry.refusals = entry.refusal().map_or(0, |_| again);
+            }
             // The hello has the membership, in case that what it was told since got lost on it.
             let reason = "asked anew, as it takes this member for a stranger".to_owned();
             self.planet_lost(planet, reason, now);

@@ -332,7 +332,8 @@ impl Engine {
         let Some(membership) = own.map(|own| Arc::clone(&own.membership)) else {
             return;
         };
-        let planets: Vec<PlanetId> = self.planets.legs().map(|leg| leg.planet).collect();
+        // Also one that takes this node for a stranger: perhaps for want of this.
+        let planets: Vec<PlanetId> = self.planets.connected().collect();
         for planet in planets {
             let membership = Box::new((*membership).clone());
             self.say(planet, NodeMessage::Membership(membership));

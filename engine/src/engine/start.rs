@@ -39,7 +39,8 @@ impl Engine {
         for (socket, endpoint) in stored.reflexive.drain(..) {
             self.endpoints.saw(Witness::Disk, socket, endpoint);
         }
-        if stored.membership.is_none() {
+        // Those of a node that was put out are what it knows of others, too.
+        if stored.network.is_none() || stored.joining.is_some() {
             self.left = stored.departures.pop();
         }
         let Some(statement) = stored.network.clone() else {

@@ -1,5 +1,6 @@
 mod bounds;
 mod ending;
+mod leaving;
 mod reborn;
 mod standing;
 mod walk;

@@ -44,7 +44,7 @@ pub enum Parting {
     News,
     /// Known, or of a node that was never seen here: nothing follows from it.
     Nothing,
-    /// The node has come back since it said so.
+    /// The node was admitted anew since.
     Over,
 }
 
@@ -103,7 +103,7 @@ impl Members {
         })
     }
 
-    /// Nobody leaves in the future: such a date would outlast every true one.
+    /// Nobody leaves what was admitted in the future: such a date would outlast every true one.
     fn remember_stranger(&mut self, departure: &Departure, by: NodeId, now: UnixSeconds) {
         let of = |one: &NodeId| self.strangers.values().filter(|it| it.by == *one).count();
         let room = self.strangers.len() < limits::MAX_STRANGE_DEPARTURES
@@ -120,10 +120,19 @@ impl Members {
         }
     }
 
-    /// When a node has left, by its own word, whoever told it.
+    /// The last admission of a node that its own word has ended, whoever told it.
     pub(super) fn left_at(&self, node: &NodeId) -> Option<UnixSeconds> {
         let known = self.departed.get(node).map(|departed| departed.time);
         known.max(self.strangers.get(node).map(|stranger| stranger.time))
+    }
+
+    /// This node's own departure, where nothing of it is a member since: it has left, and its disk has gone back
+    /// to before that.
+    #[must_use]
+    pub fn own_departure(&self) -> Option<&Signed<Departure>> {
+        let departed = self.departed.get(&self.own);
+        let gone = departed.filter(|_| self.own().is_none());
+        gone.map(|departed| &departed.signed)
     }
 
     /// Notes that a planet has said itself that this node has left.

@@ -35,6 +35,11 @@ impl Engine {
         if members.is_revoked(&self.node_id()) {
             let message = "the root revoked this node; nobody talks to it any more";
             entries.push(entry("MESH-NODE-001", message, COME_BACK));
+        } else if members.own_departure().is_some() {
+            let message = "this node has left the network, by its own signed word, and nobody talks to it \
+                           any more; its disk is an old copy, or another machine with its identity has left";
+            let next = "`meshctl leave`, then `meshctl join` with a new token";
+            entries.push(entry("MESH-NODE-005", message, next));
         } else if let Some(own) = members.own() {
             if own.expired {
                 let message = "this node's certificate has expired; nobody talks to it any more";
@@ -82,8 +87,9 @@ impl Engine {
         // Before the first try has ended there is nothing to tell.
         let lost = |planet: &&Planet| planet.error.clone().filter(|_| !planet.is_connected());
         let told = all.iter().enumerate().filter_map(|(place, planet)| {
-            if self.is_active() && planet.is_strange(STRANGENESS, now.moment) {
-                return Some(strange(&planet.entry.name));
+            let patience = planet.refusal().map_or(STRANGENESS, |_| Duration::ZERO);
+            if self.is_active() && planet.is_strange(patience, now.moment) {
+                return Some(strange(&planet.entry.name, planet.refusal()));
             }
             let entry_of = if place == 0 { first_lost } else { other_lost };
             Some(entry_of(&planet.entry.name, &lost(planet)?))
@@ -219,12 +225,19 @@ fn other_lost(planet: &Name, reason: &str) -> HealthView {
     entry("MESH-PLANET-002", &message, &next)
 }
 
-fn strange(planet: &Name) -> HealthView {
+fn strange(planet: &Name, refusal: Option<&str>) -> HealthView {
+    let why = refusal.map_or_else(String::new, |reason| format!(" ({reason})"));
     let message = format!(
-        "planet {planet} is connected, but doesn't take this node for a member; it neither introduces nor \
-         relays for it"
+        "planet {planet} is connected, but doesn't take this node for a member{why}; it neither introduces \
+         nor relays for it"
     );
-    let next = format!("its log says why; `planet status` on {planet} shows whom it knows");
+    let next = match refusal {
+        Some(_) => format!(
+            "put right what planet {planet} says; if that can't be: `meshctl leave`, then `meshctl join` \
+             with a new token"
+        ),
+        None => format!("its log says why; `planet status` on {planet} shows whom it knows"),
+    };
     entry("MESH-PLANET-003", &message, &next)
 }
 

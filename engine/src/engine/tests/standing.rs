@@ -17,7 +17,7 @@ use crate::timers::Timer;
 const LIFE: u64 = 3_600;
 const THREE_HOURS: i64 = 3 * 3_600;
 
-fn joined(nodes: u8) -> World {
+pub(super) fn joined(nodes: u8) -> World {
     let mut world = World::new(nodes);
     world.life = Some(LIFE);
     world.reconnects = true;
@@ -25,7 +25,7 @@ fn joined(nodes: u8) -> World {
     world
 }
 
-fn pass(world: &mut World, seconds: u64) {
+pub(super) fn pass(world: &mut World, seconds: u64) {
     let cursor = DirectoryCursor {
         epoch: 7,
         version: 1,
@@ -40,12 +40,12 @@ fn pass(world: &mut World, seconds: u64) {
     }
 }
 
-fn state(world: &World, node: usize) -> NodeState {
+pub(super) fn state(world: &World, node: usize) -> NodeState {
     world.engines[node].status(world.now_of(node)).state
 }
 
 /// Reaches every other node by a direct path.
-fn reaches_all(world: &World, node: usize) -> bool {
+pub(super) fn reaches_all(world: &World, node: usize) -> bool {
     let views = world.engines[node].peers(world.now_of(node));
     views.len() + 1 == world.engines.len()
         && views.iter().all(|view| {
@@ -53,7 +53,7 @@ fn reaches_all(world: &World, node: usize) -> bool {
         })
 }
 
-fn says(world: &World, node: usize, code: &str) -> bool {
+pub(super) fn says(world: &World, node: usize, code: &str) -> bool {
     let health = world.engines[node].status(world.now_of(node)).health;
     health.iter().any(|entry| entry.code == code)
 }
