@@ -152,8 +152,10 @@ impl Engine {
         }
     }
 
-    /// The latest life as which this node has spoken to anybody; a later one has to go beyond it.
-    pub(super) fn latest_life(&self) -> u64 {
+    /// The latest life (seconds since 1970, or beyond one that was) as which this node has spoken to anybody; the
+    /// next one has to go beyond it.
+    #[must_use]
+    pub fn latest_life(&self) -> u64 {
         self.incarnation.max(self.twins.raised)
     }
 

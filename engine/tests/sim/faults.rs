@@ -83,6 +83,8 @@ impl Fault {
     ];
 }
 
+/// Of so many nodes that leave, the disk of one goes back.
+const FORGETFUL: u128 = 4;
 /// Seconds by which a clock is wrong.
 const JUMPS: [u64; 3] = [600, 3 * 3_600, 10 * 86_400];
 
@@ -241,14 +243,32 @@ impl Life {
 
     fn rejoin(&mut self, node: usize) -> Duration {
         let host = &self.world.nodes[node];
-        // With another identity it would come back as another node; with a wrong clock its own word
-        // says that it left at another time.
-        let unfit = host.rotated || host.clock != 0 || host.disk.refuses;
+        // With another identity it would come back as another node.
+        let unfit = host.rotated || host.disk.refuses;
         if unfit || self.world.watch.is_victim(node) || self.world.twin(node).is_some() {
             return Duration::ZERO;
         }
+        let image = self
+            .world
+            .can_be_imaged(node)
+            .then(|| self.world.image(node));
         self.world.leave(node);
-        self.mend_after(0, 10_000, Mend::Join { node })
+        let span = self.mend_after(0, 10_000, Mend::Join { node });
+        if span.as_millis().is_multiple_of(FORGETFUL) && image.is_some() {
+            // It has left, or has just come back, when its disk goes back to before all that.
+            self.world.nodes[node].image = image;
+            let now = self.world.net.now;
+            for (seconds, mend) in [
+                (3, Mend::GoBack { node }),
+                (20, Mend::Readmit { node }),
+                (22, Mend::Join { node }),
+            ] {
+                let at = now + Duration::from_secs(seconds);
+                self.world.net.schedule(at, Work::Mend(mend));
+            }
+            return Duration::from_secs(22);
+        }
+        span
     }
 
     fn lie(&mut self, fault: Fault, node: usize) -> Duration {

@@ -25,6 +25,8 @@ const SETTLE: Duration = Duration::from_secs(300);
 const CALM: Duration = Duration::from_secs(45);
 /// Everybody reaches everybody this long after all was healed, if not on the best path.
 const REACH: Duration = Duration::from_secs(60);
+/// Who has left, and doesn't know it, has this long to find its planet again.
+const HEARS: Duration = Duration::from_secs(30);
 /// Who is admitted anew has this long for it.
 const AGAIN: Duration = Duration::from_secs(20);
 const STABLE: Duration = Duration::from_secs(60);
@@ -346,6 +348,7 @@ impl Life {
         let now = self.world.net.now;
         self.world.net.schedule(now + LOOK, Work::Look);
         self.world.note_candidates();
+        self.world.look_at_leavers();
         assert!(
             self.world.net.pending() < MAX_PENDING,
             "{} things are pending",
@@ -480,6 +483,10 @@ impl Life {
         self.leave_trials();
         self.world.put_right();
         self.until(self.world.net.now + Duration::from_secs(5));
+        let latest = self.world.net.now + HEARS;
+        while self.world.has_to_hear() && self.world.net.now < latest {
+            self.until(self.world.net.now + LOOK);
+        }
         for node in 0..self.world.count() {
             if self.world.is_over(node) {
                 self.world.leave(node);

@@ -24,6 +24,10 @@ const SETTLE: u64 = 60;
 const ASLEEP: Duration = Duration::from_secs(50);
 const ASLEEP_WHY: &str = "no traffic wants it";
 const LOOK: Duration = Duration::from_secs(2);
+/// Who has left, and doesn't know it, has this long to find its planet again.
+const HEARS: Duration = Duration::from_secs(30);
+/// Of so many nodes that leave, the disk of one goes back to before that.
+const FORGETFUL: u128 = 4;
 /// Packets that are sent each way when everybody must be reached, and how many must arrive.
 const SENT: u32 = 16;
 const ARRIVE: u64 = 13;
@@ -270,16 +274,25 @@ impl Walk {
 
     fn rejoin(&mut self, node: usize) {
         let host = &self.world.nodes[node];
-        // With another identity it would come back as another node; with a wrong clock its own word
-        // says that it left at another time.
-        let unfit = host.rotated || host.clock != 0 || host.disk.refuses;
+        // With another identity it would come back as another node.
+        let unfit = host.rotated || host.disk.refuses;
         if unfit || self.world.twin(node).is_some() {
             return;
         }
+        let image = self
+            .world
+            .can_be_imaged(node)
+            .then(|| self.world.image(node));
         self.world.leave(node);
         let span = self.world.net.random.millis(0, 10_000);
         self.run_for(span);
-        self.world.join(node);
+        let image = image.filter(|_| span.as_millis().is_multiple_of(FORGETFUL));
+        if image.is_some() {
+            self.world.nodes[node].image = image;
+            self.world.go_back(node);
+        } else {
+            self.world.join(node);
+        }
     }
 
     fn move_host(&mut self, node: usize) {
@@ -295,6 +308,10 @@ impl Walk {
     fn put_right(&mut self) {
         self.world.put_right();
         self.run_for(Duration::from_secs(5));
+        let latest = self.world.net.now + HEARS;
+        while self.world.has_to_hear() && self.world.net.now < latest {
+            self.run_for(LOOK);
+        }
         for node in 0..self.world.count() {
             if self.world.is_over(node) {
                 self.world.leave(node);
@@ -317,6 +334,7 @@ impl Walk {
     /// What must hold at any time.
     fn look(&mut self) {
         self.world.note_candidates();
+        self.world.look_at_leavers();
         let before = std::mem::take(&mut self.known);
         for from in 0..self.world.count() {
             let node = &self.world.nodes[from];

@@ -7,8 +7,8 @@ use std::time::Duration;
 use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::local_api::PeerState;
-use podmesh_proto::planet_api::NodeMessage;
-use podmesh_proto::time::Moment;
+use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
+use podmesh_proto::time::{Moment, UnixSeconds};
 
 use crate::net::HostId;
 use crate::nonces::Nonces;
@@ -59,6 +59,10 @@ pub struct Watch {
     pub told: Option<Moment>,
     pub handshakes: u64,
     nonces: Nonces,
+    /// When planets have admitted each node, by the receipts that they told.
+    admitted: BTreeMap<NodeId, BTreeSet<UnixSeconds>>,
+    /// Who has left and doesn't know it, and since when it is connected to a planet that does.
+    pub unaware: BTreeMap<usize, Moment>,
     /// Pairs that are watched for how long one hears nothing of the other.
     pub gaps: BTreeMap<(usize, usize), Gap>,
     /// Packets that came to a copy of the machine that they were for.
@@ -89,6 +93,30 @@ impl Watch {
         {
             let endpoints = record.candidates.iter().map(|candidate| candidate.endpoint);
             self.offers(record.node, &endpoints.collect::<Vec<_>>());
+        }
+        if let NodeMessage::Leave(departure) = message {
+            let said = departure.unverified().unwrap();
+            let admitted = self.admitted.get(&said.node);
+            assert!(
+                admitted.is_some_and(|admitted| admitted.contains(&said.time)),
+                "{} leaves what no planet has admitted, of {}; admitted {admitted:?}",
+                said.node.short(),
+                said.time
+            );
+        }
+    }
+
+    /// A planet answers a node.
+    pub fn answered(&mut self, message: &PlanetMessage) {
+        if let PlanetMessage::Admitted(receipt) = message {
+            let receipt = receipt.unverified().unwrap();
+            let admitted = self.admitted.entry(receipt.node).or_default();
+            assert!(
+                admitted.last().is_none_or(|last| *last <= receipt.time),
+                "{} is admitted before it was admitted last",
+                receipt.node.short()
+            );
+            admitted.insert(receipt.time);
         }
     }
 

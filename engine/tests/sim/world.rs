@@ -123,6 +123,8 @@ pub struct NodeHost {
     pub older: bool,
     /// A copy of the disk, to which the machine may be put back.
     pub image: Option<Image>,
+    /// Its disk went back to before it left, and it hasn't left again since.
+    pub forgot: bool,
     /// Seconds by which its wall clock is ahead.
     pub clock: i64,
     pub thresholds: Thresholds,
@@ -239,6 +241,7 @@ impl World {
             disk: Disk::default(),
             older: false,
             image: None,
+            forgot: false,
             clock: 0,
             thresholds: Thresholds::default(),
             pods: None,

@@ -43,6 +43,16 @@ impl World {
         Some(self.planets[self.controls[&connection].planet].id)
     }
 
+    /// Whether a node is connected to this planet.
+    pub(super) fn has_planet(&self, node: usize, planet: usize) -> bool {
+        let life = self.nodes[node].life;
+        let of = |one: &Control| {
+            let mine = one.node == node && one.node_life == life && one.planet == planet;
+            mine && one.up && !one.broken
+        };
+        self.controls.values().any(of)
+    }
+
     pub(super) fn dial(&mut self, (node, life): (usize, u32), planet: usize, tries: u32) {
         let host = &self.nodes[node];
         let gone = host.life != life || host.engine.is_none() || !host.wanted.contains(&planet);
@@ -241,6 +251,7 @@ impl World {
     }
 
     pub(super) fn send_to_node(&mut self, connection: u64, message: Box<PlanetMessage>) {
+        self.watch.answered(&message);
         if !matches!(*message, PlanetMessage::Heartbeat { .. }) {
             self.watch.told = Some(self.net.now);
         }

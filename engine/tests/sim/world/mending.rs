@@ -7,6 +7,10 @@ use podmesh_proto::local_api::NodeState;
 
 use super::{Work, World};
 
+/// Who is connected to its planet has heard after this that it has left.
+const HEARD: Duration = Duration::from_secs(5);
+/// What a node says that has heard that it has left.
+const LEFT: &str = "MESH-NODE-005";
 /// After this an operator tries again to join.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -30,6 +34,10 @@ pub enum Mend {
     Readmit {
         node: usize,
     },
+    /// A machine is put back to an earlier copy of its disk.
+    GoBack {
+        node: usize,
+    },
     /// The copy of a machine is switched off.
     Twin,
 }
@@ -43,6 +51,7 @@ impl World {
             Mend::Join { node } => self.join(node),
             Mend::Readmit { node } if self.is_over(node) => self.leave(node),
             Mend::Readmit { .. } => {}
+            Mend::GoBack { node } => self.go_back(node),
             Mend::Twin => self.end_twin(),
         }
     }
@@ -75,13 +84,17 @@ impl World {
         }
     }
 
-    /// Whether a node has ended by its own and the right clock, and an operator has to help.
+    /// Whether a node has ended by its own and the right clock, or has left and says so; an operator has to
+    /// help.
     pub fn is_over(&self, node: usize) -> bool {
         let now = self.now();
         let Some(engine) = &self.nodes[node].engine else {
             return false;
         };
         let status = engine.status(now);
+        if status.health.iter().any(|entry| entry.code == LEFT) {
+            return true;
+        }
         let expires = status.node.and_then(|own| own.expires);
         // Both are RFC 3339 in UTC, so that they sort as text.
         let over = expires.is_some_and(|at| at < now.unix.minus(299).to_string());
@@ -98,7 +111,67 @@ impl World {
         let wrong = self.planets.iter().any(|planet| planet.clock != 0)
             || error.to_string().contains("this planet's clock says");
         assert!(wrong, "node {index} does not join: {error}");
+        self.join_later(index);
+    }
+
+    pub(super) fn join_later(&mut self, index: usize) {
         let join = Work::Mend(Mend::Join { node: index });
         self.net.schedule(self.net.now + AGAIN, join);
+    }
+
+    /// The machine is put back to the copy of its disk, if there is one and no other has its identity.
+    pub fn go_back(&mut self, node: usize) {
+        let Some(image) = self.nodes[node].image.take() else {
+            return;
+        };
+        if self.twin(node).is_none() {
+            self.nodes[node].forgot = true;
+            let was_on = self.nodes[node].engine.is_some();
+            self.stop(node);
+            self.write_image(node, image);
+            if was_on {
+                self.start(node);
+            }
+        }
+    }
+
+    /// Whether a node takes itself for a member, and the planet that gives the leases, to which it is connected,
+    /// knows that it has left.
+    fn is_unaware(&self, node: usize) -> bool {
+        let states = [NodeState::Online, NodeState::PlanetsDown];
+        let rules = self.planets[0].rules.as_ref();
+        let left = rules.is_some_and(|rules| {
+            let books = rules.books();
+            let id = &self.nodes[node].id;
+            let is_member = books.entry(id).is_some_and(|entry| entry.member.is_some());
+            books.departure(id).is_some() && !is_member
+        });
+        left && self
+            .state(node)
+            .is_some_and(|state| states.contains(&state))
+    }
+
+    /// Whether a node may still have to hear that it has left: others may have to tell its planet.
+    pub fn has_to_hear(&self) -> bool {
+        (0..self.count())
+            .any(|node| self.is_unaware(node) || (self.nodes[node].forgot && !self.is_over(node)))
+    }
+
+    /// Nobody takes itself for a member for long whose planet knows better.
+    pub fn look_at_leavers(&mut self) {
+        for node in 0..self.count() {
+            if !self.is_unaware(node) || !self.has_planet(node, 0) {
+                self.watch.unaware.remove(&node);
+                continue;
+            }
+            let now = self.net.now;
+            let since = *self.watch.unaware.entry(node).or_insert(now);
+            assert!(
+                now.since(since) < HEARD,
+                "node {node} has left and calls itself {:?}, {:?} after it has found its planet",
+                self.state(node),
+                now.since(since)
+            );
+        }
     }
 }

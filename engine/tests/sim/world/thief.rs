@@ -106,11 +106,18 @@ impl World {
             |(from, life, ..): &mut (usize, u32, SocketAddr, Vec<u8>)| *life < nodes[*from].life;
         let former: Vec<_> = self.thief.kept.extract_if(.., over).collect();
         self.thief.of_former_lives = true;
+        let lives = self.latest_lives();
         for (.., to, bytes) in former {
             self.replay(to, bytes);
         }
         self.run_for(Duration::from_secs(2));
         self.thief.of_former_lives = false;
+        assert_eq!(self.latest_lives(), lives, "a replay raises a node's life");
+    }
+
+    fn latest_lives(&self) -> Vec<Option<u64>> {
+        let engines = self.nodes.iter().map(|node| node.engine.as_ref());
+        engines.map(|engine| Some(engine?.latest_life())).collect()
     }
 
     pub(super) fn replay(&mut self, to: SocketAddr, bytes: Vec<u8>) {
