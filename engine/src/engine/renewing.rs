@@ -41,8 +41,8 @@ pub(crate) struct Renewing {
     pub(crate) lost_keys: bool,
     /// To planets it is proven by the identity that comes.
     shows_next: bool,
-    /// Serial of the last successor that everybody was told of.
-    told: u64,
+    /// The last successor that everybody was told of: the certificate that it follows, and its serial.
+    told: Option<([u8; 32], u64)>,
     /// Peers and planets are told of the newest successor when the state with this number is on disk, or
     /// can't be.
     pub(super) told_by: Option<u64>,
@@ -284,7 +284,10 @@ impl Engine {
         };
         let pending = self.renewing.request.as_ref();
         let pending = pending.and_then(|request| request.renewal.unverified().ok());
-        let pending = pending.filter(|pending| pending.serial > member.renewal);
+        let pending = pending.filter(|pending| {
+            // Of a membership that is over it is no use to anybody.
+            pending.serial > member.renewal && pending.certificate == member.certificate
+        });
         if pending.is_none() {
             self.renewing.request = None;
             self.renewing.refusal = None;
@@ -292,8 +295,11 @@ impl Engine {
             self.timers
                 .retain(|timer| !matches!(timer, Timer::Renew(_)));
         }
-        if member.renewal > self.renewing.told {
-            self.renewing.told = member.renewal;
+        // A further admission counts its renewals anew.
+        let told = self.renewing.told;
+        let told = told.filter(|(certificate, _)| *certificate == member.certificate);
+        if member.renewal > told.map_or(0, |(_, serial)| serial) {
+            self.renewing.told = Some((member.certificate, member.renewal));
             tracing::info!(serial = member.renewal, "the membership goes on");
             // What peers act on from here must not be forgotten.
             if !mutation::is(Mutant::RenewalUnsaved) {
@@ -317,7 +323,7 @@ impl Engine {
         let Some(member) = own.map(|own| Arc::clone(&own.member)) else {
             return;
         };
-        self.renewing.told = member.renewal;
+        self.renewing.told = Some((member.certificate, member.renewal));
         if !self.config.keys.are_of(&member)
             && let Some(next) = self.config.next.take_if(|next| next.are_of(&member))
         {
