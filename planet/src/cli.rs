@@ -7,18 +7,19 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use podmesh_proto::id::Name;
+use podmesh_proto::id::{Name, PlanetId};
 use podmesh_service::log;
 use podmesh_service::start::{Brake, patiently};
 
 use crate::admin::{self, Request, Response};
 use crate::config::{Config, RUNTIME_DIR, STATE_DIR, Service};
-use crate::identity;
-use crate::problem::{FAILED, PERMISSION, Problem, TIMEOUT, UNREACHABLE, USAGE};
+use crate::identity::{self, KeyError};
+use crate::problem::{FAILED, NOT_FOUND, PERMISSION, Problem, TIMEOUT, UNREACHABLE, USAGE};
+use crate::restore::{self, Confirm};
 use crate::rules::records::Origin;
 use crate::rules::view::PlanetStatus;
 use crate::run;
-use crate::store::{DiskStore, StoreError, write_private};
+use crate::store::{self, DiskStore, StoreError, write_private};
 
 /// The root server of a podmesh network: admits nodes, tells them about each other, introduces them
 /// and relays for them. It can't read their traffic and can't add a member.
@@ -86,6 +87,8 @@ enum Command {
         file: PathBuf,
         #[command(flatten)]
         state: State,
+        #[command(flatten)]
+        confirm: Confirm,
     },
     /// Write the manual pages into a folder
     #[command(hide = true)]
@@ -144,14 +147,12 @@ impl Cli {
     pub fn execute(self) -> Result<(), Problem> {
         match self.command {
             Command::Init { state, name } => init(&state.state_dir, name.as_ref()),
-            Command::Key { state } => {
-                print(&identity::read(&state.state_dir)?.planet_id().to_string())
-            }
+            Command::Key { state } => print(&planet_of(&state.state_dir)?.to_string()),
             Command::Adopt { file, place } => adopt(&file, &place),
             Command::Run(run) => run.execute(),
             Command::Status { runtime, json } => status(&runtime.runtime_dir, json),
             Command::Statement { file, place } => {
-                let planet = identity::read(&place.state.state_dir)?.planet_id();
+                let planet = planet_of(&place.state.state_dir)?;
                 let statement = read(&file)?;
                 let planet = Some(planet);
                 let request = Request::Statement { planet, statement };
@@ -161,7 +162,11 @@ impl Cli {
                 finish(ask(&runtime.runtime_dir, &Request::TrustEmpty)?)
             }
             Command::Backup { file, place } => backup(&file, &place),
-            Command::Restore { file, state } => restore(&file, &state.state_dir),
+            Command::Restore {
+                file,
+                state,
+                confirm,
+            } => restore(&file, &state.state_dir, &confirm),
             Command::Man { folder } => std::fs::create_dir_all(&folder)
                 .and_then(|()| clap_mangen::generate_to(Self::command(), &folder))
                 .map_err(|error| Problem::file(&folder, &error)),
@@ -174,11 +179,8 @@ fn init(state_dir: &Path, name: Option<&Name>) -> Result<(), Problem> {
     // The key comes last: where there is one, the books were there, too.
     match DiskStore::create(state_dir, Origin::Fresh) {
         Err(StoreError::Exists { path }) if !open(state_dir)?.is_untouched()? => {
-            return Err(Problem::failed(format!(
-                "{path} holds the books of a planet whose key is gone; put the copy of {} back, or \
-                 name another --state-dir",
-                state_dir.join(identity::FILE).display()
-            )));
+            let key = state_dir.join(identity::FILE).display().to_string();
+            return Err(KeyError::Gone { path, key }.into());
         }
         Err(StoreError::Exists { .. }) | Ok(_) => {}
         Err(error) => return Err(error.into()),
@@ -195,7 +197,7 @@ fn init(state_dir: &Path, name: Option<&Name>) -> Result<(), Problem> {
 
 fn adopt(file: &Path, place: &Place) -> Result<(), Problem> {
     let state_dir = &place.state.state_dir;
-    let planet = identity::read(state_dir)?.planet_id();
+    let planet = planet_of(state_dir)?;
     let statement = read(file)?;
     match open(state_dir) {
         Ok(mut store) => print(&run::adopt(&mut store, &statement)?),
@@ -218,7 +220,7 @@ fn backup(file: &Path, place: &Place) -> Result<(), Problem> {
         return Err(Problem::failed(message));
     }
     let state_dir = &place.state.state_dir;
-    let planet = identity::read(state_dir)?.planet_id();
+    let planet = planet_of(state_dir)?;
     let content = match open(state_dir) {
         Ok(mut store) => store.backup()?,
         Err(StoreError::InUse { .. }) => {
@@ -241,10 +243,31 @@ fn backup(file: &Path, place: &Place) -> Result<(), Problem> {
     ))
 }
 
-fn restore(file: &Path, state_dir: &Path) -> Result<(), Problem> {
-    identity::read(state_dir)?;
+fn restore(file: &Path, state_dir: &Path, confirm: &Confirm) -> Result<(), Problem> {
+    let way_out = "move it away and restore again";
+    guard_against_panics(state_dir, way_out);
+    let planet = match identity::read(state_dir) {
+        Err(KeyError::Missing { .. }) => {
+            let key = state_dir.join(identity::FILE);
+            return Err(Problem::new(
+                NOT_FOUND,
+                format!(
+                    "there is no {}; put the copy of the planet's key there first, a backup doesn't hold it",
+                    key.display()
+                ),
+            ));
+        }
+        key => key?.planet_id(),
+    };
     let content = std::fs::read(file).map_err(|error| Problem::file(file, &error))?;
-    guard_against_panics(state_dir);
+    let backup = store::read_backup(&content)?;
+    let newer = restore::judge(backup, DiskStore::present(state_dir)?, &planet)?;
+    if !newer.is_empty() {
+        let newer = newer.join(", ");
+        confirm.ask(&format!(
+            "the books here have what the backup lacks: {newer}"
+        ))?;
+    }
     let aside = DiskStore::restore(state_dir, &content)?;
     let aside = aside.map_or_else(String::new, |aside| {
         format!("; what was there is kept as {}", aside.display())
@@ -293,7 +316,7 @@ impl Run {
 
 fn serve(config: Config, service: &Service) -> Result<(), Problem> {
     log::start(&config.log, "").map_err(|message| Problem::new(USAGE, message))?;
-    guard_against_panics(&config.state_dir);
+    guard_against_panics(&config.state_dir, WAY_OUT);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.clamp(2, 8))
@@ -409,21 +432,28 @@ fn finish(response: Response) -> Result<(), Problem> {
     }
 }
 
+fn planet_of(state_dir: &Path) -> Result<PlanetId, Problem> {
+    guard_against_panics(state_dir, WAY_OUT);
+    Ok(identity::read(state_dir)?.planet_id())
+}
+
 fn open(state_dir: &Path) -> Result<DiskStore, StoreError> {
-    guard_against_panics(state_dir);
+    guard_against_panics(state_dir, WAY_OUT);
     DiskStore::open(state_dir)
 }
 
+/// Out of damaged books.
+const WAY_OUT: &str = "restore a backup with `planet restore FILE`, or move the file away: the planet then \
+                       asks its members for what it has forgotten";
+
 /// The database gives up on some kinds of damage by a panic; the operator gets the same sentence.
-fn guard_against_panics(state_dir: &Path) {
-    let store = state_dir.join(crate::store::FILE).display().to_string();
+fn guard_against_panics(state_dir: &Path, way_out: &'static str) {
+    let store = state_dir.join(store::FILE).display().to_string();
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map_or("", |place| place.file());
         if place.contains("redb") {
-            hint(&format!(
-                "planet: {store} is damaged; restore a backup with `planet restore FILE`, or move the file away: the planet then asks its members for what it has forgotten"
-            ));
+            hint(&format!("planet: {store} is damaged; {way_out}"));
             std::process::exit(i32::from(FAILED));
         }
         usual(panic);

@@ -9,7 +9,7 @@ use podmesh_proto::key::SigningKey;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
-use crate::store::write_private;
+use crate::store::{self, DiskStore, StoreError, write_private};
 
 /// The key's file in the state directory.
 pub const FILE: &str = "planet.key";
@@ -23,6 +23,17 @@ pub enum KeyError {
     Missing {
         /// The state directory.
         path: String,
+    },
+    /// There was one, with which the books were written.
+    #[error(
+        "{path} holds the books of a planet whose key is gone; put the copy of {key} back, or name another \
+         --state-dir"
+    )]
+    Gone {
+        /// The books.
+        path: String,
+        /// Where the key was.
+        key: String,
     },
     /// There is one already.
     #[error("there is a planet in {path} already; `planet key --state-dir {path}` prints its key")]
@@ -114,8 +125,7 @@ pub fn read(state_dir: &Path) -> Result<SigningKey, KeyError> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => Zeroizing::new(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let path = state_dir.display().to_string();
-            return Err(KeyError::Missing { path });
+            return Err(missing(state_dir));
         }
         Err(error) => return Err(io_error(&path, &error)),
     };
@@ -137,6 +147,22 @@ pub fn give_to_owner(state_dir: &Path, file: &Path) -> io::Result<()> {
         return Ok(());
     }
     std::os::unix::fs::chown(file, Some(owner.uid()), Some(owner.gid()))
+}
+
+/// A planet whose books were written needs the key of then; where nothing was, one can be made.
+fn missing(state_dir: &Path) -> KeyError {
+    let untouched = match DiskStore::open(state_dir) {
+        Ok(mut store) => store.is_untouched().unwrap_or(false),
+        Err(error) => matches!(error, StoreError::Missing { .. }),
+    };
+    if untouched {
+        let path = state_dir.display().to_string();
+        return KeyError::Missing { path };
+    }
+    KeyError::Gone {
+        path: state_dir.join(store::FILE).display().to_string(),
+        key: state_dir.join(FILE).display().to_string(),
+    }
 }
 
 fn parse(text: &str) -> Option<Zeroizing<[u8; 32]>> {

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod identity;
 pub mod problem;
+pub mod restore;
 pub mod rules;
 pub mod run;
 pub mod server;

@@ -192,6 +192,23 @@ impl DiskStore {
         encode_backup(&records).map_err(|reason| self.damaged(&reason))
     }
 
+    /// What a state directory's store holds; none if there is no store, or none that can be read.
+    ///
+    /// # Errors
+    /// A planet is running, or the caller may not read it.
+    pub fn present(state_dir: &Path) -> Result<Option<Vec<Record>>, StoreError> {
+        match Self::open(state_dir).and_then(|mut store| store.load()) {
+            Ok(records) => Ok(Some(records)),
+            Err(
+                error @ (StoreError::InUse { .. }
+                | StoreError::Io {
+                    permission: true, ..
+                }),
+            ) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Replaces the store of a state directory by a backup, and marks it as such. Whatever was there is
     /// kept beside it under a name of its own, which this returns; a crash at any instant leaves the old
     /// store in place or the new one.
@@ -200,11 +217,7 @@ impl DiskStore {
     /// The backup is damaged, a planet is running, or the disk refuses; nothing has changed then.
     pub fn restore(state_dir: &Path, backup: &[u8]) -> Result<Option<PathBuf>, StoreError> {
         let path = state_dir.join(FILE);
-        let records = decode_backup(backup).map_err(|reason| StoreError::Io {
-            path: "the backup".to_owned(),
-            reason,
-            permission: false,
-        })?;
+        let records = read_backup(backup)?;
         if let Err(error @ StoreError::InUse { .. }) = Self::open(state_dir) {
             return Err(error);
         }
@@ -420,6 +433,18 @@ fn encode_backup(records: &[Record]) -> Result<Vec<u8>, String> {
     let body = postcard::to_allocvec(records).map_err(|error| error.to_string())?;
     let hash = digest("podmesh planet backup v1", &body);
     Ok([BACKUP_MAGIC, hash.as_slice(), &body].concat())
+}
+
+/// What a backup holds.
+///
+/// # Errors
+/// It is damaged, or none.
+pub fn read_backup(backup: &[u8]) -> Result<Vec<Record>, StoreError> {
+    decode_backup(backup).map_err(|reason| StoreError::Io {
+        path: "the backup".to_owned(),
+        reason,
+        permission: false,
+    })
 }
 
 fn decode_backup(backup: &[u8]) -> Result<Vec<Record>, String> {

@@ -8,6 +8,9 @@
 
 mod story;
 
+#[path = "program/restoring.rs"]
+mod restoring;
+
 #[path = "program/slow_disk.rs"]
 mod slow_disk;
 
@@ -24,6 +27,7 @@ use podmesh_planet::rules::records::{Origin, Record};
 use podmesh_planet::store::{self, DiskStore, Store as _};
 use podmesh_proto::armor::Armor;
 use podmesh_proto::id::NodeId;
+use podmesh_proto::key::SigningKey;
 use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
 
 use crate::story::client::Client;
@@ -108,19 +112,27 @@ impl Place {
 
     /// A planet with the key of an operator's story, and its network.
     fn found(operator: &Operator) -> Self {
+        Self::with_key(&operator.planet_key(), operator)
+    }
+
+    /// The same with another planet's key.
+    fn with_key(key: &SigningKey, operator: &Operator) -> Self {
         let place = Self::new();
         place.succeed(&["init"]);
-        let key = operator.planet_key();
         let digits: String = key
             .seed()
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
         fs::write(place.state().join("planet.key"), digits).unwrap();
-        let text = Armor::Network.encode(&operator.network_statement).unwrap();
-        let document = place.file("network.podmesh", text.as_bytes());
-        place.succeed(&["adopt", &document]);
+        place.adopt(operator);
         place
+    }
+
+    fn adopt(&self, operator: &Operator) {
+        let text = Armor::Network.encode(&operator.network_statement).unwrap();
+        let document = self.file("network.podmesh", text.as_bytes());
+        self.succeed(&["adopt", &document]);
     }
 
     fn start(&mut self) {

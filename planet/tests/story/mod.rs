@@ -96,6 +96,11 @@ impl Operator {
         SigningKey::from_seed(seed("planet", self.number))
     }
 
+    /// Of the planet that [`Self::add_planet_in_front`] adds.
+    pub(crate) fn other_planet_key(&self) -> SigningKey {
+        SigningKey::from_seed(seed("other planet", self.number))
+    }
+
     /// Somebody who says to be the operator.
     pub(crate) fn with_other_root(mut self) -> Self {
         self.root = SigningKey::from_seed(seed("false root", self.number));
@@ -106,7 +111,7 @@ impl Operator {
         Signed::seal(statement, &self.root).unwrap()
     }
 
-    fn new_edition(&mut self) {
+    pub(crate) fn new_edition(&mut self) {
         self.network.version += 1;
         self.network_statement = self.sign(&RootStatement::Network(self.network.clone()));
     }
@@ -118,7 +123,7 @@ impl Operator {
 
     pub(crate) fn add_planet_in_front(&mut self) {
         let entry = PlanetEntry {
-            id: SigningKey::from_seed(seed("other planet", self.number)).planet_id(),
+            id: self.other_planet_key().planet_id(),
             name: "planet-0".parse().unwrap(),
             address: "198.51.100.2:7077".to_owned(),
         };

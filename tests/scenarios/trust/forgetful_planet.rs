@@ -24,7 +24,10 @@ fn a_planet_restored_from_yesterday_leases_nothing_twice_and_loses_nobody() {
     everybody_is_there(&lab, &["one", "two", "three", "four"]);
 
     planet.kill();
-    command(&lab, &["restore", &yesterday, "--state-dir", &state]);
+    command(
+        &lab,
+        &["restore", &yesterday, "--yes", "--state-dir", &state],
+    );
     planet.start().unwrap();
     join(&mesh, &lab, &["five"]);
     everybody_is_there(&lab, &NAMES);
