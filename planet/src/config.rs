@@ -119,7 +119,7 @@ impl Config {
     /// # Errors
     /// It makes no sense; the reason.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let written: Written = toml::from_str(text).map_err(|error| error.to_string())?;
+        let written: Written = toml::from_str(text).map_err(|error| syntax(text, &error))?;
         let usual = Self::default();
         let rate = |written: Option<String>| written.as_deref().map(bits_per_second).transpose();
         let relay_rate = rate(written.relay_rate)?.unwrap_or(usual.relay_rate);
@@ -154,6 +154,16 @@ impl Config {
             },
         }
     }
+}
+
+/// What a person needs of an error that is made for several lines.
+fn syntax(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(0, |before| before.matches('\n').count());
+    let source = text.lines().nth(line).unwrap_or_default().trim();
+    let source: String = source.chars().take(60).collect();
+    let message = error.message().replace('\n', ", ");
+    format!("line {} ({source}): {message}", line.saturating_add(1))
 }
 
 /// A rate such as `100 Mbit/s`.
@@ -287,6 +297,7 @@ mod tests {
         ] {
             let error = Config::parse(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");
+            assert!(!error.contains('\n'), "one line: {error}");
         }
         let config = Config::parse("relay-rate = \"2 Gbit/s\"").unwrap();
         assert_eq!(config.limits().relay.bytes_per_second, 250_000_000);

@@ -133,8 +133,8 @@ pub enum Event {
     NotLearned(NodeId, String),
     /// The root said something new.
     Statement(&'static str),
-    /// Grants are refused, and why.
-    Relearning(String),
+    /// Grants are refused: why, and for how long at the most, if that ends by itself.
+    Relearning(String, Option<Duration>),
     /// Grants are given again.
     Granting,
 }

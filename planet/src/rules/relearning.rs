@@ -4,6 +4,8 @@
 //! any more. So a planet knows that it knows everything when no number up to the highest that
 //! anybody has seen is unaccounted for.
 
+mod patience;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -412,7 +414,10 @@ impl Planet {
             members.into_iter().for_each(|id| self.consult(id, now));
         }
         if reason != self.relearning.said && self.is_arbiter() {
-            let event = reason.clone().map_or(Event::Granting, Event::Relearning);
+            let patience = self.relearning.patience(&self.books, now.moment);
+            let event = reason.clone().map_or(Event::Granting, |reason| {
+                Event::Relearning(reason, patience)
+            });
             self.note(event);
             self.relearning.said = reason;
         }

@@ -122,9 +122,13 @@ impl Planet {
             network_name: Some(self.books.network.name.clone()),
             network_version: self.books.network.version,
             arbiter: self.is_arbiter(),
-            not_granting: self.relearning.why_not(&self.books, now.moment),
+            not_granting: self.relearning.prospect(&self.books, now.moment),
             write_error: self.commits.trouble(now.moment),
-            remarks: self.remarks(),
+            remarks: self
+                .remarks()
+                .into_iter()
+                .chain(self.clock_remark(now))
+                .collect(),
             sequence: self.relearning.highest(&self.books),
             pending: pending.count().try_into().unwrap_or(u64::MAX),
             members,

@@ -307,8 +307,20 @@ fn log(event: &Event) {
             tracing::debug!(node = %node.short(), reason, "a membership is not taken into the books");
         }
         Event::Statement(kind) => tracing::info!(kind, "the root has spoken"),
-        Event::Relearning(reason) => {
-            tracing::warn!(reason, "nothing is granted; `planet trust-empty` ends that");
+        Event::Relearning(reason, Some(left)) => {
+            let seconds = left.as_secs().saturating_add(1);
+            tracing::info!(
+                reason,
+                seconds,
+                "nothing is granted yet; that ends by itself"
+            );
+        }
+        Event::Relearning(reason, None) => {
+            tracing::warn!(
+                reason,
+                "nothing is granted until members show what is missing; only if none of them comes back, \
+                 `planet trust-empty` ends that"
+            );
         }
         Event::Granting => tracing::info!("joins and claims are granted"),
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use podmesh_planet::rules::Event;
 use podmesh_planet::rules::books::Books;
 use podmesh_planet::rules::records::{Origin, Record, RecordKey};
 use podmesh_proto::planet_api::{NodeMessage, RefusalCode};
@@ -419,5 +420,64 @@ fn of_several_revocations_of_a_token_the_earliest_counts() {
         let id = token.grant.unverified().unwrap().token;
         let revoked = stage.planet.books().revoked_at(&id);
         assert_eq!(revoked, Some(BEGINNING.plus(5)), "{order:?}");
+    }
+}
+
+#[test]
+fn who_has_to_wait_is_told_for_how_long_and_who_has_to_act_is_told_how() {
+    let said = |stage: &Stage| stage.status().not_granting.unwrap();
+    let lasts = |stage: &Stage| {
+        let event = |event: &Event| match event {
+            Event::Relearning(_, left) => Some(*left),
+            _ => None,
+        };
+        stage.happened.iter().rev().find_map(event).unwrap()
+    };
+    let mut operator = Operator::new(60);
+    let mut stage = Stage::fresh(&operator);
+    let mut nodes = lively(&mut operator, &mut stage, 3);
+    // A start like any other: nobody has to do anything, least of all something that can't be undone.
+    stage.restart();
+    stage.pass(Duration::from_secs(5));
+    assert!(
+        said(&stage).contains("by itself within 31 s"),
+        "{}",
+        said(&stage)
+    );
+    assert!(!said(&stage).contains("trust-empty"));
+    assert!(lasts(&stage).is_some());
+    stage.pass(Duration::from_secs(31));
+    assert_eq!(stage.status().not_granting, None);
+    // All is lost, and nobody is there who could tell.
+    stage.lose(Origin::Lost);
+    stage.pass(Duration::from_secs(120));
+    assert!(said(&stage).contains("trust-empty"), "{}", said(&stage));
+    assert_eq!(lasts(&stage), None);
+    // One member's own word leaves a gap that only the others fill.
+    stage.connect(&mut nodes[1]);
+    stage.report(&nodes[1], &[]);
+    stage.pass(Duration::from_secs(40));
+    assert!(said(&stage).contains("receipts"), "{}", said(&stage));
+    assert!(said(&stage).contains("trust-empty"), "{}", said(&stage));
+    assert_eq!(lasts(&stage), None);
+}
+
+#[test]
+fn a_clock_behind_what_was_signed_is_named() {
+    let mut operator = Operator::new(61);
+    let mut stage = Stage::fresh(&operator);
+    let nodes = lively(&mut operator, &mut stage, 2);
+    assert_eq!(stage.status().remarks, Vec::<String>::new());
+    drop(nodes);
+    let right = stage.now.unix;
+    for (behind, named) in [(30, false), (120, true), (5_000, true)] {
+        stage.now.unix = right.minus(behind);
+        let remarks = stage.status().remarks;
+        assert_eq!(remarks.len(), usize::from(named), "{behind}: {remarks:?}");
+        assert!(
+            remarks
+                .iter()
+                .all(|remark| remark.contains(&stage.now.unix.to_string()))
+        );
     }
 }
