@@ -28,6 +28,7 @@ mod clocks;
 mod commits;
 mod driving;
 mod externals;
+mod former_leases;
 mod greeting;
 mod random;
 mod reconciling;

@@ -88,7 +88,7 @@ impl Court<'_> {
             |other| *other == certificate.node || grant.replaces == Some(*other),
             (certificate.wireguard, certificate.probe),
         )?;
-        let leases = self.leases(node, &grant)?;
+        let leases = self.leases(&certificate, &grant)?;
         self.write(application, (&grant, number), &certificate, leases)
     }
 
@@ -237,21 +237,21 @@ impl Court<'_> {
         }
     }
 
-    /// A lease belongs to a node id, or comes with the place of the node that is replaced.
-    fn leases(&self, node: &NodeId, grant: &Grant) -> Result<Leases, Refusal> {
+    /// A lease belongs to a node id, or comes with the place of the node that is replaced. Who has left or
+    /// was put out and comes back, be it with new keys under the same name, finds it again while it is free.
+    fn leases(&self, certificate: &NodeCertificate, grant: &Grant) -> Result<Leases, Refusal> {
+        let node = &certificate.node;
         let kept = self.books.leases(node);
-        let inherited = grant.replaces.and_then(|former| self.books.leases(&former));
-        if let Some(leases) = kept.or(inherited) {
-            let allowed = |prefix: &IpNet| {
-                grant.ranges.is_empty() || grant.ranges.iter().any(|range| range.contains(prefix))
-            };
-            if leases.prefixes().iter().all(allowed) {
-                return Ok(leases.clone());
-            }
-        }
+        let inherited = || grant.replaces.and_then(|former| self.books.leases(&former));
+        let former = || self.books.former_leases(node, &certificate.name);
         let own = |other: &NodeId| other == node || grant.replaces == Some(*other);
         let taken: Vec<IpNet> = self.books.taken(own).map(|(_, prefix)| prefix).collect();
-        leases::choose(&self.books.network, grant, &taken)
+        let supply = leases::Supply {
+            taken: &taken,
+            held: kept.or_else(inherited).or_else(former),
+            given_up: &self.books.given_up(),
+        };
+        leases::choose(&self.books.network, grant, supply)
             .map_err(|error| refuse(RefusalCode::Exhausted, error))
     }
 
@@ -299,9 +299,10 @@ impl Court<'_> {
             sequence: self.next_number()?,
             time: self.time_of_admission(&node),
         };
-        let receipt = Signed::seal(&receipt, self.key)
+        let sealed = Signed::seal(&receipt, self.key)
             .map_err(|error| refuse(RefusalCode::Invalid, error))?;
         let mut changes = vec![Change::Put(spent(grant.token, number, node))];
+        changes.extend(self.books.move_to(&node, &receipt.leases));
         let former = grant.replaces.filter(|former| *former != node);
         changes.extend(self.books.release(former.as_slice()));
         if let Some(former) = former {
@@ -317,9 +318,12 @@ impl Court<'_> {
         }
         changes.push(Change::Put(Record::Admission(Box::new(Admission {
             application: application.clone(),
-            receipt: receipt.clone(),
+            receipt: sealed.clone(),
         }))));
-        Ok(Admitted { changes, receipt })
+        Ok(Admitted {
+            changes,
+            receipt: sealed,
+        })
     }
 }
 

@@ -23,7 +23,9 @@ use podmesh_proto::time::UnixSeconds;
 
 use crate::rules::externals::Externals;
 use crate::rules::numbers::Numbers;
-use crate::rules::records::{Admission, Change, Origin, ReceiptedClaim, Record, RecordKey};
+use crate::rules::records::{
+    Admission, Change, FormerLease, Origin, ReceiptedClaim, Record, RecordKey,
+};
 
 /// Seconds for which the revocation of a token is kept beyond the token's end: who lets go of it by a
 /// clock that is ahead is told it again by everybody else.
@@ -125,6 +127,7 @@ pub struct Books {
     revoked_tokens: BTreeMap<TokenId, UnixSeconds>,
     resolved: BTreeSet<NodeId>,
     pub(super) externals: Arc<Externals>,
+    pub(super) former: Arc<BTreeMap<NodeId, FormerLease>>,
     loose: Vec<(u64, u64)>,
     trusted: u64,
     /// Statements that were put and don't count, since this was asked last.
@@ -150,6 +153,7 @@ impl Books {
             revoked_tokens: BTreeMap::new(),
             resolved: BTreeSet::new(),
             externals: Arc::default(),
+            former: Arc::default(),
             loose: Vec::new(),
             trusted: 0,
             outdated: Vec::new(),
@@ -350,28 +354,6 @@ impl Books {
         Change::Put(Record::Loose(loose.ranges().collect()))
     }
 
-    /// The changes that free everything that `nodes` hold.
-    #[must_use]
-    pub fn release(&self, nodes: &[NodeId]) -> Vec<Change> {
-        let held = nodes.iter().filter_map(|node| self.entry(node));
-        let numbers: Vec<(u64, u64)> = held.flat_map(Entry::numbers).collect();
-        if numbers.is_empty() {
-            return Vec::new();
-        }
-        let removals = nodes.iter().flat_map(|node| {
-            let claim = RecordKey::Claim(*node);
-            [
-                RecordKey::Renewal(*node),
-                RecordKey::Admission(*node),
-                claim,
-            ]
-            .map(Change::Remove)
-        });
-        std::iter::once(self.loosen(numbers))
-            .chain(removals)
-            .collect()
-    }
-
     /// Everything that is leased or claimed by others than `except`, and external peers' prefixes.
     pub fn taken<'a>(
         &'a self,
@@ -444,6 +426,9 @@ impl Books {
                 }
                 self.judge(&node);
             }
+            Record::FormerLease(former) => {
+                Arc::make_mut(&mut self.former).insert(former.node, former.as_ref().clone());
+            }
         }
         Ok(())
     }
@@ -482,6 +467,9 @@ impl Books {
                     entry.renewed = None;
                 }
                 self.judge(node);
+            }
+            RecordKey::FormerLease(node) => {
+                Arc::make_mut(&mut self.former).remove(node);
             }
             RecordKey::Origin | RecordKey::Network => {}
         }

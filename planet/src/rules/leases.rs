@@ -1,8 +1,10 @@
 //! Which address and which blocks a new node gets.
 //!
-//! Never what overlaps anything that is leased, claimed or an external peer's. The search starts
-//! after the highest taken block and wraps around, so that what was freed is not given out again at
-//! once, while somebody may still hold it against its former owner.
+//! Never what overlaps anything that is leased, claimed or an external peer's. A node that comes back
+//! gets what it held last, piece by piece, as far as its token allows and nobody else has it: its pods
+//! may stand with those addresses. For the same reason somebody else gets what a node has given up only when
+//! nothing else is left, and then what was given up longest ago. The search starts after the highest
+//! taken block and wraps around.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -20,28 +22,44 @@ pub struct Exhausted {
     pub range: IpNet,
 }
 
-/// Leases for a node under `grant`, beside everything that is `taken`. A family whose range lies
-/// outside the grant's ranges is not leased.
+/// What there is to choose from.
+#[derive(Debug, Clone, Copy)]
+pub struct Supply<'a> {
+    /// What others have.
+    pub taken: &'a [IpNet],
+    /// What the node held last, if anything is known of it.
+    pub held: Option<&'a Leases>,
+    /// What nodes held that have given it up, the oldest first.
+    pub given_up: &'a [Vec<IpNet>],
+}
+
+/// Leases for a node under `grant`. A family whose range lies outside the grant's ranges is not leased.
 ///
 /// # Errors
 /// [`Exhausted`] when a granted range is full.
-pub fn choose(network: &Network, grant: &Grant, taken: &[IpNet]) -> Result<Leases, Exhausted> {
+pub fn choose(network: &Network, grant: &Grant, supply: Supply<'_>) -> Result<Leases, Exhausted> {
     let ranges = &network.ranges;
-    let mut reserved = taken.to_vec();
-    reserved.extend(ranges.services.iter().copied());
-    let mut edges = reserved.clone();
-    edges.push(IpNet::from(IpAddr::V4(ranges.overlay4.network())));
-    edges.push(IpNet::from(IpAddr::V4(ranges.overlay4.broadcast())));
-    let overlay4 = IpNet::V4(ranges.overlay4);
-    let (pods4, pods6) = (IpNet::V4(ranges.pods4), IpNet::V6(ranges.pods6));
-    let overlay4 = first_free(overlay4, 32, grant, &edges, "overlay address")?;
-    let pods4 = first_free(pods4, ranges.pods4_block, grant, &reserved, "pod CIDR")?;
-    let pods6 = first_free(pods6, ranges.pods6_block, grant, &reserved, "pod CIDR")?;
+    let edges = [ranges.overlay4.network(), ranges.overlay4.broadcast()];
+    let edges = edges.map(|edge| IpNet::from(IpAddr::V4(edge)));
+    let mut taken = supply.taken.to_vec();
+    taken.extend(ranges.services.iter().copied().chain(edges));
+    let search = Search {
+        grant,
+        taken,
+        given_up: supply.given_up,
+    };
+    let held = supply.held.cloned().unwrap_or_default();
+    let address = held
+        .overlay4
+        .map(|address| IpNet::from(IpAddr::V4(address)));
+    let overlay4 = (IpNet::V4(ranges.overlay4), 32);
+    let overlay4 = search.lease(overlay4, address, "overlay address")?;
+    let pods4 = (IpNet::V4(ranges.pods4), ranges.pods4_block);
+    let pods4 = search.lease(pods4, held.pods4.map(IpNet::V4), "pod CIDR")?;
+    let pods6 = (IpNet::V6(ranges.pods6), ranges.pods6_block);
+    let pods6 = search.lease(pods6, held.pods6.map(IpNet::V6), "pod CIDR")?;
     Ok(Leases {
-        overlay4: overlay4.and_then(|prefix| match prefix {
-            IpNet::V4(prefix) => Some(prefix.network()),
-            IpNet::V6(_) => None,
-        }),
+        overlay4: overlay4.and_then(v4).map(|prefix| prefix.network()),
         pods4: pods4.and_then(v4),
         pods6: pods6.and_then(v6),
     })
@@ -53,16 +71,36 @@ pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
-fn first_free(
-    range: IpNet,
-    block: u8,
-    grant: &Grant,
-    taken: &[IpNet],
-    what: &'static str,
-) -> Result<Option<IpNet>, Exhausted> {
-    let granted: Vec<IpNet> = if grant.ranges.is_empty() {
-        vec![range]
-    } else {
+struct Search<'a> {
+    grant: &'a Grant,
+    taken: Vec<IpNet>,
+    given_up: &'a [Vec<IpNet>],
+}
+
+impl Search<'_> {
+    /// A block of that many bits in `range`, or the one that was held.
+    fn lease(
+        &self,
+        (range, bits): (IpNet, u8),
+        held: Option<IpNet>,
+        what: &'static str,
+    ) -> Result<Option<IpNet>, Exhausted> {
+        let granted = self.granted(range);
+        let Some(first) = granted.first().copied() else {
+            return Ok(None);
+        };
+        let is_granted = |prefix: &IpNet| granted.iter().any(|range| range.contains(prefix));
+        let is_taken = |prefix: &IpNet| self.taken.iter().any(|taken| overlap(taken, prefix));
+        let held = held.filter(|held| is_granted(held) && !is_taken(held));
+        let found = held.or_else(|| self.free(&granted, bits));
+        found.map(Some).ok_or(Exhausted { what, range: first })
+    }
+
+    /// The parts of `range` that the grant gives.
+    fn granted(&self, range: IpNet) -> Vec<IpNet> {
+        if self.grant.ranges.is_empty() {
+            return vec![range];
+        }
         let inside = |granted: &IpNet| {
             if range.contains(granted) {
                 Some(granted.trunc())
@@ -70,17 +108,24 @@ fn first_free(
                 granted.contains(&range).then_some(range)
             }
         };
-        grant.ranges.iter().filter_map(inside).collect()
-    };
-    let Some(first) = granted.first().copied() else {
-        return Ok(None);
-    };
-    let found = granted
-        .iter()
-        .find_map(|range| free_block(*range, block.max(range.prefix_len()), taken));
-    match found {
-        Some(prefix) => Ok(Some(prefix)),
-        None => Err(Exhausted { what, range: first }),
+        self.grant.ranges.iter().filter_map(inside).collect()
+    }
+
+    /// While nothing is free, twice as much as before of what was given up counts as free, the oldest first.
+    fn free(&self, granted: &[IpNet], bits: u8) -> Option<IpNet> {
+        let mut freed = 0_usize;
+        loop {
+            let rest = self.given_up.get(freed..).unwrap_or_default();
+            let mut busy = self.taken.clone();
+            busy.extend(rest.iter().flatten());
+            let found = granted
+                .iter()
+                .find_map(|range| free_block(*range, bits.max(range.prefix_len()), &busy));
+            if found.is_some() || rest.is_empty() {
+                return found;
+            }
+            freed = (freed * 2).max(1);
+        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! What a planet must never forget, as records that are put and removed.
 
-use podmesh_proto::certificate::{AdmissionReceipt, Application, Claim, ClaimReceipt, Departure};
+use ipnet::IpNet;
+use podmesh_proto::certificate::{
+    AdmissionReceipt, Application, Claim, ClaimReceipt, Departure, Leases,
+};
 use podmesh_proto::error::CertificateError;
-use podmesh_proto::id::{NodeId, TokenId};
+use podmesh_proto::id::{Name, NodeId, TokenId};
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::renewal::Renewed;
 use podmesh_proto::signed::Signed;
@@ -58,6 +61,23 @@ pub enum Record {
     Trusted(u64),
     /// A node's membership goes on, or its keys changed.
     Renewal(Box<Renewed>),
+    /// What a node held that has left, was put out, or holds something else by now.
+    FormerLease(Box<FormerLease>),
+}
+
+/// What a node held and gave up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerLease {
+    /// By whom.
+    pub node: NodeId,
+    /// Its name.
+    pub name: Name,
+    /// What a planet leased to it.
+    pub leases: Leases,
+    /// All that nobody else could have.
+    pub prefixes: Vec<IpNet>,
+    /// The later it was given up, the higher.
+    pub order: u64,
 }
 
 /// An admission as the books keep it.
@@ -103,6 +123,8 @@ pub enum RecordKey {
     Trusted,
     /// Of [`Record::Renewal`].
     Renewal(NodeId),
+    /// Of [`Record::FormerLease`].
+    FormerLease(NodeId),
 }
 
 impl Record {
@@ -125,6 +147,7 @@ impl Record {
             Self::Loose(_) => RecordKey::Loose,
             Self::Trusted(_) => RecordKey::Trusted,
             Self::Renewal(renewed) => RecordKey::Renewal(renewed.receipt.unverified()?.node),
+            Self::FormerLease(former) => RecordKey::FormerLease(former.node),
         })
     }
 }

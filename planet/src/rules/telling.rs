@@ -66,7 +66,11 @@ impl Planet {
                 }
             }
             Record::Replaced { former, .. } => self.directory.forget_node(*former),
-            Record::Origin(_) | Record::Use { .. } | Record::Loose(_) | Record::Trusted(_) => {}
+            Record::Origin(_)
+            | Record::Use { .. }
+            | Record::Loose(_)
+            | Record::Trusted(_)
+            | Record::FormerLease(_) => {}
         }
     }
 

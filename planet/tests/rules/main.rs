@@ -9,6 +9,7 @@
 #[path = "../story/mod.rs"]
 mod story;
 
+mod coming_back;
 mod connections;
 mod flooding;
 mod grouping;
