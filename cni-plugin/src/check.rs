@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use podmesh_kernel::{netns::NetNamespace, veth};
+use podmesh_proto::node_file::NodeFile;
 use serde_json::Value;
 
 use crate::{
@@ -34,14 +36,34 @@ pub(crate) fn run(request: &Request) -> Result<(), Failure> {
             )));
         }
     }
+    // Pods of a membership that has ended stand behind what meshd keeps closed.
+    let node = node::read(&request.config).ok();
+    if let Some(stray) = node
+        .as_ref()
+        .and_then(|node| stray(&record.addresses, node))
+    {
+        return Err(damaged(&format!("{attachment} has {stray}")));
+    }
     // The MTU is not compared: meshd may have learned a better one since.
     let link = add::describe(&record, ledger::owner(&request.config), 0);
     veth::check(&link, &pod).map_err(|error| damaged(&error.to_string()))?;
-    match node::read(&request.config) {
-        Ok(node) => guard::check(&node),
-        // Pods of a membership that has ended stand behind what meshd keeps closed.
-        Err(_) => Ok(()),
-    }
+    node.map_or(Ok(()), |node| guard::check(&node))
+}
+
+/// The first of a pod's addresses that is none of the node's, in words: the node has left and joined again, or
+/// joined by a token of other ranges, and nobody reaches the pod there. Where the mesh's IPv6 is left out,
+/// no node's ranges of it are known.
+fn stray(addresses: &[IpAddr], node: &NodeFile) -> Option<String> {
+    let has_v6 = node.overlay_addresses.iter().any(IpAddr::is_ipv6);
+    let is_own = |address: &IpAddr| node.pod_cidrs.iter().any(|cidr| cidr.contains(address));
+    let mut known = addresses.iter().filter(|one| one.is_ipv4() || has_v6);
+    let stray = known.find(|address| !is_own(address))?;
+    let own: Vec<_> = node.pod_cidrs.iter().map(IpNet::to_string).collect();
+    Some(format!(
+        "{stray}, which is in none of this node's present pod CIDRs ({}), so that nobody reaches it there; \
+         delete the pod, and the runtime makes it anew",
+        own.join(", ")
+    ))
 }
 
 fn answered_addresses(previous: &Value) -> Vec<IpAddr> {

@@ -2,10 +2,11 @@
 //!
 //! A thread of its own compares and repairs: when the plan changes, when the kernel reports that
 //! somebody changed something, and every half minute. It also tells which underlay addresses the node
-//! has. When meshd ends, everything stays: pods keep talking, and nothing leaves in plaintext.
+//! has. When meshd ends, all of it stays: pods of one node keep talking, and nothing leaves in plaintext.
 
 mod errand;
 mod firewalls;
+mod remarks;
 mod settings;
 mod wanted;
 
@@ -22,7 +23,7 @@ use podmesh_kernel::host::{Change, HostState, Inside, Outcome, Problem, Reconcil
 use podmesh_kernel::netlink::Netlink;
 use podmesh_kernel::nft::{self, GuardRules};
 use podmesh_kernel::rule::MARK_PRIORITY;
-use podmesh_kernel::veth;
+use podmesh_kernel::veth::{self, Holders};
 use podmesh_kernel::watch::Watcher;
 use podmesh_proto::mark::Mark;
 use podmesh_proto::node_file::NodeFile;
@@ -32,8 +33,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::errand::Errand;
 use self::firewalls::Firewalls;
+pub(crate) use self::remarks::Remark;
+use self::remarks::shorten;
 use self::settings::{Settings, without_v6};
-use self::wanted::{guard, has_v6, host_state, mark, traffic, usable};
+use self::wanted::{guard, has_v6, holders, host_state, mark, traffic, usable};
 use crate::config::{is_excluded, mark_remark};
 use crate::kept::Kept;
 use crate::node_file::NodeFiles;
@@ -77,7 +80,9 @@ pub(crate) struct HostReport {
     /// What keeps pods from being attached; empty when all is in place.
     pub(crate) problems: Vec<String>,
     /// What somebody should look at, without pods being in danger.
-    pub(crate) remarks: Vec<String>,
+    pub(crate) remarks: Vec<Remark>,
+    /// How many pods stand.
+    pub(crate) pods: usize,
     /// Firewalls of others that drop packets of pods or tunnels. No reason to attach no pod: a runtime
     /// would take the whole node for broken, and it isn't.
     pub(crate) refusals: Vec<Advice>,
@@ -251,7 +256,9 @@ impl Keeper {
 
     async fn look(&mut self, plan: Option<&HostPlan>) -> HostReport {
         let mut report = HostReport::default();
-        report.remarks.extend(mark_remark(self.config.mark));
+        let mark = mark_remark(self.config.mark);
+        let mark = mark.map(|(remark, next)| Remark::new(remark, next));
+        report.remarks.extend(mark);
         match self.netlink.link(&self.config.device).await {
             // One that is somebody else's is none; the reconciler says so.
             Ok(link) => {
@@ -266,7 +273,7 @@ impl Keeper {
         }
         match self.underlay(plan).await {
             Ok(addresses) => report.underlay = addresses,
-            Err(error) => report.remarks.push(error.to_string()),
+            Err(error) => report.remarks.push(Remark::of_kernel(&error)),
         }
         report.refusals = match plan {
             Some(plan) if report.device.is_some() => {
@@ -291,10 +298,13 @@ impl Keeper {
                 self.guard(&file, report);
                 self.settings.keep_forwarding(&file, report);
                 let state = host_state(plan, (self.config.mark, v6));
-                self.apply(&state, report).await;
+                self.apply(&state, Some(&holders(plan)), report).await;
                 match self.files.write(&file) {
                     Ok(()) => self.files.forget_former(),
-                    Err(trouble) => report.remarks.extend(trouble),
+                    Err(trouble) => {
+                        let remarks = trouble.into_iter().map(Remark::of_file);
+                        report.remarks.extend(remarks);
+                    }
                 }
                 report.files = self.files.kept().to_vec();
             }
@@ -303,7 +313,7 @@ impl Keeper {
             }
             None => {
                 let state = host_state(plan, (self.config.mark, has_v6()));
-                self.apply(&state, report).await;
+                self.apply(&state, None, report).await;
             }
         }
     }
@@ -315,9 +325,12 @@ impl Keeper {
         match self.netlink.foreign_routes().await {
             Ok(routes) => {
                 let found = overlap::later(&plan.protected, &self.config.device, &routes);
+                let found = found
+                    .into_iter()
+                    .map(|line| Remark::new(line, overlap::NEXT));
                 report.remarks.extend(found);
             }
-            Err(error) => report.remarks.push(error.to_string()),
+            Err(error) => report.remarks.push(Remark::of_kernel(&error)),
         }
     }
 
@@ -325,26 +338,29 @@ impl Keeper {
     /// put the node out, or pods stand, nothing to or from the mesh's ranges leaves in plaintext.
     async fn keep_closed(&mut self, plan: &HostPlan, report: &mut HostReport) {
         self.files.retire();
-        let pods = veth::any_stands(VETH_PREFIX).unwrap_or_else(|error| {
-            report.problems.push(error.to_string());
-            true
-        });
+        let ends = veth::host_ends(VETH_PREFIX);
+        let pods = ends.map_or_else(
+            |error| {
+                report.problems.push(error.to_string());
+                1
+            },
+            |ends| ends.len(),
+        );
         let mut state = host_state(plan, (self.config.mark, has_v6()));
-        if !pods && plan.protected.is_empty() {
-            self.apply(&state, report).await;
+        if pods == 0 && plan.protected.is_empty() {
+            self.apply(&state, None, report).await;
             match nft::remove() {
                 Ok(_) => {
                     self.was_member = false;
                     self.files.forget_former();
                 }
-                Err(error) => report.remarks.push(error.to_string()),
+                Err(error) => report.remarks.push(Remark::of_kernel(&error)),
             }
             return;
         }
-        if pods {
-            let sentence = "pods of a membership that has ended still stand; they reach nobody \
-                            outside of this node's pods, and its guard stays until they are gone";
-            report.remarks.push(sentence.to_owned());
+        report.pods = pods;
+        if pods > 0 {
+            report.remarks.push(Remark::of_ended(pods));
         }
         let former = self.files.former();
         if former.is_none() && plan.protected.is_empty() {
@@ -357,7 +373,7 @@ impl Keeper {
         }
         state.protected = usable(&guard.protected);
         state.local_prefixes = usable(&guard.own_pod_cidrs);
-        self.apply(&state, report).await;
+        self.apply(&state, None, report).await;
     }
 
     /// The guard that the pods of the last membership were attached under, with the interfaces that
@@ -413,7 +429,12 @@ impl Keeper {
         }
     }
 
-    async fn apply(&mut self, state: &HostState, report: &mut HostReport) {
+    async fn apply(
+        &mut self,
+        state: &HostState,
+        holders: Option<&Holders>,
+        report: &mut HostReport,
+    ) {
         match self.reconciler.apply(state).await {
             Ok(outcome) => {
                 note(&outcome, report);
@@ -437,15 +458,15 @@ impl Keeper {
             .foreign_rules(&state.protected, &inside)
             .await
         {
-            Ok(rules) => report.remarks.extend(rules.iter().map(ToString::to_string)),
+            Ok(rules) => report.remarks.extend(rules.iter().map(Remark::from)),
             Err(error) => report.problems.push(error.to_string()),
         }
-        self.mend_pods(report);
+        self.mend_pods(holders, report);
     }
 
     /// Brings the node's ends of pods back into the state that the plugin made.
-    fn mend_pods(&mut self, report: &mut HostReport) {
-        let mended = match self.pods.mend(VETH_PREFIX) {
+    fn mend_pods(&mut self, holders: Option<&Holders>, report: &mut HostReport) {
+        let mended = match self.pods.mend(VETH_PREFIX, holders) {
             Ok(mended) => mended,
             Err(error) => {
                 report.problems.push(error.to_string());
@@ -460,14 +481,11 @@ impl Keeper {
             tracing::debug!(reason = repair, "repaired a pod's pair");
         }
         self.pods_are_young = mended.is_young;
-        let more = mended.troubles.len().saturating_sub(MOST_TROUBLES);
-        let shown = mended.troubles.into_iter().take(MOST_TROUBLES);
-        report.remarks.extend(shown);
-        if more > 0 {
-            report
-                .remarks
-                .push(format!("and {more} more pods like these"));
-        }
+        report.pods = mended.pods;
+        let strays = mended.strays.into_iter().map(Remark::stray).collect();
+        shorten(report, strays, MOST_TROUBLES);
+        let troubles = mended.troubles.into_iter().map(Remark::from).collect();
+        shorten(report, troubles, MOST_TROUBLES);
     }
 
     /// The sockets had another mark before, and somebody's rules may have taken their datagrams for
@@ -511,10 +529,9 @@ fn note(outcome: &Outcome, report: &mut HostReport) {
         tracing::debug!(%change, "repaired the host");
     }
     for problem in &outcome.problems {
-        let list = match problem {
-            Problem::ForeignRoute(_) => &mut report.remarks,
-            _ => &mut report.problems,
-        };
-        list.push(problem.to_string());
+        match problem {
+            Problem::ForeignRoute(_) => report.remarks.push(Remark::of_route(problem)),
+            _ => report.problems.push(problem.to_string()),
+        }
     }
 }

@@ -102,7 +102,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         let config = Config::load(cli).map_err(|error| Failure::new(3, error))?;
         // The tunnel library logs what any peer can provoke, at levels of its own choice.
         log::start(&config.log, "boringtun=error").map_err(|message| Failure::new(3, message))?;
-        if let Some(remark) =
+        if let Some((remark, _)) =
             config::mark_remark(config.mark).filter(|_| !mem::replace(&mut is_told, true))
         {
             tracing::warn!(reason = remark, "the mark may be taken for somebody else's");
@@ -132,8 +132,8 @@ fn check(cli: &Cli) -> Result<String, String> {
     let (config, file) = Config::load_with_source(cli).map_err(|error| error.to_string())?;
     log::check(&config.log)
         .map_err(|reason| format!("log = {} is not possible; {reason}", config.log))?;
-    let remark =
-        config::mark_remark(config.mark).map_or_else(String::new, |said| format!("; but {said}"));
+    let remark = config::mark_remark(config.mark)
+        .map_or_else(String::new, |(said, next)| format!("; but {said}; {next}"));
     let missing = config.join_token_file.filter(|token| !token.exists());
     if let Some(token) = missing {
         return Err(format!(

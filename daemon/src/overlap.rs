@@ -15,6 +15,10 @@ const MAIN_TABLE: u32 = 254;
 /// Routes that have a line of their own.
 const MOST_NAMED: usize = 3;
 
+/// What helps a node with a route in a range of the network.
+pub(crate) const NEXT: &str =
+    "take this node off that range, or create the network with another one";
+
 /// A range of the network and a route of the node that hold common addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -79,8 +83,7 @@ pub(crate) fn later(protected: &[IpNet], device: &str, routes: &[ForeignRoute]) 
         let place = Place::of(route);
         Some(format!(
             "packets for the route {}{place} go to the mesh, where nobody has them, as the network's range \
-             {range} has common addresses with it: take this node off that range, or create the network \
-             with another one",
+             {range} has common addresses with it",
             route.prefix
         ))
     });

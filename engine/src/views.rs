@@ -60,6 +60,7 @@ impl Engine {
             drops: drops.filter(|view| view.count > 0).collect(),
             health: self.health(now),
             memory: MemoryView::default(),
+            pods: None,
         }
     }
 

@@ -98,7 +98,7 @@ pub enum Problem {
     #[error(transparent)]
     DeviceTaken(TunError),
     /// Somebody else put a route into our table. It stays, and may take packets off the mesh.
-    #[error("somebody else's route {0} is in the table of podmesh; remove it with `ip route del`")]
+    #[error("somebody else's route {0} is in the table of podmesh")]
     ForeignRoute(Route),
     /// The kernel refused a change.
     #[error(transparent)]

@@ -40,7 +40,7 @@ use crate::{
 
 pub use self::{
     alias::MAX_OWNER_BYTES,
-    mend::{Mended, Mender},
+    mend::{Holders, Mended, Mender, Trouble},
     pod_end::{OtherRoute, everything, forget_rules, other_routes},
 };
 
@@ -288,7 +288,7 @@ pub fn check(link: &PodLink, pod: &NetNamespace) -> Result<(), VethError> {
     };
     let pod_end = compare::pod_end(&mut kernel, host);
     let wiring = Wiring::of(link);
-    let differences = compare::differences(&seen, host, pod_end.as_ref(), &wiring);
+    let differences = compare::differences(&seen, (host, pod_end.as_ref()), &wiring, None);
     if let Some(first) = differences.first() {
         return Err(VethError::Damaged(format!("{} ({})", first, host.name)));
     }

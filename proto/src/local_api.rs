@@ -228,6 +228,9 @@ pub struct StatusView {
     /// Of meshd itself.
     #[serde(default)]
     pub memory: MemoryView,
+    /// How many pods stand on this node; `None` where nobody counts them.
+    #[serde(default)]
+    pub pods: Option<usize>,
 }
 
 /// Memory that meshd holds; zeroes where the kernel doesn't tell.

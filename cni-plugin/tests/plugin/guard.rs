@@ -74,7 +74,11 @@ fn flushed_routes_to_pods_are_restored_without_the_plugin() {
     node.add("two", &pods[1]).expect_success();
     let inside = NetNamespace::open(&node.namespace.path()).unwrap();
     let mut mender = veth::Mender::default();
-    let mut restore = || inside.run(|| mender.mend("pm").unwrap().repaired).unwrap();
+    let mut restore = || {
+        inside
+            .run(|| mender.mend("pm", None).unwrap().repaired)
+            .unwrap()
+    };
     assert_eq!(restore().len(), 0);
     node.namespace
         .command("ip route flush table 7077; ip -6 route flush table 7077");

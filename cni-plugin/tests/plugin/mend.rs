@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use podmesh_kernel::{
     netns::NetNamespace,
-    veth::{Mended, Mender},
+    veth::{Holders, Mended, Mender},
 };
 use serde_json::json;
 
@@ -39,7 +40,13 @@ impl Keeper {
     }
 
     fn mend(&mut self) -> Mended {
-        self.inside.run(|| self.mender.mend("pm").unwrap()).unwrap()
+        self.mend_among(None)
+    }
+
+    fn mend_among(&mut self, holders: Option<&Holders>) -> Mended {
+        self.inside
+            .run(|| self.mender.mend("pm", holders).unwrap())
+            .unwrap()
     }
 
     /// The node's end of the pod with that address.
@@ -99,7 +106,7 @@ fn whatever_is_done_to_the_nodes_end_is_put_right() {
         keeper.node.namespace.command(&damage.replace("$V", &end));
         let mended = keeper.mend();
         assert_ne!(mended.repaired, Vec::<String>::new(), "{damage}");
-        assert_eq!(mended.troubles, Vec::<String>::new(), "{damage}");
+        assert_eq!(mended.troubles, [], "{damage}");
         keeper.talk();
         let again = keeper.mend();
         assert_eq!(again.repaired, Vec::<String>::new(), "{damage}");
@@ -187,7 +194,7 @@ fn a_pod_with_another_hardware_address_is_followed() {
     // who asks for it, and says so.
     assert_eq!(mended.troubles.len(), 1, "{mended:?}");
     assert!(
-        mended.troubles[0].contains("hardware address"),
+        mended.troubles[0].message.contains("hardware address"),
         "{mended:?}"
     );
     let check = keeper
@@ -198,7 +205,7 @@ fn a_pod_with_another_hardware_address_is_followed() {
         "ip link add up0 type bridge; ip link set up0 up
          ip addr add 192.0.2.7/24 dev up0; ip route add default via 192.0.2.1",
     );
-    assert_eq!(keeper.mend().troubles, Vec::<String>::new());
+    assert_eq!(keeper.mend().troubles, []);
     keeper.talk();
     keeper.node.run(&check).expect_success();
     // Whoever asks under the address of another pod, or of nobody, isn't remembered.
@@ -232,19 +239,28 @@ fn a_pod_with_another_hardware_address_is_followed() {
 fn what_happens_inside_of_a_pod_is_said_with_its_name() {
     let mut keeper = Keeper::new("insidepod");
     keeper.mender = Mender::new(Duration::ZERO);
-    assert_eq!(keeper.mend(), Mended::default());
+    let nothing = Mended {
+        pods: 2,
+        ..Mended::default()
+    };
+    assert_eq!(keeper.mend(), nothing);
     keeper.pods[0].command("ip link set eth0 down");
     let said = keeper.mend();
     assert_eq!(said.troubles.len(), 1, "{said:?}");
-    assert!(said.troubles[0].contains("its own end is down"), "{said:?}");
+    assert!(
+        said.troubles[0].message.contains("its own end is down"),
+        "{said:?}"
+    );
     // Up again it has lost its routes, which shows by the address that went with them.
     keeper.pods[0].command("ip link set eth0 up");
     let said = keeper.mend();
     assert_eq!(said.troubles.len(), 1, "{said:?}");
     let lost = "fd12:3456:789a:103::1 was lost inside the pod";
-    assert!(said.troubles[0].contains(lost), "{said:?}");
+    assert!(said.troubles[0].message.contains(lost), "{said:?}");
     assert!(
-        said.troubles[0].starts_with("pod one (eth0, 10.42.3.1"),
+        said.troubles[0]
+            .message
+            .starts_with("pod one (eth0, 10.42.3.1"),
         "{said:?}"
     );
 }
@@ -279,7 +295,10 @@ fn a_copied_alias_takes_nobodys_place() {
         let mended = keeper.mend();
         assert_eq!(mended.repaired, Vec::<String>::new());
         assert_eq!(mended.troubles.len(), 1, "{mended:?}");
-        assert!(mended.troubles[0].contains("pm00000000001"), "{mended:?}");
+        assert!(
+            mended.troubles[0].message.contains("pm00000000001"),
+            "{mended:?}"
+        );
         assert_eq!(keeper.end("10.42.3.1"), end);
     }
     keeper.talk();
@@ -314,4 +333,102 @@ fn a_renamed_end_goes_with_its_pod_and_keeps_its_address_until_then() {
     }));
     keeper.node.run(&call).expect_success();
     assert_eq!(keeper.node.interfaces().len(), 0);
+}
+
+#[test]
+fn pods_that_stand_in_ranges_of_others_are_named_and_shadow_nobody() {
+    let mut keeper = Keeper::new("strays");
+    let (v4, v6) = ("10.42.3.0/24", "fd12:3456:789a:103::/64");
+    let own = Holders {
+        own: ranges(&[v4, v6]),
+        others: ranges(&["10.42.0.0/16"]),
+    };
+    let found = keeper.mend_among(Some(&own));
+    assert_eq!((found.strays.len(), found.pods), (0, 2), "{found:?}");
+    // The node has left and joined again, and its range is another node's by now.
+    let moved = Holders {
+        own: ranges(&["10.42.9.0/24", "fd12:3456:789a:109::/64"]),
+        others: ranges(&[v4]),
+    };
+    let mut file = keeper.node.node_file();
+    file["pod_cidrs"] = json!(["10.42.9.0/24", "fd12:3456:789a:109::/64"]);
+    keeper.node.write_node_file(&file);
+    let found = keeper.mend_among(Some(&moved));
+    assert_eq!(found.strays.len(), 2, "{found:?}");
+    let stray = &found.strays[0];
+    for words in ["pod one (eth0, 10.42.3.1", "10.42.9.0/24", "another node"] {
+        assert!(stray.message.contains(words), "{stray:?}");
+    }
+    assert!(stray.next.contains("delete this pod"), "{stray:?}");
+    let routed = |keeper: &Keeper| {
+        let routes =
+            "ip -4 -o route show table 7077 proto 178; ip -6 -o route show table 7077 proto 178";
+        keeper.node.namespace.command(routes)
+    };
+    let routes = routed(&keeper);
+    assert!(
+        !routes.contains("10.42.3.") && routes.contains("789a:103::1"),
+        "packets go to who holds the range; what nobody holds goes on: {routes}"
+    );
+    assert_eq!(
+        keeper.mend_among(Some(&moved)).repaired,
+        Vec::<String>::new()
+    );
+    is_refused(&keeper, "10.42.3.1");
+    // Its ranges are its own again.
+    let found = keeper.mend_among(Some(&own));
+    assert_eq!(found.strays, []);
+    assert_eq!(keeper.mend().repaired, Vec::<String>::new());
+    keeper.talk();
+}
+
+#[test]
+fn a_pod_of_which_one_family_alone_has_moved_is_named() {
+    let mut keeper = Keeper::new("halfstray");
+    let v4 = "10.42.3.0/24";
+    let mut file = keeper.node.node_file();
+    let half = Holders {
+        own: ranges(&[v4, "fd12:3456:789a:109::/64"]),
+        others: Vec::new(),
+    };
+    file["pod_cidrs"] = json!([v4, "fd12:3456:789a:109::/64"]);
+    keeper.node.write_node_file(&file);
+    let found = keeper.mend_among(Some(&half));
+    assert_eq!(found.strays.len(), 2, "{found:?}");
+    assert!(
+        found.strays[0]
+            .message
+            .contains(": fd12:3456:789a:103::1 is in")
+    );
+    is_refused(&keeper, "fd12:3456:789a:103::1");
+    // IPv6 is left out on this machine, and its ranges aren't known.
+    file["pod_cidrs"] = json!([v4]);
+    file["overlay_addresses"] = json!(["10.77.0.3"]);
+    keeper.node.write_node_file(&file);
+    let check = keeper
+        .node
+        .call("CHECK", "one", Some(&keeper.pods[0].path()));
+    let answer = keeper.node.run(&check);
+    assert!(
+        !answer.output.to_string().contains("pod CIDRs"),
+        "{answer:?}"
+    );
+}
+
+fn ranges(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|one| one.parse().unwrap()).collect()
+}
+
+/// CHECK names the address and what helps.
+fn is_refused(keeper: &Keeper, address: &str) {
+    let check = keeper
+        .node
+        .call("CHECK", "one", Some(&keeper.pods[0].path()));
+    let answer = keeper.node.run(&check);
+    let said = answer.output["msg"].as_str().unwrap_or_default();
+    assert_eq!(answer.code(), 103, "{answer:?}");
+    assert!(
+        said.contains(address) && said.contains("delete the pod"),
+        "{answer:?}"
+    );
 }

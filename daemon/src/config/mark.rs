@@ -14,8 +14,8 @@ const OTHERS: [(&str, u32); 8] = [
     ("the AWS VPC CNI plugin", 0x80),
 ];
 
-/// What to say of a mark that others would take for theirs. It is no error: they may run elsewhere.
-pub(crate) fn remark(mark: Mark) -> Option<String> {
+/// What to say of a mark that others would take for theirs, and what helps. It is no error: they may run elsewhere.
+pub(crate) fn remark(mark: Mark) -> Option<(String, String)> {
     let uses = |(_, bits): &&(&str, u32)| mark.value() & bits != 0;
     let names: Vec<String> = OTHERS
         .iter()
@@ -23,12 +23,16 @@ pub(crate) fn remark(mark: Mark) -> Option<String> {
         .map(|(name, bits)| format!("{name} ({bits:#x})"))
         .collect();
     (!names.is_empty()).then(|| {
-        format!(
+        let message = format!(
             "mark = {mark} sets bits that are used by {}; where that runs on this machine, it may \
-             translate or divert the tunnel's datagrams; the default is {}",
-            names.join(", "),
+             translate or divert the tunnel's datagrams",
+            names.join(", ")
+        );
+        let next = format!(
+            "take another `mark` in the configuration of meshd, for instance the default {}, and restart it",
             Mark::DEFAULT
-        )
+        );
+        (message, next)
     })
 }
 
@@ -47,7 +51,7 @@ mod tests {
             ("0x4000/0xffff", &["kube-proxy"]),
             ("0x10000", &["Calico", "Tailscale"]),
         ] {
-            let said = remark(text.parse().unwrap()).unwrap();
+            let (said, _) = remark(text.parse().unwrap()).unwrap();
             for name in names {
                 assert!(said.contains(name), "{text}: {said}");
             }

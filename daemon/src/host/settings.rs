@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use podmesh_kernel::sysctl::{self, IpFamily, OwnInterfaces, SysctlError};
 use podmesh_proto::node_file::NodeFile;
 
-use super::{HostReport, VETH_PREFIX};
+use super::{HostReport, Remark, VETH_PREFIX};
 
 /// Routers say that they are there at least this often (RFC 4861 §6.2.1).
 const ADVERTISEMENTS: Duration = Duration::from_secs(1800);
@@ -35,9 +35,12 @@ impl Settings {
         }
         for error in errors.iter().filter(|error| error.stops_packets()) {
             if error.turns_off_v6() {
-                report.remarks.push(format!(
+                let left_out = format!(
                     "IPv6 of the mesh is left out on this node, its pods get no IPv6 address: {error}"
-                ));
+                );
+                let next = "let meshd's service write that setting, or set it by hand; meshd takes IPv6 up by \
+                            itself then";
+                report.remarks.push(Remark::new(left_out, next));
             } else {
                 report.problems.push(lost(IpFamily::V4, error));
             }
@@ -59,7 +62,11 @@ impl Settings {
             }
         }
         self.keep_learning(own, report);
-        report.remarks.extend(self.fights());
+        let fights = self.fights().into_iter();
+        let next = "look at the network manager, sysctl.d and hardening tools of this machine";
+        report
+            .remarks
+            .extend(fights.map(|fight| Remark::new(fight, next)));
     }
 
     fn keep_learning(&mut self, own: OwnInterfaces<'_>, report: &mut HostReport) {
@@ -77,14 +84,20 @@ impl Settings {
         self.missed
             .retain(|name, _| found.without_route.contains(name));
         for name in found.without_route {
-            report.remarks.push(format!(
+            let gone = format!(
                 "the IPv6 default route by {name} is gone: IPv6 forwarding was switched on while the kernel \
-                 learned that route from router advertisements, which makes it forget the route; the next \
-                 advertisement brings it back, once net.ipv6.conf.{name}.accept_ra is 2"
-            ));
+                 learned that route from router advertisements, which makes it forget the route"
+            );
+            let next = format!(
+                "wait for the next advertisement, which brings it back once \
+                 net.ipv6.conf.{name}.accept_ra is 2"
+            );
+            report.remarks.push(Remark::new(gone, next));
             self.missed.entry(name).or_insert_with(Instant::now);
         }
-        let errors = found.errors.iter().map(ToString::to_string);
+        let by_hand = "let meshd's service write that setting, or set it by hand";
+        let errors = found.errors.iter();
+        let errors = errors.map(|error| Remark::new(error, by_hand));
         report.remarks.extend(errors);
     }
 
@@ -113,8 +126,7 @@ impl Settings {
         often
             .map(|(setting, _)| {
                 format!(
-                    "somebody changes {setting} again and again, and packets are lost until it is put back; \
-                     look at the network manager, sysctl.d and hardening tools of this machine"
+                    "somebody changes {setting} again and again, and packets are lost until it is put back"
                 )
             })
             .collect()

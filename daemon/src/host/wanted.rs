@@ -9,6 +9,7 @@ use podmesh_kernel::host::{HostState, PeerRoute};
 use podmesh_kernel::mark::Mark;
 use podmesh_kernel::nft::GuardRules;
 use podmesh_kernel::sysctl::{self, IpFamily};
+use podmesh_kernel::veth::Holders;
 use podmesh_proto::mark::Mark as UnderlayMark;
 use podmesh_proto::node_file::NodeFile;
 
@@ -62,6 +63,14 @@ pub(super) fn host_state(plan: &HostPlan, (underlay_mark, v6): (UnderlayMark, bo
                 _ => None,
             }),
         mark: mark(underlay_mark),
+    }
+}
+
+/// Who holds which addresses, of both families whether this kernel has them or not.
+pub(super) fn holders(plan: &HostPlan) -> Holders {
+    Holders {
+        own: plan.pod_cidrs.clone(),
+        others: plan.peer_routes.iter().map(|route| route.prefix).collect(),
     }
 }
 

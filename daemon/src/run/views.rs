@@ -13,6 +13,7 @@ impl Node {
     pub(super) fn status(&self) -> StatusView {
         let mut status = self.engine.status(clock::now());
         status.interface.index = self.report.device;
+        status.pods = Some(self.report.pods);
         status.interface.shards = self.queues.len();
         status.interface.offloads = self.offloads().names().map(str::to_owned).collect();
         let mut tunnels = TUNNELS.iter();
@@ -109,13 +110,8 @@ impl Node {
                 "no pod can be attached until this is repaired; meshd keeps trying",
             )
         });
-        let remarks = self.report.remarks.iter().map(|remark| {
-            entry(
-                "MESH-HOST-002",
-                remark,
-                "repair it by hand; meshd looks again each half minute",
-            )
-        });
+        let remarks = self.report.remarks.iter();
+        let remarks = remarks.map(|remark| entry(remark.code, &remark.message, &remark.next));
         let join = self.join_trouble.iter().map(|failure| {
             let next = failure.next.as_deref();
             let next = next.unwrap_or("`meshctl join` with a new token");

@@ -29,14 +29,24 @@ pub struct ForeignRule(PresentRule);
 
 impl fmt::Display for ForeignRule {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rule = &self.0.rule;
-        let (family, priority) = (if rule.is_ipv4 { 4 } else { 6 }, rule.priority);
         write!(
             out,
             "somebody else's routing rule \"{}\" is asked before those of podmesh, so that packets to the \
-             mesh may take its way and be lost; remove it with `ip -{family} rule del pref {priority}`, \
-             or give it a priority above {RANGE_PRIORITY}",
+             mesh may take its way and be lost",
             self.0
+        )
+    }
+}
+
+impl ForeignRule {
+    /// What helps.
+    #[must_use]
+    pub fn next(&self) -> String {
+        let rule = &self.0.rule;
+        let (family, priority) = (if rule.is_ipv4 { 4 } else { 6 }, rule.priority);
+        format!(
+            "remove it with `ip -{family} rule del pref {priority}`, or give it a priority above \
+             {RANGE_PRIORITY}"
         )
     }
 }

@@ -10,6 +10,7 @@ use crate::{
 use super::{
     GATEWAY_V4, GATEWAY_V6, POD_PLACE, VethError,
     alias::{self, Wiring},
+    mend::Holders,
     refused,
     request::{self, Found, Neighbour, Route},
 };
@@ -159,6 +160,8 @@ pub(super) enum Difference {
     Neighbour(IpAddr, [u8; 6]),
     /// Nothing leads to this address.
     Route(IpAddr),
+    /// The pod is led to under an address that another node holds.
+    Shadow(IpAddr),
 }
 
 impl Difference {
@@ -167,7 +170,7 @@ impl Difference {
         match self {
             Self::Name => Stage::Name,
             Self::HostMac | Self::Mtu(_) | Self::Setting(_) | Self::Down => Stage::Link,
-            Self::Gateway | Self::Neighbour(..) | Self::Route(_) => Stage::Rest,
+            Self::Gateway | Self::Neighbour(..) | Self::Route(_) | Self::Shadow(_) => Stage::Rest,
         }
     }
 
@@ -191,6 +194,7 @@ impl Difference {
             Self::Gateway => request::add_address(index, GATEWAY_V6.into(), 64),
             Self::Neighbour(address, mac) => request::add_neighbour(index, *address, *mac),
             Self::Route(address) => request::add_host_route(index, *address, POD_PLACE),
+            Self::Shadow(address) => request::delete_host_route(index, *address, POD_PLACE),
         };
         kernel
             .request(message)
@@ -233,17 +237,24 @@ impl fmt::Display for Difference {
                 )
             }
             Self::Route(address) => write!(out, "the node has no route to {address}"),
+            Self::Shadow(address) => {
+                write!(
+                    out,
+                    "the node has a route to {address}, which another node holds"
+                )
+            }
         }
     }
 }
 
 /// Everything of the node's end that is not as ADD made it, in the order of repair. What ADD gave
-/// the pod's end counts where the kernel doesn't tell of `pod_end`.
+/// the pod's end counts where the kernel doesn't tell of `pod_end`. An address that another node holds is
+/// no pod's of this node, whatever ADD said once: packets to it are that node's.
 pub(super) fn differences(
     seen: &Seen,
-    end: &Found,
-    pod_end: Option<&Found>,
+    (end, pod_end): (&Found, Option<&Found>),
     wiring: &Wiring,
+    holders: Option<&Holders>,
 ) -> Vec<Difference> {
     let pod_mac = pod_end.and_then(|pod_end| pod_end.mac);
     let pod_mac = pod_mac.filter(|mac| alias::is_station(*mac));
@@ -268,7 +279,11 @@ pub(super) fn differences(
         let known = seen.knows(end.index, *address, pod_mac);
         note(!known, Difference::Neighbour(*address, pod_mac));
         let leads = seen.leads(end.index, *address);
-        note(!leads, Difference::Route(*address));
+        if holders.is_some_and(|holders| holders.is_anothers(address)) {
+            note(leads, Difference::Shadow(*address));
+        } else {
+            note(!leads, Difference::Route(*address));
+        }
     }
     found
 }

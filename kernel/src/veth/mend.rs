@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
+
 use crate::blocking_netlink::Conversation;
 
 use super::{
@@ -24,6 +26,9 @@ use super::{
 /// Plugins that are chained behind ours change a pod within this time after its pair is there, for
 /// instance its hardware address, of which this namespace hears nothing.
 const YOUTH: Duration = Duration::from_secs(10);
+/// What helps a pod that only its runtime can bring in order.
+const ATTACH_ANEW: &str = "delete this pod (`crictl pods --id` names it, then `kubectl delete pod`); the \
+                           runtime makes it anew";
 /// Digits in the names that the plugin gives.
 const NAME_DIGITS: usize = 11;
 
@@ -40,13 +45,49 @@ struct Known {
     since: Instant,
 }
 
+/// Who holds which addresses in the network of which the node is a member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    /// Ranges of this node's pods.
+    pub own: Vec<IpNet>,
+    /// What leads to other nodes.
+    pub others: Vec<IpNet>,
+}
+
+impl Holders {
+    /// Whether packets to `address` belong to another node.
+    pub(super) fn is_anothers(&self, address: &IpAddr) -> bool {
+        let contains = |range: &IpNet| range.contains(address);
+        !self.own.iter().any(contains) && self.others.iter().any(contains)
+    }
+
+    /// The first address that is none of this node's.
+    fn stray(&self, addresses: &[IpAddr]) -> Option<IpAddr> {
+        let is_own = |address: &IpAddr| self.own.iter().any(|range| range.contains(address));
+        addresses.iter().copied().find(|address| !is_own(address))
+    }
+}
+
+/// What is wrong with a pod, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// One sentence without an end, which names the pod.
+    pub message: String,
+    /// What helps.
+    pub next: String,
+}
+
 /// What [`Mender::mend`] did and could not do. Each line names the pod.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Mended {
     /// What was put right.
     pub repaired: Vec<String>,
-    /// What is still wrong: at most one line per pod.
-    pub troubles: Vec<String>,
+    /// Pods with addresses that are none of this node's: reached by nobody, whatever else is right.
+    pub strays: Vec<Trouble>,
+    /// What else is still wrong: at most one per pod.
+    pub troubles: Vec<Trouble>,
+    /// How many pods stand.
+    pub pods: usize,
     /// Whether another look is due soon, since a pod is being changed by whoever comes after ADD.
     pub is_young: bool,
 }
@@ -67,21 +108,25 @@ impl Mender {
         }
     }
 
-    /// One look at all pairs whose names begin with `prefix`, or did when they were made.
+    /// One look at all pairs whose names begin with `prefix`, or did when they were made. While the node is
+    /// no member, nobody else holds anything that its pods have.
     ///
     /// # Errors
     ///
     /// When the kernel does not list what it has.
-    pub fn mend(&mut self, prefix: &str) -> Result<Mended, VethError> {
+    pub fn mend(&mut self, prefix: &str, holders: Option<&Holders>) -> Result<Mended, VethError> {
         let mut kernel = open()?;
         let mut mended = Mended::default();
         let mut seen = Seen::read(&mut kernel)?;
         self.recognise(&seen, prefix);
         let mut look = Look {
             kernel: &mut kernel,
+            holders,
             troubled: BTreeSet::new(),
             mended: &mut mended,
         };
+        look.mended.pods = self.known.len();
+        look.name_strays(&self.known);
         self.restore_aliases(&seen, &mut look);
         let pairs = self.usable(&seen, &mut look);
         for stage in Stage::ALL {
@@ -158,14 +203,13 @@ impl Mender {
                 .any(|other| other.index != link.index && other.name == wiring.host_name);
             if is_taken || !names.insert(&wiring.host_name) {
                 let sentence = format!(
-                    "the interface {} says that it is this pod's {}, which is another interface; \
-                     `ip link del` the wrong one",
+                    "the interface {} says that it is this pod's {}, which is another interface",
                     link.name, wiring.host_name
                 );
-                look.trouble(wiring, &sentence);
+                look.trouble(wiring, &sentence, "`ip link del` the wrong one");
             } else if let Some(address) = wiring.addresses.iter().find(|a| addresses.contains(*a)) {
                 let sentence = format!("another pod of this node has {address}, too");
-                look.trouble(wiring, &sentence);
+                look.trouble(wiring, &sentence, ATTACH_ANEW);
             } else {
                 addresses.extend(&wiring.addresses);
                 usable.push(Pair {
@@ -195,6 +239,7 @@ struct Pair {
 /// One look, and what comes of it.
 struct Look<'a> {
     kernel: &'a mut Conversation,
+    holders: Option<&'a Holders>,
     /// Pods that have their line already.
     troubled: BTreeSet<String>,
     mended: &'a mut Mended,
@@ -214,13 +259,43 @@ impl Look<'_> {
             let Some(end) = seen.links.iter().find(|link| link.index == *index) else {
                 continue;
             };
-            let differences = compare::differences(seen, end, pod_end.as_ref(), wiring);
+            let ends = (end, pod_end.as_ref());
+            let differences = compare::differences(seen, ends, wiring, self.holders);
             for difference in differences.iter().filter(|one| one.stage() == stage) {
                 let done = difference.repair(self.kernel, end, wiring);
                 self.note((*index, wiring), &difference.to_string(), done);
             }
         }
         self.mended.repaired.len() > before
+    }
+
+    /// Pods stand longer than what they were attached under: a membership that was left and begun anew, a
+    /// token of other ranges, an edition of the network. They have their line, whatever else they have.
+    fn name_strays(&mut self, known: &BTreeMap<u32, Known>) {
+        let Some(holders) = self.holders else {
+            return;
+        };
+        for Known { wiring, .. } in known.values() {
+            let Some(address) = holders.stray(&wiring.addresses) else {
+                continue;
+            };
+            let pod = wiring.pod_in_words();
+            let own: Vec<_> = holders.own.iter().map(IpNet::to_string).collect();
+            let own = match &own[..] {
+                [] => "and this node has none".to_owned(),
+                own => format!("which are {}", own.join(" and ")),
+            };
+            let holder = match holders.is_anothers(&address) {
+                true => "another node holds it by now, to which its packets go",
+                false => "nobody outside of this node reaches it there",
+            };
+            self.mended.strays.push(Trouble {
+                message: format!(
+                    "{pod}: {address} is in none of this node's present pod CIDRs, {own}; {holder}"
+                ),
+                next: ATTACH_ANEW.to_owned(),
+            });
+        }
     }
 
     /// What this namespace can see of a pod and can't, or mustn't, put right.
@@ -238,24 +313,25 @@ impl Look<'_> {
                     wiring,
                     "its hardware address was changed after it was attached, by which the kernel \
                      forgets the pod's gateway, and this node has no route to the world for which it \
-                     would answer who asks for that: give it by the key mac of the network configuration",
+                     would answer who asks for that",
+                    "give the address by the key mac of the network configuration",
                 );
             }
             if pair.is_young {
                 continue;
             }
             if !pod_end.is_up {
-                self.trouble(wiring, "its own end is down, inside the pod");
+                let sentence = "its own end is down, inside the pod";
+                self.trouble(wiring, sentence, ATTACH_ANEW);
             }
             let lost = filtering.as_mut().and_then(|filtering| {
                 compare::lost_address(filtering, pair.namespace, (pod_end, wiring))
             });
             if let Some(address) = lost {
                 let sentence = format!(
-                    "{address} was lost inside the pod, as when its interface is taken down there; \
-                     only the runtime can attach the pod anew"
+                    "{address} was lost inside the pod, as when its interface is taken down there"
                 );
-                self.trouble(wiring, &sentence);
+                self.trouble(wiring, &sentence, ATTACH_ANEW);
             }
         }
     }
@@ -273,17 +349,20 @@ impl Look<'_> {
             Err(error) => {
                 // A pod that has gone in the same moment is no trouble.
                 if request::link(self.kernel, index).is_ok() {
-                    self.trouble(wiring, &error.to_string());
+                    let next = "meshd tries again each half minute; if it stays, delete the pod, and \
+                                the runtime makes it anew";
+                    self.trouble(wiring, &error.to_string(), next);
                 }
             }
         }
     }
 
-    fn trouble(&mut self, wiring: &Wiring, sentence: &str) {
+    fn trouble(&mut self, wiring: &Wiring, sentence: &str, next: &str) {
         let pod = wiring.pod_in_words();
-        let line = format!("{pod}: {sentence}");
+        let message = format!("{pod}: {sentence}");
         if self.troubled.insert(pod) {
-            self.mended.troubles.push(line);
+            let next = next.to_owned();
+            self.mended.troubles.push(Trouble { message, next });
         }
     }
 }

@@ -29,6 +29,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_GETNEIGH: u16 = 30;
@@ -77,6 +78,8 @@ const RTA_TABLE: u16 = 15;
 const RTN_UNICAST: u8 = 1;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
+/// In a request to remove a route: whatever its scope.
+const SCOPE_NOWHERE: u8 = 255;
 const PROTOCOL_BOOT: u8 = 3;
 /// The gateway is on the link whatever the routes say.
 const RTNH_F_ONLINK: u32 = 4;
@@ -218,6 +221,17 @@ pub(super) fn add_host_route(index: u32, address: IpAddr, place: Place) -> Messa
     let mut message = route(&address, host_prefix(&address), place, scope);
     message.add_flags(Message::REPLACE);
     message
+        .bytes(RTA_DST, &octets(&address))
+        .number(RTA_OIF, index);
+    message
+}
+
+pub(super) fn delete_host_route(index: u32, address: IpAddr, place: Place) -> Message {
+    let kind = (SCOPE_NOWHERE, 0);
+    let header = route_header(&address, host_prefix(&address), place, kind);
+    let mut message = Message::new(RTM_DELROUTE, 0, &header);
+    message
+        .number(RTA_TABLE, place.table)
         .bytes(RTA_DST, &octets(&address))
         .number(RTA_OIF, index);
     message
@@ -437,20 +451,25 @@ fn route(address: &IpAddr, prefix_length: u8, place: Place, scope: u8) -> Messag
     route_with_flags(address, prefix_length, place, (scope, 0))
 }
 
-fn route_with_flags(
+fn route_with_flags(address: &IpAddr, prefix_length: u8, place: Place, kind: (u8, u32)) -> Message {
+    let header = route_header(address, prefix_length, place, kind);
+    let mut message = Message::new(RTM_NEWROUTE, Message::CREATE, &header);
+    message.number(RTA_TABLE, place.table);
+    message
+}
+
+fn route_header(
     address: &IpAddr,
     prefix_length: u8,
     place: Place,
     (scope, flags): (u8, u32),
-) -> Message {
+) -> Vec<u8> {
     // Tables beyond 255 are named by the attribute alone.
     let table = u8::try_from(place.table).unwrap_or(0);
     let mut header = vec![family(address), prefix_length, 0, 0];
     header.extend_from_slice(&[table, place.protocol, scope, RTN_UNICAST]);
     header.extend_from_slice(&flags.to_ne_bytes());
-    let mut message = Message::new(RTM_NEWROUTE, Message::CREATE, &header);
-    message.number(RTA_TABLE, place.table);
-    message
+    header
 }
 
 fn family(address: &IpAddr) -> u8 {

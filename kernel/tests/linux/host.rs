@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podmesh_kernel::host::{
-    Change, HostState, Inside, Outcome, PeerRoute, Problem, Reconciler, ensure_fail_closed_routes,
+    Change, ForeignRule, HostState, Inside, Outcome, PeerRoute, Problem, Reconciler,
+    ensure_fail_closed_routes,
 };
 use podmesh_kernel::mark::Mark;
 use podmesh_kernel::netlink::Netlink;
@@ -533,7 +534,7 @@ fn a_foreign_rule_before_ours_is_noticed_unless_it_cannot_match() {
             };
             let protected = state().protected;
             let found = node.reconciler.foreign_rules(&protected, &inside).await;
-            let found: Vec<_> = found.unwrap().iter().map(ToString::to_string).collect();
+            let found: Vec<_> = found.unwrap().iter().map(ForeignRule::next).collect();
             assert_eq!(found.len(), usize::from(is_noticed), "{rule}: {found:?}");
             if is_noticed {
                 let pref = rest.split_whitespace().nth(1).unwrap();
