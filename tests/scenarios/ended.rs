@@ -108,38 +108,85 @@ fn restart([killed, stopped, again]: [&Node; 3]) {
     }
 }
 
-/// A new membership has ranges of its own, from which new pods get their addresses; those that stood
-/// keep theirs and are kept in. Without pods, `leave` takes everything away at once.
+/// Under its name it has the ranges that it had, so that its pods are reached again. By a token of another
+/// range they are strangers there, and that is said wherever anybody looks. Without pods, `leave` takes
+/// everything away at once.
 fn comes_back((mesh, node): (&Mesh<'_>, &Node), pings: &PingMatrix, pods: [&Arc<Pod>; 2]) {
     let token = mesh.operator().token("again", &[]).unwrap();
     node.meshctl(&["join", token.to_str().unwrap()]).unwrap();
-    let third = wait::until("a pod of the new membership", SOON, || {
-        Ok(match node.add_pod("leaves-c") {
-            Ok(pod) => wait::Now(pod),
-            Err(error) => wait::NotYet(format!("{error:#}")),
-        })
-    })
-    .unwrap();
+    let third = a_pod(node, "leaves-c");
     pings.add_pod(&third).unwrap();
-    wait::until("the new pod to be reached", SOON, || {
+    let all = [pods[0], pods[1], &third];
+    wait::until("its pods, former and new, to be reached", SOON, || {
         let now = Instant::now();
-        let to = |pair: &&PairReport| pair.to == third.name() && pair.from.starts_with("stays");
+        let to = |pair: &&PairReport| {
+            all.iter().any(|pod| pair.to == pod.name()) && pair.from.starts_with("stays")
+        };
         let seen = pings.report(now - PATIENCE - Duration::from_secs(1), now - PATIENCE);
         let lost: Vec<_> = seen.iter().filter(to).map(|pair| pair.lost).collect();
-        Ok(if lost.len() == 4 && lost.iter().all(|lost| *lost == 0) {
+        Ok(if lost.len() == 12 && lost.iter().all(|lost| *lost == 0) {
             wait::Now(())
         } else {
             wait::NotYet(format!("{lost:?} lost"))
         })
     })
     .unwrap();
-    for pod in pods.into_iter().chain([&third]) {
+    for pod in all {
         pings.remove(pod.name()).unwrap();
+    }
+    is_named_out_of_range((mesh, node), &all);
+    for pod in all {
         node.delete_pod(pod).unwrap();
     }
     is_guarded(node);
     node.meshctl(&["leave", "--yes"]).unwrap();
     is_bare(node);
+}
+
+/// Another range than that of the pods which stand: health and CHECK name them, and `leave` has said so.
+fn is_named_out_of_range((mesh, node): (&Mesh<'_>, &Node), pods: &[&Arc<Pod>]) {
+    let left = node.meshctl_output(&["leave", "--yes"], SOON).unwrap();
+    let said = String::from_utf8_lossy(&left.stderr).into_owned();
+    assert!(
+        left.status.success() && said.contains("3 pods stand"),
+        "{said}"
+    );
+    let ranges = ["--range", "10.42.200.0/24", "--range", "10.77.0.0/16"];
+    let token = mesh.operator().token("elsewhere", &ranges).unwrap();
+    node.meshctl(&["join", token.to_str().unwrap()]).unwrap();
+    wait::until("every pod to be named", SOON, || {
+        let health = status(node).health;
+        let strays = health.iter().filter(|entry| entry.code == "MESH-POD-001");
+        let strays: Vec<_> = strays.map(|entry| entry.message.as_str()).collect();
+        let is_named = |pod: &&Arc<Pod>| {
+            let address = pod.address(false).unwrap().to_string();
+            strays.iter().any(|stray| stray.contains(&address))
+        };
+        Ok(if pods.iter().all(is_named) {
+            wait::Now(())
+        } else {
+            wait::NotYet(format!("{health:?}"))
+        })
+    })
+    .unwrap();
+    let mut place = node.cni_place().unwrap();
+    for pod in pods {
+        place.config["prevResult"] = pod.result().clone();
+        let path = pod.namespace().path().display().to_string();
+        let output = place.call("CHECK", &environment(pod.container_id(), &path));
+        let said = String::from_utf8_lossy(&output.unwrap().stdout).into_owned();
+        assert!(said.contains("present pod CIDRs"), "{said}");
+    }
+}
+
+fn a_pod(node: &Node, name: &str) -> Arc<Pod> {
+    wait::until("a pod of the new membership", SOON, || {
+        Ok(match node.add_pod(name) {
+            Ok(pod) => wait::Now(pod),
+            Err(error) => wait::NotYet(format!("{error:#}")),
+        })
+    })
+    .unwrap()
 }
 
 fn goes_with_its_last_pod(node: &Node, pings: &PingMatrix, pod: &Arc<Pod>) {

@@ -1,6 +1,7 @@
 //! `meshctl leave`.
 
 use clap::Args;
+use ipnet::IpNet;
 use podmesh_proto::local_api::Request;
 
 use crate::commands::Context;
@@ -42,9 +43,41 @@ fn happens(context: &Context, forget_keys: bool) -> Result<String, Problem> {
         ),
         _ => "This machine gives up its join, if there is one.".to_owned(),
     };
-    Ok(if forget_keys {
-        format!("{leaves}\nAll its keys are replaced: it can only come back as another node.")
-    } else {
-        leaves
-    })
+    let keys =
+        forget_keys.then_some("All its keys are replaced: it can only come back as another node.");
+    let standing = status.node.as_ref().zip(status.pods);
+    let pods = standing.and_then(|(node, standing)| pods(standing, &node.pod_cidrs));
+    let lines = [Some(leaves.as_str()), pods.as_deref(), keys];
+    Ok(lines.into_iter().flatten().collect::<Vec<_>>().join("\n"))
+}
+
+/// What becomes of so many pods that stand.
+fn pods(standing: usize, cidrs: &[IpNet]) -> Option<String> {
+    let stand = match standing {
+        0 => return None,
+        1 => "One pod stands on it: its address".to_owned(),
+        more => format!("{more} pods stand on it: their addresses"),
+    };
+    let cidrs: Vec<_> = cidrs.iter().map(ToString::to_string).collect();
+    Some(format!(
+        "{stand} of {} can be reached no more. Delete what stands, or join again under this name: the node \
+         gets its pod CIDRs back as long as nobody else needs them.",
+        cidrs.join(" and ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_that_stand_are_counted_with_what_becomes_of_them() {
+        let cidrs = ["10.42.1.0/24", "fd00:1::/64"].map(|one| one.parse().unwrap());
+        assert_eq!(pods(0, &cidrs), None);
+        for (standing, begins) in [(1, "One pod stands"), (3, "3 pods stand")] {
+            let said = pods(standing, &cidrs).unwrap();
+            assert!(said.starts_with(begins), "{said}");
+            assert!(said.contains("10.42.1.0/24 and fd00:1::/64"), "{said}");
+        }
+    }
 }

@@ -146,17 +146,31 @@ impl Node {
         let _ = answer.send(response);
     }
 
-    /// What a leave has to add while no planet hears of it.
+    /// What a leave has to add: that no planet hears of it, and that pods stand.
     pub(super) fn untold(&self) -> String {
         let status = self.engine.status(clock::now());
-        match status.node {
-            Some(node) if !status.planets.iter().any(|planet| planet.connected) => format!(
+        let Some(node) = status.node else {
+            return String::new();
+        };
+        let mut words = String::new();
+        if !status.planets.iter().any(|planet| planet.connected) {
+            words += &format!(
                 "; no planet could be told, so the name {} stays taken until a peer tells one, or \
                  for good if none was reached: `meshctl node revoke {}` frees it",
                 node.name, node.id
-            ),
-            _ => String::new(),
+            );
         }
+        let stand = match self.report.pods {
+            0 => return words,
+            1 => "a pod stands with an address".to_owned(),
+            pods => format!("{pods} pods stand with addresses"),
+        };
+        words
+            + &format!(
+                "; {stand} that nobody reaches any more: delete what stands, or join again as {}, which gets its \
+                 pod CIDRs back as long as nobody else needs them",
+                node.name
+            )
     }
 
     fn take_statement(&mut self, text: &str) -> Response {
