@@ -7,8 +7,10 @@ use podmesh_proto::id::Name;
 
 /// The node of a podmesh network: encrypted tunnels to every peer, routes for pods.
 ///
-/// meshd runs as a service and is told what to do by meshctl. Tunnels, routes and rules stay in
-/// place when it stops.
+/// meshd runs as a service and is told what to do by meshctl. While it is stopped no packet passes between
+/// nodes, since it carries them itself; the interface, routes, rules and the guard stay in place, so that
+/// pods of one node keep talking and nothing leaves in plaintext. A restart by systemd, and `--replace`, keep
+/// packets moving.
 #[derive(Debug, Parser)]
 #[command(name = "meshd", version)]
 pub(crate) struct Cli {
