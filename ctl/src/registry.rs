@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use ipnet::IpNet;
-use podmesh_proto::id::{Name, NodeId, TokenId};
+use podmesh_proto::id::{Name, NodeId};
 use podmesh_proto::key::PublicKey;
 use podmesh_proto::local_api::{RegisteredExternal, RegisteredNode, RegistryView};
 use podmesh_proto::network::{Network, RootStatement};
@@ -13,6 +13,7 @@ use podmesh_proto::signed::Signed;
 
 use crate::client::Client;
 use crate::commands::Context;
+use crate::operator::TokenRecord;
 use crate::problem::{Exit, Problem};
 
 /// Where a planet on this machine has its socket.
@@ -198,11 +199,17 @@ impl Registries {
         })
     }
 
-    /// How many uses of a token are spent, and whether that is all of them; absent if nobody knows.
-    pub(crate) fn spent(&self, token: &TokenId) -> Option<(u32, bool)> {
+    /// How many uses of a token are spent, and whether that is all of them; absent if nobody knows. The one use
+    /// of a token is spent, too, where the planet that admits can't know better.
+    pub(crate) fn spent(&self, token: &TokenRecord) -> Option<(u32, bool)> {
         let counted = self.found.iter().map(|one| {
-            let uses = one.view.tokens.iter().find(|used| used.token == *token);
-            (uses.map_or(0, |used| used.used), one.view.counts)
+            let uses = one.view.tokens.iter().find(|used| used.token == token.id);
+            let unknown = one.view.unknown_until.filter(|_| one.view.counts);
+            let refused = token.uses == 1 && unknown.is_some_and(|until| token.issued <= until);
+            (
+                uses.map_or(u32::from(refused), |used| used.used),
+                one.view.counts,
+            )
         });
         // Who counts knows; of the others, whoever has seen most.
         counted.max_by_key(|(used, counts)| (*counts, *used))
@@ -287,6 +294,7 @@ mod tests {
             externals: Vec::new(),
             tokens: Vec::new(),
             counts: true,
+            unknown_until: None,
         };
         let who = "meshd";
         let found = vec![Registry {

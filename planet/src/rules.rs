@@ -157,7 +157,8 @@ impl Planet {
             directory.touch(Topic::Left(*node));
         }
         let relearning = relearning::Relearning::new(&books, now.moment);
-        let unsaved = books.take_outdated();
+        let mut unsaved = books.take_outdated();
+        unsaved.extend(relearning::Relearning::begin(&mut books, now));
         Self {
             key,
             books,
@@ -220,7 +221,7 @@ impl Planet {
             } => self.message(connection, *message, now),
             Input::Disconnected { connection } => self.disconnected(connection, now),
             Input::Statement { request, statement } => self.operator_says(request, &statement, now),
-            Input::TrustEmpty { request } => self.trust_empty(request),
+            Input::TrustEmpty { request } => self.trust_empty(request, now),
             Input::Drain => self.drain(),
             Input::Tick => self.tick(now),
         }

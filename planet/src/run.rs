@@ -22,7 +22,7 @@ use crate::identity;
 use crate::problem::Problem;
 use crate::rules::Planet;
 use crate::rules::books::Books;
-use crate::rules::records::{Change, Origin, Record};
+use crate::rules::records::{Origin, Record, edition};
 use crate::rules::view::{PlanetStatus, SCHEMA};
 use crate::server::clock::Clock;
 use crate::server::mind::{Message, Question};
@@ -131,13 +131,20 @@ pub fn adopt(store: &mut DiskStore, text: &str) -> Result<String, Problem> {
         .decode(text)
         .map_err(|error| Problem::document(&error))?;
     let network = Network::from_statement(&statement).map_err(|error| Problem::document(&error))?;
-    let known = store.load()?.into_iter().find_map(|record| match record {
-        Record::Network(known) => Some(Network::from_statement(&known)),
+    let records = store.load()?;
+    let known = records.iter().find_map(|record| match record {
+        Record::Network(known) => Some(Network::from_statement(known)),
         _ => None,
     });
-    if let Some(known) = known {
-        let known = known.map_err(|error| Problem::damaged(&error))?;
-        Problem::if_other_network(&known, &network)?;
+    let unknown = records.iter().find_map(|record| match record {
+        Record::UnknownUses(until) => Some(*until),
+        _ => None,
+    });
+    let known = known
+        .transpose()
+        .map_err(|error| Problem::damaged(&error))?;
+    if let Some(known) = &known {
+        Problem::if_other_network(known, &network)?;
         if network.version <= known.version {
             let message = format!(
                 "the planet serves version {} of network {} already",
@@ -146,7 +153,9 @@ pub fn adopt(store: &mut DiskStore, text: &str) -> Result<String, Problem> {
             return Ok(message);
         }
     }
-    store.commit(&[Change::Put(Record::Network(Box::new(statement)))])?;
+    let changes = edition((known.as_ref(), unknown), &statement)
+        .map_err(|error| Problem::document(&error))?;
+    store.commit(&changes)?;
     Ok(format!(
         "the planet serves network {} ({}), version {}",
         network.name, network.id, network.version

@@ -223,7 +223,7 @@ impl DiskStore {
         }
         let kept = records
             .into_iter()
-            .filter(|record| !matches!(record, Record::Origin(_)));
+            .filter(|record| !matches!(record, Record::Origin(_) | Record::UnknownUses(_)));
         let changes: Vec<Change> = [Record::Origin(Origin::Restored)]
             .into_iter()
             .chain(kept)

@@ -10,6 +10,7 @@ use podmesh_proto::local_api::{
 };
 use podmesh_proto::network::{Network, RootStatement};
 use podmesh_proto::signed::Signed;
+use podmesh_proto::time::UnixSeconds;
 use serde_json::Value;
 
 use crate::desk::{Desk, statement};
@@ -33,6 +34,7 @@ impl Book {
             externals: Vec::new(),
             tokens: Vec::new(),
             counts: true,
+            unknown_until: None,
         };
         let said = Vec::new();
         Self(Arc::new(Mutex::new(Pages { view, said })))
@@ -74,6 +76,11 @@ impl Book {
     }
 
     /// It doesn't count uses of tokens; it has only seen some.
+    /// The planet took over at `until`.
+    pub(crate) fn unknown_until(self, until: UnixSeconds) -> Self {
+        self.change(|view| view.unknown_until = Some(until))
+    }
+
     pub(crate) fn without_counts(self) -> Self {
         self.change(|view| view.counts = false)
     }

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use podmesh_proto::id::NodeId;
 use podmesh_proto::key::PublicKey;
 use podmesh_proto::network::RootStatement;
+use podmesh_proto::time::UnixSeconds;
 
 use crate::book::Book;
 use crate::desk::{Desk, Said};
@@ -299,6 +300,24 @@ fn tokens_show_their_uses_as_far_as_somebody_knows_them() {
         let text = desk.good(&[&["token", "list"][..], &socket].concat());
         assert!(text.contains(words), "{text}");
     }
+    // A planet that took over since doesn't know of all uses, and refuses the tokens with a single one.
+    desk.good(&["token", "create"]);
+    let book = Book::of(&desk).unknown_until(UnixSeconds(u64::MAX));
+    let _planet = book.serve(&desk.path("planet.sock"));
+    let items = desk.json(&["token", "list", "--planet-socket", &desk.at("planet.sock")]);
+    let mut states: Vec<(u64, &str)> = items["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| {
+            (
+                item["uses"].as_u64().unwrap(),
+                item["state"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    states.sort_unstable();
+    assert_eq!(states, [(1, "spent"), (2, "open")]);
     let said = desk.run(&["token", "create", "--relay"]);
     assert_eq!(said.code, 3, "a switch that nobody reads is none: {said:?}");
 }

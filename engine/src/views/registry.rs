@@ -48,6 +48,7 @@ impl Engine {
                 .map(|(token, used)| TokenUse { token, used })
                 .collect(),
             counts: false,
+            unknown_until: None,
         }))
     }
 }

@@ -157,7 +157,18 @@ impl Court<'_> {
         Ok(())
     }
 
+    /// The one use of a token may be spent of which the books know nothing. Of many uses most are left, and who
+    /// has such a token could have joined by it anyway.
     fn use_number(&self, grant: &Grant) -> Result<u32, Refusal> {
+        let unknown = self.books.unknown_uses();
+        if let Some(until) = unknown.filter(|until| grant.uses == 1 && grant.issued <= *until) {
+            let reason = format!(
+                "this planet may not know of everybody who joined and went before {until}, and the one use of this \
+                 join token of {} may be spent; make a new one",
+                grant.issued
+            );
+            return Err(refuse(RefusalCode::TokenUsedUp, reason));
+        }
         let spent = self.books.spent(&grant.token);
         let free = |number: &u32| spent.is_none_or(|spent| !spent.contains_key(number));
         (1..=grant.uses).find(free).ok_or_else(|| {

@@ -130,6 +130,7 @@ pub struct Books {
     pub(super) former: Arc<BTreeMap<NodeId, FormerLease>>,
     loose: Vec<(u64, u64)>,
     trusted: u64,
+    unknown_uses: Option<UnixSeconds>,
     /// Statements that were put and don't count, since this was asked last.
     outdated: Vec<[u8; 32]>,
 }
@@ -156,6 +157,7 @@ impl Books {
             former: Arc::default(),
             loose: Vec::new(),
             trusted: 0,
+            unknown_uses: None,
             outdated: Vec::new(),
         })
     }
@@ -316,6 +318,25 @@ impl Books {
             .collect()
     }
 
+    /// Until when somebody may have been admitted, and have gone, of whom these books know nothing.
+    #[must_use]
+    pub fn unknown_uses(&self) -> Option<UnixSeconds> {
+        self.unknown_uses
+    }
+
+    /// The change that says so up to `until`.
+    #[must_use]
+    pub fn unknown_until(&self, until: UnixSeconds) -> Change {
+        let known = self.unknown_uses.unwrap_or(until);
+        Change::Put(Record::UnknownUses(known.max(until)))
+    }
+
+    /// Says so up to `until`, and returns the change to be made durable.
+    pub fn set_unknown_until(&mut self, until: UnixSeconds) -> Change {
+        self.unknown_uses = self.unknown_uses.max(Some(until));
+        self.unknown_until(until)
+    }
+
     /// Receipt numbers of which the books know what became.
     #[must_use]
     pub fn accounted(&self) -> Numbers {
@@ -419,6 +440,7 @@ impl Books {
             }
             Record::Loose(numbers) => self.loose.clone_from(numbers),
             Record::Trusted(number) => self.trusted = *number,
+            Record::UnknownUses(until) => self.unknown_uses = Some(*until),
             Record::Renewal(renewed) => {
                 let node = renewed.receipt.unverified()?.node;
                 if let Some(entry) = self.entry_mut(&node) {
@@ -462,6 +484,7 @@ impl Books {
             }
             RecordKey::Loose => self.loose.clear(),
             RecordKey::Trusted => self.trusted = 0,
+            RecordKey::UnknownUses => self.unknown_uses = None,
             RecordKey::Renewal(node) => {
                 if let Some(entry) = self.entry_mut(node) {
                     entry.renewed = None;

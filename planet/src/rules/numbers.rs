@@ -49,6 +49,13 @@ impl Numbers {
         self.ranges.last_key_value().map_or(0, |(_, last)| *last)
     }
 
+    /// Whether every number from `first` to `last` is in the set.
+    #[must_use]
+    pub fn has_all(&self, first: u64, last: u64) -> bool {
+        let holding = self.ranges.range(..=first).next_back();
+        holding.is_some_and(|(_, end)| *end >= last)
+    }
+
     /// The first range of numbers between 1 and `highest` that are not in the set.
     #[must_use]
     pub fn first_gap(&self, highest: u64) -> Option<(u64, u64)> {
@@ -89,6 +96,8 @@ mod tests {
             let expected = (1..=310).find(|number| !single.contains(number));
             assert_eq!(numbers.first_gap(310).map(|(gap, _)| gap), expected);
             assert_eq!(numbers.highest(), *single.last().unwrap());
+            let holds = (first..=last + 1).all(|number| single.contains(&number));
+            assert_eq!(numbers.has_all(first, last + 1), holds);
             let expanded: BTreeSet<u64> = numbers.ranges().flat_map(|(a, b)| a..=b).collect();
             assert_eq!(expanded, single);
         }

@@ -6,9 +6,10 @@ use podmesh_proto::certificate::{
 };
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{Name, NodeId, TokenId};
-use podmesh_proto::network::RootStatement;
+use podmesh_proto::network::{Network, RootStatement};
 use podmesh_proto::renewal::Renewed;
 use podmesh_proto::signed::Signed;
+use podmesh_proto::time::UnixSeconds;
 use serde::{Deserialize, Serialize};
 
 /// How the books came to be.
@@ -63,6 +64,9 @@ pub enum Record {
     Renewal(Box<Renewed>),
     /// What a node held that has left, was put out, or holds something else by now.
     FormerLease(Box<FormerLease>),
+    /// Until then somebody may have been admitted, and have gone, of whom these books know nothing: another
+    /// planet granted, or the books are younger. Nobody can say which uses of tokens that spent.
+    UnknownUses(UnixSeconds),
 }
 
 /// What a node held and gave up.
@@ -125,6 +129,8 @@ pub enum RecordKey {
     Renewal(NodeId),
     /// Of [`Record::FormerLease`].
     FormerLease(NodeId),
+    /// Of [`Record::UnknownUses`].
+    UnknownUses,
 }
 
 impl Record {
@@ -148,8 +154,35 @@ impl Record {
             Self::Trusted(_) => RecordKey::Trusted,
             Self::Renewal(renewed) => RecordKey::Renewal(renewed.receipt.unverified()?.node),
             Self::FormerLease(former) => RecordKey::FormerLease(former.node),
+            Self::UnknownUses(_) => RecordKey::UnknownUses,
         })
     }
+}
+
+/// The changes that put an edition of the network into books that hold the edition `known` so far, and the
+/// time up to which uses are `unknown` to them. A planet doesn't learn from another one which tokens were used by
+/// members that are gone.
+///
+/// # Errors
+/// The statement describes no network.
+pub fn edition(
+    (known, unknown): (Option<&Network>, Option<UnixSeconds>),
+    statement: &Signed<RootStatement>,
+) -> Result<Vec<Change>, CertificateError> {
+    let network = Network::from_statement(statement)?;
+    let grants = |network: &Network| network.planets.first().map(|planet| planet.id);
+    let another = match known {
+        Some(known) => grants(known) != grants(&network),
+        None => network.version > 1,
+    };
+    let until = unknown.map_or(network.issued, |until| until.max(network.issued));
+    let unknown = another.then_some(Record::UnknownUses(until));
+    let edition = Record::Network(Box::new(statement.clone()));
+    Ok([edition]
+        .into_iter()
+        .chain(unknown)
+        .map(Change::Put)
+        .collect())
 }
 
 /// A change of the books, durable as soon as a store has committed it.

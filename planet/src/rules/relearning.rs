@@ -145,6 +145,13 @@ impl Relearning {
         })
     }
 
+    /// What to remember when a planet starts with books that were lost or restored since it stopped.
+    pub(super) fn begin(books: &mut Books, now: Now) -> Option<Change> {
+        let forgetful = matches!(books.origin, Origin::Lost | Origin::Restored);
+        let news = forgetful && books.unknown_uses().is_none();
+        news.then(|| books.set_unknown_until(now.unix))
+    }
+
     /// What to commit together with the first grant after everything was relearned.
     pub(super) fn conclude(&self, books: &Books) -> Option<Change> {
         matches!(books.origin, Origin::Lost | Origin::Restored)
@@ -288,8 +295,20 @@ impl Planet {
         let (former, by) = (former.into_iter(), member.node);
         changes.extend(former.map(|former| Change::Put(Record::Replaced { former, by })));
         changes.extend(records(membership, &member));
+        changes.extend(self.gone_unheard(membership)?);
         self.apply(&changes, now);
         Ok(changes)
+    }
+
+    /// What to remember if a receipt settles numbers of which this planet never heard: some of them may have
+    /// been admissions, of nodes that are gone since, and nobody can say any more by which tokens.
+    fn gone_unheard(&self, membership: &Membership) -> Result<Option<Change>, String> {
+        let receipt = membership.claim_receipt.unverified();
+        let receipt = receipt.map_err(|error| error.to_string())?;
+        let known = self.books.accounted();
+        let unheard = |(first, last): &(u64, u64)| !known.has_all(*first, *last);
+        let any = receipt.settles.iter().any(unheard);
+        Ok(any.then(|| self.books.unknown_until(receipt.time)))
     }
 
     /// Whether the revocation of its token leaves room for what a member shows. Times in receipts are a
@@ -424,12 +443,13 @@ impl Planet {
     }
 
     /// The operator takes the decision.
-    pub(super) fn trust_empty(&mut self, request: u64) {
+    pub(super) fn trust_empty(&mut self, request: u64, now: Now) {
         // Nobody's mere word goes to disk: a number that nobody bears could never be gone beyond.
         let highest = self.ahead().shown();
         let changes = vec![
             Change::Put(Record::Trusted(highest)),
             Change::Put(Record::Origin(Origin::Relearned)),
+            self.books.unknown_until(now.unix),
         ];
         let result = Ok(format!(
             "the planet grants again; everything up to receipt {highest} counts as known"

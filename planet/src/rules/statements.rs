@@ -7,7 +7,7 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
 use crate::rules::commits::Then;
-use crate::rules::records::{Change, Record};
+use crate::rules::records::{Change, Record, edition};
 use crate::rules::refusal::refuse;
 use crate::rules::{Action, ConnectionId, Event, Planet};
 
@@ -37,7 +37,9 @@ impl Planet {
                     stale(network.version, present),
                 ));
             }
-            let changes = vec![Change::Put(Record::Network(Box::new(statement.clone())))];
+            let known = (Some(&self.books.network), self.books.unknown_uses());
+            let changes =
+                edition(known, statement).map_err(|error| refuse(RefusalCode::Unproven, error))?;
             return Ok((changes, Event::Statement(kind(&said))));
         }
         if self.books.statements().is_over(&statement.hash(), &said) {

@@ -70,7 +70,8 @@ impl Planet {
             | Record::Use { .. }
             | Record::Loose(_)
             | Record::Trusted(_)
-            | Record::FormerLease(_) => {}
+            | Record::FormerLease(_)
+            | Record::UnknownUses(_) => {}
         }
     }
 

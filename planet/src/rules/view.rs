@@ -167,6 +167,7 @@ impl Planet {
             externals: externals.collect(),
             tokens: tokens.collect(),
             counts: self.is_arbiter() && self.relearning.why_not(books, now.moment).is_none(),
+            unknown_until: books.unknown_uses(),
         })
     }
 

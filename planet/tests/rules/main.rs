@@ -18,6 +18,7 @@ mod joining;
 mod leaving;
 mod relearning;
 mod renewals;
+mod spent;
 mod statements;
 mod telling;
 

@@ -12,6 +12,16 @@ use podmesh_proto::token::JoinToken;
 use crate::story::{BEGINNING, Node, Operator, Stage};
 use crate::{assert_single_owners, code};
 
+/// A token that the operator makes a second later.
+pub(crate) fn new_token(operator: &mut Operator, stage: &mut Stage, uses: u32) -> JoinToken {
+    stage.pass(Duration::from_secs(1));
+    let now = stage.now.unix;
+    operator.token_with(|grant| {
+        grant.uses = uses;
+        grant.issued = now;
+    })
+}
+
 /// Members who have claimed, re-claimed and left: what a planet has to remember.
 fn lively(operator: &mut Operator, stage: &mut Stage, count: u32) -> Vec<Node> {
     let token = operator.token(100);
@@ -148,7 +158,7 @@ fn random_lives_never_give_anything_twice() {
         for _ in 0..60 {
             match roll(8) {
                 0..=2 => {
-                    let token = operator.token(1);
+                    let token = new_token(&mut operator, &mut stage, 1);
                     let mut node = Node::new(1_000 + next);
                     stage.connect(&mut node);
                     if stage.try_join(&mut node, &token, &format!("n{next}")) {
@@ -226,6 +236,11 @@ fn the_operator_can_end_the_relearning() {
         "nobody has told anything"
     );
     stage.trust_empty();
+    let once = operator.token(1);
+    assert!(
+        !stage.try_join(&mut newcomer, &once, "newcomer"),
+        "nobody knows whether it is spent"
+    );
     assert!(stage.try_join(&mut newcomer, &token, "newcomer"));
     stage.restart();
     let books: &Books = stage.planet.books();

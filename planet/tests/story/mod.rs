@@ -31,7 +31,9 @@ use podmesh_proto::certificate::{
 };
 use podmesh_proto::id::{NodeId, TokenId};
 use podmesh_proto::key::{SecretKey, Signature, SigningKey, digest};
-use podmesh_proto::network::{ExternalPeer, Network, PlanetEntry, Ranges, RootStatement};
+use podmesh_proto::network::{
+    ExternalPeer, Network, PlanetEntry, Ranges, RetiredPlanet, RootStatement,
+};
 use podmesh_proto::planet_api::{
     DirectoryCursor, DirectoryRecord, DirectoryUpdate, HELLO_CONTEXT, Hello, NodeMessage, PROTOCOL,
     PlanetMessage, Welcome,
@@ -128,6 +130,16 @@ impl Operator {
             address: "198.51.100.2:7077".to_owned(),
         };
         self.network.planets.insert(0, entry);
+        self.new_edition();
+    }
+
+    pub(crate) fn retire_first_planet(&mut self, now: UnixSeconds) {
+        let first = self.network.planets.remove(0);
+        self.network.retired.push(RetiredPlanet {
+            id: first.id,
+            until: now,
+        });
+        self.network.issued = now;
         self.new_edition();
     }
 

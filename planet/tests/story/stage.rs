@@ -86,9 +86,13 @@ impl Stage {
     }
 
     pub(crate) fn restore(&mut self, backup: BTreeMap<RecordKey, Record>) {
+        self.restore_as(backup, Origin::Restored);
+    }
+
+    pub(crate) fn restore_as(&mut self, backup: BTreeMap<RecordKey, Record>, origin: Origin) {
         self.disk = backup;
-        self.disk
-            .insert(RecordKey::Origin, Record::Origin(Origin::Restored));
+        self.disk.remove(&RecordKey::UnknownUses);
+        self.disk.insert(RecordKey::Origin, Record::Origin(origin));
         self.restart();
     }
 

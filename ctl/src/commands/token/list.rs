@@ -69,7 +69,7 @@ impl List {
         let desk = self.place.folder()?.open()?;
         let tokens = desk.tokens()?;
         let registries = Registries::ask(context, desk.network(), self.planet.path())?;
-        let spent = |token: &TokenRecord| registries.spent(&token.id);
+        let spent = |token: &TokenRecord| registries.spent(token);
         let screen = context.screen;
         if self.output.is_json() {
             let items = tokens.iter().map(|token| view(token, spent(token)));
