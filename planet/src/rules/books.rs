@@ -3,24 +3,22 @@
 //! The same [`Change`]s that a store keeps on disk are what changes the books, so that a planet that
 //! starts holds exactly what a planet that stopped had committed.
 
+mod entry;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use podmesh_proto::certificate::{
-    AdmissionReceipt, Claim, ClaimReceipt, Departure, Grant, Leases, Member, Membership,
-    NodeCertificate,
-};
+use podmesh_proto::certificate::{Departure, Leases, Member, Membership};
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::frame;
 use podmesh_proto::id::{Name, NodeId, TokenId};
-use podmesh_proto::key::{PublicKey, VerifyingKey};
 use podmesh_proto::network::{Network, RootStatement};
-use podmesh_proto::renewal::Renewed;
 use podmesh_proto::signed::Signed;
 use podmesh_proto::statements::Statements;
 use podmesh_proto::time::UnixSeconds;
 
+pub use self::entry::Entry;
 use crate::rules::externals::Externals;
 use crate::rules::numbers::Numbers;
 use crate::rules::records::{
@@ -30,84 +28,6 @@ use crate::rules::records::{
 /// Seconds for which the revocation of a token is kept beyond the token's end: who lets go of it by a
 /// clock that is ahead is told it again by everybody else.
 const TOKEN_AFTERLIFE: u64 = 30 * 24 * 3_600;
-
-/// What the books say about one node.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// Its admission.
-    pub admission: Admission,
-    /// The grant that its token gave.
-    pub grant: Grant,
-    /// Its certificate.
-    pub certificate: NodeCertificate,
-    /// The receipt of its admission.
-    pub receipt: AdmissionReceipt,
-    /// Its claim.
-    pub claim: Option<(ReceiptedClaim, Claim, ClaimReceipt)>,
-    /// How its certificate goes on.
-    pub renewed: Option<Box<Renewed>>,
-    /// The verified whole; absent until the node has claimed, and if the chain doesn't hold.
-    pub member: Option<Member>,
-    /// Bytes of the encoded membership.
-    pub length: usize,
-}
-
-impl Entry {
-    /// The chain as nodes pass it on.
-    #[must_use]
-    pub fn membership(&self) -> Option<Membership> {
-        let (kept, ..) = self.claim.as_ref()?;
-        Some(Membership {
-            application: self.admission.application.clone(),
-            receipt: self.admission.receipt.clone(),
-            claim: kept.claim.clone(),
-            claim_receipt: kept.receipt.clone(),
-            renewed: self.renewed.clone(),
-        })
-    }
-
-    /// The identity that speaks for the node by now.
-    #[must_use]
-    pub fn identity(&self) -> VerifyingKey {
-        let member = self.member.as_ref();
-        member.map_or(self.certificate.node.into(), Member::identity)
-    }
-
-    /// The node's present WireGuard and probe keys.
-    #[must_use]
-    pub fn keys(&self) -> (PublicKey, PublicKey) {
-        let certified = (self.certificate.wireguard, self.certificate.probe);
-        let member = self.member.as_ref();
-        member.map_or(certified, |member| (member.wireguard, member.probe))
-    }
-
-    /// Everything that nobody else may have: leases and claims.
-    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
-        let claimed = self.claim.iter().flat_map(|(_, claim, _)| {
-            let overlay4 = claim
-                .overlay4
-                .map(|address| IpNet::from(std::net::IpAddr::V4(address)));
-            overlay4.into_iter().chain(claim.pod_cidrs.iter().copied())
-        });
-        self.receipt.leases.prefixes().into_iter().chain(claimed)
-    }
-
-    /// The highest receipt number that this node's documents bear.
-    #[must_use]
-    pub fn newest(&self) -> u64 {
-        let claimed = self.claim.as_ref().map(|(_, _, receipt)| receipt.sequence);
-        self.receipt.sequence.max(claimed.unwrap_or(0))
-    }
-
-    /// Receipt numbers that this node's documents bear or settle.
-    pub fn numbers(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let claimed = self.claim.iter().flat_map(|(_, _, receipt)| {
-            std::iter::once((receipt.sequence, receipt.sequence))
-                .chain(receipt.settles.iter().copied())
-        });
-        std::iter::once((self.receipt.sequence, self.receipt.sequence)).chain(claimed)
-    }
-}
 
 /// Everything durable. What is large is shared with a clone until one of the two changes it.
 #[derive(Debug, Clone)]
