@@ -8,7 +8,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-
 use podmesh_engine::config::Thresholds;
 use podmesh_engine::engine::Engine;
 use podmesh_engine::output::{Output, PlanetEvent, Received, Transmit};
