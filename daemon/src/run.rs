@@ -83,8 +83,8 @@ struct Node {
     /// Why the last join failed, and what to do.
     join_trouble: Option<Failure>,
     ledger: LedgerNews,
-    /// A join without a person failed for a reason that passes.
-    join_waits: bool,
+    /// What a join without a person waits for.
+    join_waits: Option<Awaited>,
     /// When what the disk refused is tried again.
     next_try: Moment,
     identity: Identity,
@@ -100,6 +100,15 @@ struct Node {
     device_trouble: Option<String>,
     /// Keeps a second meshd out as long as this one runs.
     dir: StateDir,
+}
+
+/// What passes, or comes, without anybody telling meshd.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// A disk that can be written.
+    Disk,
+    /// The token file of the configuration.
+    Token,
 }
 
 /// Where things come in.
@@ -326,7 +335,7 @@ impl Node {
         if self.next_try <= clock::now().moment {
             self.next_try = clock::now().moment + NEXT_TRY;
             self.identity.try_again();
-            if std::mem::take(&mut self.join_waits) {
+            if self.join_waits.is_some() {
                 self.join_unattended();
             }
         }

@@ -55,10 +55,12 @@ pub enum JoinError {
     #[error("the certificate can not be made: {0}")]
     Encode(#[from] DecodeError),
     /// The token's time is over.
-    #[error("the join token expired at {at}; ask for a new one")]
+    #[error("the join token expired at {at}, and the clock of this machine says {now}")]
     TokenExpired {
         /// When.
         at: podmesh_proto::time::UnixSeconds,
+        /// By the node's clock.
+        now: podmesh_proto::time::UnixSeconds,
     },
     /// The token is for another name.
     #[error("the join token is for a node named {wanted}, not {given}")]
@@ -91,8 +93,13 @@ impl JoinError {
     pub const fn next(&self) -> Option<&'static str> {
         Some(match self {
             Self::Refused { code, .. } => after(*code),
-            Self::Token(_) | Self::TokenExpired { .. } | Self::TokenName { .. } => {
-                "ask for a new token: `meshctl token create`"
+            Self::Token(_) => "ask for a new token: `meshctl token create`",
+            Self::TokenExpired { .. } => {
+                "put the clock right if it is wrong; else ask for a new token: `meshctl token create`"
+            }
+            Self::TokenName { .. } => {
+                "`meshctl join --name` with the name that the token is for, or ask for another token: \
+                 `meshctl token create`"
             }
             Self::Revoked { .. } => COME_BACK,
             Self::AlreadyMember { .. } | Self::InProgress { .. } => "`meshctl leave` ends it",

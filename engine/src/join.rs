@@ -59,7 +59,10 @@ impl Join {
     ) -> Result<Self, JoinError> {
         let (network, grant) = token.verify()?;
         if now > grant.expires.plus(CLOCK_SKEW) {
-            return Err(JoinError::TokenExpired { at: grant.expires });
+            return Err(JoinError::TokenExpired {
+                at: grant.expires,
+                now,
+            });
         }
         if let Some(wanted) = grant.for_name.clone().filter(|wanted| *wanted != name) {
             return Err(JoinError::TokenName {

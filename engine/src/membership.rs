@@ -409,6 +409,11 @@ impl Members {
         }
     }
 
+    /// A planet serves the network no more: what it said that doesn't hold is nothing to be done about.
+    pub fn forget_planet(&mut self, planet: PlanetId) {
+        self.lies.forget(Source::Planet(planet));
+    }
+
     /// Whether revocations and departures leave room for this member.
     fn still_in(&self, member: &Member, source: Source) -> Result<(), (Lie, String)> {
         let name = &member.name;

@@ -221,12 +221,10 @@ impl Planets {
         UnixSeconds(now.unix.0.saturating_add_signed(ahead.unwrap_or(0)))
     }
 
-    /// The planet's name, or its id if it is none of the network.
+    /// The planet's name, or the short form of its id if it is none of the network.
     #[must_use]
     pub fn name(&self, id: &PlanetId) -> String {
-        self.get(id).map_or_else(
-            || format!("planet {}", id.short()),
-            |planet| planet.entry.name.to_string(),
-        )
+        self.get(id)
+            .map_or_else(|| id.short(), |planet| planet.entry.name.to_string())
     }
 }

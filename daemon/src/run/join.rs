@@ -14,9 +14,9 @@ use podmesh_proto::token::JoinToken;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::Node;
 use super::durable::Effect;
 use super::rotation::MAKE_ROOM;
+use super::{Awaited, Node};
 use crate::local_socket::failed;
 use crate::{clock, overlap, service};
 
@@ -37,11 +37,16 @@ impl Node {
     /// Joins with the token that the configuration or the service manager provides, if the node is no
     /// member yet.
     pub(super) fn join_unattended(&mut self) {
+        let awaited = self.join_waits.take() == Some(Awaited::Token);
         if self.engine.status(clock::now()).state != NodeState::NotJoined {
             return;
         }
         let configured = self.config.join_token_file.as_deref();
         let Some(file) = token_file(configured, service::credential(CREDENTIAL)) else {
+            self.join_waits = configured.map(|_| Awaited::Token);
+            if let Some(file) = configured.filter(|_| !awaited) {
+                tracing::warn!(file = %file.display(), "no join token is there yet; not joining");
+            }
             return;
         };
         let outcome = read_token(&file).and_then(|text| self.begin_join(&text, None, None));
@@ -53,6 +58,13 @@ impl Node {
                 next: None,
             });
         }
+    }
+
+    /// The token file of the configuration, if this node waits for it.
+    pub(super) fn awaited_token(&self) -> Option<&Path> {
+        let file = self.config.join_token_file.as_deref()?;
+        let idle = self.engine.status(clock::now()).state == NodeState::NotJoined;
+        (self.join_waits == Some(Awaited::Token) && idle).then_some(file)
     }
 
     /// Looks at the token and has its ranges checked; [`Self::take_checked`] goes on.
@@ -101,9 +113,9 @@ impl Node {
     pub(super) fn take_checked(&mut self, checked: Checked) {
         let by_itself = checked.answer.is_none();
         let begun = checked.outcome.and_then(|()| {
-            self.join_waits = by_itself;
+            self.join_waits = by_itself.then_some(Awaited::Disk);
             self.prepare_disk()?;
-            self.join_waits = false;
+            self.join_waits = None;
             self.engine
                 .handle_join(&checked.token, checked.name, clock::now())
                 .map_err(|error| refused(&error))

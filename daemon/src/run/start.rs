@@ -105,7 +105,7 @@ pub(crate) async fn prepare(
         checked,
         join_trouble: None,
         ledger: super::LedgerNews::default(),
-        join_waits: false,
+        join_waits: None,
         next_try: clock::now().moment,
         identity,
         mtu,

@@ -126,7 +126,15 @@ impl Node {
         let refusals = self.report.refusals.iter();
         let refusals =
             refusals.map(|refusal| entry("MESH-FIREWALL-001", &refusal.message, &refusal.next));
-        let own = self.copied().into_iter().chain(join);
+        let awaited = self.awaited_token().map(|file| {
+            let message = format!(
+                "this node is in no network, and its join-token-file {} is not there",
+                file.display()
+            );
+            let next = "put a token there, meshd looks every few seconds; or `meshctl join FILE`";
+            entry("MESH-TOKEN-001", &message, next)
+        });
+        let own = self.copied().into_iter().chain(join).chain(awaited);
         problems
             .chain(disk)
             .chain(ledger)

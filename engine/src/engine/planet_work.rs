@@ -101,6 +101,9 @@ impl Engine {
         };
         let planets = members.network().planets.clone();
         for gone in self.planets.set(&planets) {
+            if let Some(members) = &mut self.members {
+                members.forget_planet(gone);
+            }
             self.clear_timers_of(gone);
             self.presence.retain(|(_, at), _| *at != gone);
             self.endpoints.forget(Witness::Planet(gone));

@@ -358,6 +358,51 @@ fn a_peer_whose_clock_went_back_gets_through_once_its_new_life_is_known() {
 }
 
 #[test]
+fn a_join_that_reaches_no_planet_says_so() {
+    let mut world = World::new(1);
+    let token = world.authority.token(1);
+    let (now, planet) = (world.now, world.planet_id());
+    let engine = &mut world.engines[0];
+    engine.handle_join(&token, name("n1"), now).unwrap();
+    assert!(
+        engine.status(now).health.is_empty(),
+        "nothing was tried yet"
+    );
+    let reason = "can't resolve planet.example.org:7077".to_owned();
+    engine.handle_planet(planet, PlanetEvent::Disconnected { reason }, now);
+    let [entry] = engine.status(now).health.try_into().unwrap();
+    assert!(entry.message.contains("can't resolve"), "{}", entry.message);
+    assert!(entry.next.unwrap().contains("new token"));
+    // A planet that is there and shows how wrong the clock is.
+    let remote = "192.0.2.1:7077".parse().unwrap();
+    let rtt = Duration::from_millis(5);
+    engine.handle_planet(planet, PlanetEvent::Connected { remote, rtt }, now);
+    world.planet_says(0, PlanetMessage::Clock(now.unix.plus(10_800)));
+    let health = world.engines[0].status(now).health;
+    assert!(
+        health.iter().any(|entry| entry.code == "MESH-CLOCK-001"),
+        "{health:?}"
+    );
+}
+
+#[test]
+fn a_token_that_is_over_by_this_clock_says_what_the_clock_says() {
+    let mut world = World::new(1);
+    let token = world.authority.token(1);
+    let (_, grant) = token.verify().unwrap();
+    let mut now = world.now;
+    now.unix = grant.expires.plus(3_600);
+    let error = world.engines[0]
+        .handle_join(&token, name("n1"), now)
+        .unwrap_err();
+    let said = error.to_string();
+    for word in [grant.expires, now.unix] {
+        assert!(said.contains(&word.to_string()), "{said}");
+    }
+    assert!(error.next().unwrap().contains("clock"));
+}
+
+#[test]
 fn a_join_that_is_refused_says_why_and_one_that_is_put_off_goes_on() {
     let mut world = World::new(1);
     let token = world.authority.token(1);

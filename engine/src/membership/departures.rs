@@ -137,6 +137,7 @@ impl Members {
 
     /// Notes that a planet has said itself that this node has left.
     pub fn planet_knows_departure(&mut self, planet: PlanetId, node: &NodeId) {
+        self.lies.learnt(Source::Planet(planet), &node.to_string());
         if let Some(departed) = self.departed.get_mut(node) {
             departed.told.insert(planet);
         }

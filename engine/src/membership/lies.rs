@@ -235,6 +235,13 @@ impl Lies {
         self.told.retain(|key, _| key.1 != source);
     }
 
+    /// Forgets that somebody called a node a member that is gone: by now it says itself that it is.
+    pub(super) fn learnt(&mut self, source: Source, subject: &str) {
+        self.told.retain(|(lie, who, what), _| {
+            *lie != Lie::GoneMember || *who != source || what != subject
+        });
+    }
+
     /// Forgets what was said about `subject`, which has turned out well.
     pub fn settle(&mut self, subject: &str) {
         self.told.retain(|key, _| key.2 != subject);

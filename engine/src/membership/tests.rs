@@ -235,6 +235,18 @@ fn who_waited_for_a_holding_gets_it_when_the_holder_is_gone() {
     // Its old membership doesn't bring it back; a new admission does.
     assert_eq!(table.learn(&table.draft(1)), Learned::Refused);
     assert_eq!(table.codes(), ["MESH-TRUST-005"]);
+    // Whoever has heard of it since is nothing to look at, and neither is a planet that serves no more.
+    table.members.planet_knows_departure(planet, &gone);
+    assert!(table.codes().is_empty());
+    assert_eq!(table.learn(&table.draft(1)), Learned::Refused);
+    assert_eq!(table.codes(), ["MESH-TRUST-005"]);
+    table
+        .members
+        .forget_planet(Keys::new(7).identity.planet_id());
+    assert_eq!(table.codes(), ["MESH-TRUST-005"], "another planet");
+    table.members.forget_planet(planet);
+    assert!(table.codes().is_empty());
+    assert_eq!(table.learn(&table.draft(1)), Learned::Refused);
     let mut again = table.draft(1);
     (again.admitted, again.use_number, again.serial) = (START.plus(20), 50, 2);
     again.overlay4 = Some("10.77.0.50".parse().unwrap());

@@ -10,6 +10,7 @@ use podmesh_proto::time::Now;
 use crate::drops::DropReason;
 use crate::engine::Engine;
 use crate::error::COME_BACK;
+use crate::join::Join;
 use crate::limits::CONTROL_WORTH_A_LINE;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
@@ -30,6 +31,8 @@ impl Engine {
         entries.extend(self.join_health());
         entries.extend(self.twin_health(now));
         let Some(members) = &self.members else {
+            entries.extend(self.unreached_health());
+            entries.extend(self.clock_health(now));
             return entries;
         };
         if members.is_revoked(&self.node_id()) {
@@ -171,6 +174,31 @@ impl Engine {
             &message,
             "nothing; the node asks again by itself",
         ))
+    }
+
+    /// A join that no planet has heard of, once the first try has ended.
+    fn unreached_health(&self) -> Option<HealthView> {
+        let network = Join::network(self.join.as_ref()?);
+        if self.planets.connected().next().is_some() {
+            return None;
+        }
+        let told = self.planets.all().filter_map(|planet| {
+            let reason = crate::engine::printable(planet.error.as_ref()?);
+            Some(format!("{}: {reason}", planet.entry.name))
+        });
+        let told: Vec<String> = told.collect();
+        if told.is_empty() {
+            return None;
+        }
+        let message = format!(
+            "the join of network {} waits, as no planet can be reached ({})",
+            network.name,
+            told.join("; ")
+        );
+        let next = "look whether the planet runs (`planet status` there), its name resolves and UDP gets \
+                    through to it; if the network has other planets by now: `meshctl leave`, then `meshctl \
+                    join` with a new token";
+        Some(entry("MESH-PLANET-001", &message, next))
     }
 
     /// Members whose tunnels are flooded with what only nodes say to each other.
