@@ -68,6 +68,43 @@ pub struct PlanetEntry {
     pub address: String,
 }
 
+impl PlanetEntry {
+    /// Whether `address` can be a planet's: `host:port`, IPv6 in brackets. A host whose last label is a
+    /// number is an IPv4 address or nothing (WHATWG URL § 3.5): a resolver would be asked for a slip of the
+    /// finger for ever.
+    #[must_use]
+    pub fn is_address(address: &str) -> bool {
+        let Some((host, port)) = address.rsplit_once(':') else {
+            return false;
+        };
+        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+            return false;
+        }
+        let bracketed = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'));
+        match bracketed {
+            Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+            None => host.parse::<Ipv4Addr>().is_ok() || is_dns_name(host),
+        }
+    }
+}
+
+/// Whether `host` may be asked for (RFC 1035 §2.3.4), with or without a dot at its end.
+fn is_dns_name(host: &str) -> bool {
+    let labels = host.strip_suffix('.').unwrap_or(host);
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let sound = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(letter);
+    let last = labels.rsplit('.').next().unwrap_or_default();
+    let hexadecimal = last.strip_prefix("0x").or(last.strip_prefix("0X"));
+    let number = match hexadecimal {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => last.bytes().all(|byte| byte.is_ascii_digit()),
+    };
+    labels.len() <= 253 && labels.split('.').all(sound) && !number
+}
+
 /// A planet that no longer serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetiredPlanet {

@@ -124,6 +124,14 @@ impl Dialer {
         if let Ok(endpoint) = address.parse() {
             return Ok(vec![endpoint]);
         }
+        // No resolver has an answer for a slip of the finger.
+        if !PlanetEntry::is_address(&address) {
+            return Err(format!(
+                "{address} is neither an address nor a name; name the right one with `meshctl network add-planet \
+                 NAME=KEY@HOST:PORT --replaces {}`",
+                self.entry.name
+            ));
+        }
         let patience = if self.known.is_empty() {
             FIRST_LOOKUP
         } else {

@@ -1,6 +1,5 @@
 //! `meshctl network add-planet` and `retire-planet`: new editions of the network document.
 
-use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use clap::Args;
@@ -56,6 +55,7 @@ pub(crate) struct RetirePlanet {
 impl AddPlanet {
     pub(super) fn run(self, context: &Context) -> Result<Exit, Problem> {
         let desk = newest_desk(context, &self.signer, &self.delivery)?;
+        self.refuse_again(&desk)?;
         let mut next = edition_after(desk.network())?;
         let place = match &self.replaces {
             Some(old) => retire(&mut next, old)?,
@@ -68,6 +68,30 @@ impl AddPlanet {
         next.retired.retain(|gone| gone.id != entry.id);
         next.planets.insert(place, entry);
         publish(context, &desk, (&self.signer, &self.delivery), next)
+    }
+}
+
+impl AddPlanet {
+    /// Repeated because the edition didn't get through: it is the delivery that is left to do.
+    fn refuse_again(&self, desk: &Desk) -> Result<(), Problem> {
+        let PlanetArg { name, id, address } = &self.planet;
+        let same = |entry: &&PlanetEntry| {
+            let named = name.as_ref().is_none_or(|name| *name == entry.name);
+            entry.id == *id && entry.address == *address && named
+        };
+        let network = desk.network();
+        let Some(entry) = network.planets.iter().find(same) else {
+            return Ok(());
+        };
+        let (planet, edition) = (&entry.name, network.version);
+        let cause = format!(
+            "planet {planet} is in edition {edition} of network {} already",
+            network.name
+        );
+        Err(Problem::usage(cause).next(
+            "if that edition was not delivered: meshctl network publish, on a node, with --planet-socket on a \
+             planet, or with --out",
+        ))
     }
 }
 
@@ -166,27 +190,13 @@ fn free_name(entries: &[PlanetEntry]) -> Result<Name, Problem> {
 }
 
 fn check_address(address: &str) -> Result<(), String> {
-    let wrong = format!("'{address}' is not HOST:PORT; IPv6 is written [2001:db8::1]:7077");
-    let Some((host, port)) = address.rsplit_once(':') else {
-        return Err(wrong);
-    };
-    if !port.bytes().all(|byte| byte.is_ascii_digit())
-        || port.parse::<u16>().is_ok_and(|port| port == 0)
-        || port.parse::<u16>().is_err()
-    {
-        return Err(wrong);
+    if PlanetEntry::is_address(address) {
+        return Ok(());
     }
-    let bracketed = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    let good = match bracketed {
-        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
-        None => {
-            let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
-            (1..=253).contains(&host.len()) && host.bytes().all(letter)
-        }
-    };
-    if good { Ok(()) } else { Err(wrong) }
+    Err(format!(
+        "'{address}' is not HOST:PORT, with a name, an IPv4 address like 192.0.2.1 or an IPv6 address like \
+         [2001:db8::1]"
+    ))
 }
 
 /// The folder, with the newest edition that can be asked for here.
@@ -277,6 +287,7 @@ mod tests {
         for good in [
             format!("{key}@198.51.100.1:7077"),
             format!("home={key}@planet.example.org:443"),
+            format!("{key}@7seas.example2.:443"),
             format!("{key}@[2001:db8::1]:7077"),
         ] {
             assert!(good.parse::<PlanetArg>().is_ok(), "{good}");
@@ -289,6 +300,10 @@ mod tests {
             format!("{key}@host:+77"),
             format!("{key}@host:70000"),
             format!("{key}@ho st:7077"),
+            format!("{key}@300.0.113.10:7077"),
+            format!("{key}@203.0.113:7077"),
+            format!("{key}@planet.0x1f:7077"),
+            format!("{key}@planet..example.org:7077"),
             format!("Home={key}@host:7077"),
             format!("{}@host:7077", &key[2..]),
         ] {
