@@ -60,6 +60,7 @@ fn main() -> ExitCode {
 /// Prints what clap says: help and version on standard output, the rest on standard error.
 fn complain(mut error: clap::Error) -> Exit {
     withhold_grave_tips(&mut error);
+    offer_other_words(&mut error);
     // Nobody is left to be told when the terminal has gone.
     let _printed = error.print();
     match error.kind() {
@@ -92,6 +93,23 @@ fn withhold_grave_tips(error: &mut clap::Error) {
         error.insert(
             ContextKind::SuggestedSubcommand,
             ContextValue::Strings(left),
+        );
+    }
+}
+
+/// What other programs call what `status` and `peers` do.
+const OTHER_WORDS: [&str; 6] = ["doctor", "netcheck", "check", "diagnose", "health", "info"];
+
+/// Those who look for what is wrong come with the words of other programs.
+fn offer_other_words(error: &mut clap::Error) {
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidSubcommand) else {
+        return;
+    };
+    if OTHER_WORDS.contains(&typed.as_str()) {
+        let tips = ["status", "peers"].map(str::to_owned).to_vec();
+        error.insert(
+            ContextKind::SuggestedSubcommand,
+            ContextValue::Strings(tips),
         );
     }
 }

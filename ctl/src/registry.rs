@@ -162,7 +162,10 @@ impl Registries {
             return Problem::usage(format!("{text} is an external peer, no node"))
                 .next(format!("meshctl peer remove-external {text}"));
         }
-        Problem::new(Exit::NotFound, format!("no node is called '{text}'")).next(format!(
+        let cause = format!(
+            "no node is called '{text}'; one that was revoked or has left has no name any more"
+        );
+        Problem::new(Exit::NotFound, cause).next(format!(
             "write its name, its id, or the first {SHORT} digits of the id; `meshctl peers` on a node or \
              `planet status` lists them"
         ))

@@ -97,7 +97,9 @@ impl Delivery {
         }
         files::create(out, text.as_bytes())?;
         let out = out.display();
-        context.screen.remark(&format!("{what}: written to {out}"));
+        context
+            .screen
+            .remark(&format!("written to {out}, and not in force yet: {what}"));
         context.screen.remark(&format!(
             "next: meshctl network publish {out}, on a node or with --planet-socket"
         ));

@@ -18,7 +18,7 @@ use crate::commands::Context;
 use crate::commands::wait::{JOIN_HEALTH, Look, Patience};
 use crate::problem::{Exit, Problem};
 use crate::show::peers::list;
-use crate::show::quantity::parse_patience;
+use crate::show::quantity::{counted, parse_patience};
 use crate::{clock, files};
 
 /// How long meshd's answer may come after its state says that the join is over.
@@ -101,10 +101,19 @@ fn check(text: &str) -> Result<(Network, Grant), Problem> {
     let now = clock::now();
     if now > grant.expires.plus(CLOCK_SKEW) {
         return Err(Problem::usage(format!(
-            "the join token expired at {}; the clock here says {now}",
+            "the join token expired at {}, and the clock of this machine says {now}",
             grant.expires
         ))
-        .next("ask the operator for a new one: meshctl token create"));
+        .next(
+            "put the clock right if it is wrong; else ask the operator for a new token: meshctl token create",
+        ));
+    }
+    if now.plus(CLOCK_SKEW) < grant.issued {
+        return Err(Problem::usage(format!(
+            "the join token was made at {}, and the clock of this machine says {now}",
+            grant.issued
+        ))
+        .next("put the clock right: run a time service"));
     }
     Ok((network, grant))
 }
@@ -143,7 +152,8 @@ fn unfinished(problem: Problem, is_heard: bool) -> Problem {
          meshctl leave"
     } else {
         "meshd goes on trying (meshctl status); look whether a firewall stops UDP to the planet, \
-         or give up: meshctl leave"
+         or ask for a new token, as the planets may have changed since this one was made; to give up: meshctl \
+         leave"
     })
 }
 
@@ -259,11 +269,11 @@ fn summary(status: &StatusView) -> String {
         return "online\n".to_owned();
     };
     format!(
-        "{} is online in network {}: addresses {}, pod CIDRs {}, {} peers\nnext: meshctl peers\n",
+        "{} is online in network {}: addresses {}, pod CIDRs {}, {}\nnext: meshctl peers\n",
         node.name,
         network.name,
         list(&node.addresses),
         list(&node.pod_cidrs),
-        status.peers.total
+        counted(status.peers.total, "peer")
     )
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use ipnet::IpNet;
-use podmesh_proto::local_api::Request;
+use podmesh_proto::local_api::{NodeState, Request};
 
 use crate::commands::Context;
 use crate::confirm::Confirm;
@@ -36,11 +36,27 @@ impl Leave {
 fn happens(context: &Context, forget_keys: bool) -> Result<String, Problem> {
     let status = context.meshd.status()?;
     let leaves = match (&status.node, &status.network) {
-        (Some(node), Some(network)) => format!(
-            "{} leaves network {}: it and its pods lose all {} peers, and coming back needs a valid \
-             join token.",
-            node.name, network.name, status.peers.total
-        ),
+        (Some(node), Some(network)) if status.state == NodeState::Revoked => {
+            let (name, network) = (&node.name, &network.name);
+            let keys = if forget_keys {
+                ""
+            } else {
+                ", and with these keys it can't come back: that needs --forget-keys"
+            };
+            format!("{name} gives up network {network}, whose root revoked it{keys}.")
+        }
+        (Some(node), Some(network)) => {
+            let peers = match status.peers.total {
+                0 => "the network".to_owned(),
+                1 => "its one peer".to_owned(),
+                many => format!("all {many} peers"),
+            };
+            let (name, network) = (&node.name, &network.name);
+            format!(
+                "{name} leaves network {network}: it and its pods lose {peers}, and coming back needs a valid \
+                 join token."
+            )
+        }
         _ => "This machine gives up its join, if there is one.".to_owned(),
     };
     let keys =

@@ -9,7 +9,7 @@ mod ranges;
 mod recover;
 mod show;
 
-pub(crate) use crate::commands::network::ranges::inside;
+pub(crate) use crate::commands::network::ranges::{cidr, inside};
 
 use clap::{Args, Subcommand};
 

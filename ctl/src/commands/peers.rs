@@ -8,6 +8,7 @@ use podmesh_proto::local_api::{PathView, PeerState, PeerView, schema};
 
 use crate::commands::Context;
 use crate::problem::{Exit, Problem};
+use crate::show::quantity::counted;
 use crate::show::{Items, Output, peers};
 
 /// Time between two pictures of `--watch`.
@@ -63,7 +64,10 @@ impl Peers {
                 }
                 screen.print(&peers::table(&items, self.wide, screen))?;
                 if items.is_empty() && before > 0 {
-                    screen.print(&format!("none of {before} peers is like that\n"))?;
+                    screen.print(&format!(
+                        "none of {} is like that\n",
+                        counted(before, "peer")
+                    ))?;
                 }
             }
             if !self.watch {

@@ -61,12 +61,7 @@ impl Protect {
             Some(file) => first_line(file)?,
             None => ask_twice()?,
         };
-        if passphrase.chars().count() < MIN_LENGTH {
-            return Err(Problem::usage(format!(
-                "the passphrase has fewer than {MIN_LENGTH} characters"
-            ))
-            .next("choose a longer one: whoever has the file can try as many as they like"));
-        }
+        long_enough(&passphrase)?;
         Ok(Some(passphrase))
     }
 }
@@ -163,12 +158,22 @@ fn ask_twice() -> Result<Zeroizing<String>, Problem> {
         problem.next("give --passphrase-file FILE, or --no-passphrase for a plain key")
     })?;
     let first = terminal.ask_hidden("New passphrase for the root key: ")?;
+    long_enough(&first)?;
     let second = terminal.ask_hidden("The same again: ")?;
     if *first == *second {
         Ok(first)
     } else {
         Err(Problem::failed("the two passphrases differ").next("run the command again"))
     }
+}
+
+fn long_enough(passphrase: &str) -> Result<(), Problem> {
+    if passphrase.chars().count() >= MIN_LENGTH {
+        return Ok(());
+    }
+    let cause = format!("the passphrase has fewer than {MIN_LENGTH} characters");
+    Err(Problem::usage(cause)
+        .next("choose a longer one: whoever has the file can try as many as they like"))
 }
 
 fn first_line(file: &Path) -> Result<Zeroizing<String>, Problem> {

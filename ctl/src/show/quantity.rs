@@ -99,6 +99,14 @@ pub(crate) fn parse_patience(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A number of things, `1 peer` or `2 peers`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        many => format!("{many} {what}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! What the root decides about somebody: who is meant, whether it is wanted, and what of it is said.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
 use podmesh_proto::id::NodeId;
@@ -9,7 +9,7 @@ use podmesh_proto::network::RootStatement;
 use podmesh_proto::time::UnixSeconds;
 
 use crate::book::Book;
-use crate::desk::{Desk, Said};
+use crate::desk::{Desk, PLANET, Said};
 use crate::fake_daemon::KEY;
 
 /// A network with a node, known to a planet at `planet.sock` alone, as on the machine of the README.
@@ -244,6 +244,35 @@ fn at_a_terminal_everything_grave_is_asked_for_by_name() {
 }
 
 #[test]
+fn a_passphrase_that_is_too_short_is_refused_before_it_is_typed_again() {
+    let desk = Desk::new();
+    let program = env!("CARGO_BIN_EXE_meshctl");
+    let command = format!("{program} network create lab --planet {PLANET}");
+    let mut child = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env("HOME", desk.path(""))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // What is typed before the question is thrown away with the echo.
+    let (mut screen, mut said) = (child.stdout.take().unwrap(), Vec::new());
+    while !said.ends_with(b"root key: ") {
+        let mut byte = [0];
+        screen.read_exact(&mut byte).unwrap();
+        said.extend(byte);
+    }
+    let mut keyboard = child.stdin.take().unwrap();
+    keyboard.write_all(b"short\n").unwrap();
+    screen.read_to_end(&mut said).unwrap();
+    let said = String::from_utf8(said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(3), "{said}");
+    assert!(said.contains("fewer than 8"), "{said}");
+    assert!(!said.contains("The same again"), "{said}");
+    drop(keyboard);
+}
+
+#[test]
 fn a_word_that_is_only_a_little_alike_leads_to_nothing_grave() {
     let desk = Desk::new();
     for (words, tip, offered) in [
@@ -252,6 +281,9 @@ fn a_word_that_is_only_a_little_alike_leads_to_nothing_grave() {
         (&["node", "remove"], "revoke", false),
         (&["token", "rewoke"], "revoke", true),
         (&["statu"], "status", true),
+        (&["doctor"], "status", true),
+        (&["netcheck"], "peers", true),
+        (&["check"], "leave", false),
         (&["network", "retire-planets"], "retire-planet", true),
     ] {
         let said = desk.run(words);

@@ -220,6 +220,8 @@ fn a_bad_token_is_refused_before_meshd_is_asked() {
         3,
         "the join token expired at 2001-09-09T01:46:40Z",
     );
+    let said = desk.run(&["join", &expired]);
+    assert!(said.err.contains("next: put the clock right"), "{said:?}");
     // Readable by others: a remark, because it is only one use of one hour.
     set_mode(Path::new(&file), 0o644);
     let said = desk.run(&["join", &file]);

@@ -86,6 +86,15 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         &["network", "create", "x"],
         &["network", "create", "x", "--planet", "here"],
         &["node", "revoke"],
+        &[
+            "network",
+            "create",
+            "x",
+            "--planet",
+            PLANET,
+            "--overlay",
+            "10.77.0.0/33",
+        ],
         &["peer"],
         &["join", "podmesh1-abcdef"],
     ] {
@@ -119,9 +128,15 @@ fn every_rule_for_a_token_is_told_in_one_sentence() {
             "a token for one name has one use",
         ),
         (&["--dir", "/nonexistent"], 6, "/nonexistent"),
+        (&["--out", "/nonexistent/x"], 6, "no folder /nonexistent"),
+        (&["--out", "/proc/x"], 6, "/proc/x"),
     ] {
         desk.refused(&[&["token", "create"], words].concat(), code, sentence);
     }
+    assert_eq!(
+        desk.json(&["token", "list"])["items"],
+        serde_json::json!([])
+    );
     desk.refused(
         &["token", "revoke", "abc"],
         6,
@@ -169,7 +184,7 @@ fn every_rule_for_peers_and_planets_is_told_in_one_sentence() {
             "the only planet",
         ),
         (
-            &["network", "add-planet", PLANET],
+            &["network", "add-planet", &PLANET.replace("100.1", "100.2")],
             3,
             "has the key, name or address of planet",
         ),

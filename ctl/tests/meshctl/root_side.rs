@@ -245,7 +245,22 @@ fn a_network_comes_back_from_its_backup() {
         1,
         "exists already and is not empty",
     );
+    // The key may be kept elsewhere; then the backup is none of it.
+    let elsewhere = desk.at("root.key");
+    std::fs::rename(desk.lab("root.key"), &elsewhere).unwrap();
+    let said = desk.run(&["network", "backup", &desk.at("keyless")]);
+    assert!(
+        said.code == 0 && said.err.contains("the root key is not in it"),
+        "{said:?}"
+    );
+    std::fs::rename(&elsewhere, desk.lab("root.key")).unwrap();
     std::fs::remove_dir_all(desk.lab("")).unwrap();
+    let garbage = desk.write("garbage", "no backup\n");
+    desk.refused(
+        &["network", "restore", &garbage],
+        1,
+        "it is no backup of a network",
+    );
     desk.good(&["network", "restore", &file]);
     assert_eq!(desk.network(), network);
     assert_eq!(
@@ -361,6 +376,11 @@ fn planets_change_by_new_editions_that_need_no_new_join() {
     );
     let (_daemon, kept) = collector(&desk.socket());
     desk.good(&["network", "publish"]);
+    desk.refused(
+        &["network", "add-planet", &new],
+        3,
+        "planet b is in edition 5 of network lab already",
+    );
     let published = Network::from_statement(&kept.lock().unwrap()[0]).unwrap();
     assert_eq!((published.version, published.retired.len()), (5, 1));
 }
@@ -374,5 +394,21 @@ fn of_several_statement_files_the_good_ones_are_published() {
     let bad = desk.write("bad", "podmesh-statement1-AAAA");
     assert_eq!(desk.run(&["network", "publish", &good, &bad]).code, 9);
     assert_eq!(desk.run(&["network", "publish", &bad, &bad]).code, 1);
+    let other = Desk::with_network();
+    let foreign = other.lab("network.podmesh").display().to_string();
+    desk.refused(
+        &["network", "publish", &foreign],
+        1,
+        "it is of another network",
+    );
+    let said = desk.run(&[
+        "node",
+        "revoke",
+        &"cd".repeat(32),
+        "--yes",
+        "--out",
+        &desk.at("later"),
+    ]);
+    assert!(said.err.contains("not in force yet"), "{said:?}");
     assert_eq!(kept.lock().unwrap().len(), 1);
 }

@@ -62,6 +62,7 @@ impl Backup {
         }
         let sealed = files.get(ROOT_KEY).map(|text| RootKeyFile::parse(text));
         let sealed = sealed.transpose()?.is_none_or(|file| file.is_sealed());
+        let keyless = !files.contains_key(ROOT_KEY);
         let bundle = Bundle {
             schema: SCHEMA.to_owned(),
             name: desk.network().name.clone(),
@@ -75,6 +76,13 @@ impl Backup {
             bundle.name,
             self.file.display()
         ));
+        if keyless {
+            context.screen.remark(&format!(
+                "the root key is not in it, as there is no {} in the folder: keep a copy of the key where it is, \
+                 or its recovery form",
+                ROOT_KEY
+            ));
+        }
         if !sealed {
             context
                 .screen
@@ -108,7 +116,9 @@ impl Restore {
 
     fn read(&self) -> Result<Bundle, Problem> {
         let text = files::read_secret(&self.file)?;
-        serde_json::from_str(&text).map_err(|error| self.damaged(&error.to_string()))
+        // Where it stops making sense helps nobody: these are no files that people write.
+        serde_json::from_str(&text)
+            .map_err(|_| self.damaged("it is no backup of a network, or it is damaged"))
     }
 
     fn check(&self, bundle: &Bundle) -> Result<(), Problem> {

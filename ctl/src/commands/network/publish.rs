@@ -39,6 +39,7 @@ impl Publish {
         let mut problems = Vec::new();
         for file in &self.files {
             let sent = read(file).and_then(|statement| {
+                self.is_ours(&statement)?;
                 let what = file.display().to_string();
                 self.delivery.send(context, &statement, &what)
             });
@@ -61,6 +62,29 @@ impl Publish {
             failed if failed < self.files.len() => Exit::Partial,
             _ => Exit::Failed,
         })
+    }
+}
+
+impl Publish {
+    /// Whoever gets it says only that the root's signature isn't there. Where there is no folder, or more than
+    /// one, a file is sent as it is.
+    fn is_ours(&self, statement: &Signed<RootStatement>) -> Result<(), Problem> {
+        let Ok((_, ours)) = self.place.folder().and_then(|folder| folder.read()) else {
+            return Ok(());
+        };
+        let said = statement.unverified()?;
+        if said.network() == ours.id {
+            return Ok(());
+        }
+        let theirs = match &said {
+            RootStatement::Network(network) => format!("{} ({})", network.name, network.id),
+            other => other.network().to_string(),
+        };
+        Err(Problem::failed(format!(
+            "it is of another network, {theirs}, and the folder is of {} ({})",
+            ours.name, ours.id
+        ))
+        .next("name the folder of that network with --dir, on a machine of that network"))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Rules for a network's ranges: private, canonical, of a size that works, and apart from each other.
 
+use std::net::IpAddr;
+
 use clap::Args;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podmesh_proto::network::Ranges;
@@ -25,17 +27,17 @@ const DEFAULT_BLOCK: u8 = 24;
 pub(crate) struct RangeArgs {
     /// Overlay range, at most one per address family; IPv6 is a /64
     /// [default: 10.77.0.0/16 and a unique local /64]
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = cidr)]
     overlay: Vec<IpNet>,
     /// Range of pods, at most one per address family
     /// [default: 10.42.0.0/16 and a unique local /49]
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = cidr)]
     pods: Vec<IpNet>,
     /// Prefix length of one node's IPv4 pod CIDR [default: 24]
     #[arg(long, value_name = "LENGTH")]
     pod_block: Option<u8>,
     /// Range of the cluster's services, so that no node's network collides with it
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = cidr)]
     services: Vec<IpNet>,
 }
 
@@ -55,6 +57,27 @@ impl RangeArgs {
         ranges.pods4_block = self.pod_block.unwrap_or(DEFAULT_BLOCK);
         check(&ranges)?;
         Ok(ranges)
+    }
+}
+
+/// A range, told by what is wrong with it.
+///
+/// # Errors
+/// It isn't one.
+pub(crate) fn cidr(text: &str) -> Result<IpNet, String> {
+    if let Ok(net) = text.parse() {
+        return Ok(net);
+    }
+    let like = "write it like 10.77.0.0/16 or fd00:1::/64";
+    let Some((address, length)) = text.split_once('/') else {
+        return Err(format!("it has no prefix length; {like}"));
+    };
+    match address.parse::<IpAddr>() {
+        Ok(address) => {
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            Err(format!("'{length}' is no prefix length from 0 to {most}"))
+        }
+        Err(_) => Err(format!("'{address}' is no IP address; {like}")),
     }
 }
 
@@ -192,6 +215,21 @@ mod tests {
             services: parse(services),
         };
         args.apply(Ranges::default_of(&NetworkId([3; 16])))
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_range_is_said() {
+        for (text, word) in [
+            ("10.77.0.0/33", "from 0 to 32"),
+            ("fd00::/129", "from 0 to 128"),
+            ("10.77.0.0/", "''"),
+            ("10.77.0.0", "no prefix length"),
+            ("10.77.0/16", "'10.77.0' is no IP address"),
+        ] {
+            let said = cidr(text).unwrap_err();
+            assert!(said.contains(word), "{text}: {said}");
+        }
+        assert!(cidr("10.77.0.0/16").is_ok());
     }
 
     #[test]

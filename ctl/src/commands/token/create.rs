@@ -13,7 +13,7 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::token::JoinToken;
 
 use crate::commands::Context;
-use crate::commands::network::inside;
+use crate::commands::network::{cidr, inside};
 use crate::operator::{Signer, TokenRecord};
 use crate::problem::{Exit, Problem};
 use crate::show::quantity::{duration, parse_duration};
@@ -39,7 +39,7 @@ pub(crate) struct Create {
     #[arg(long = "group", value_name = "NAME")]
     groups: Vec<Name>,
     /// Range in which its nodes may claim addresses [default: all ranges of the network]
-    #[arg(long = "range", value_name = "CIDR")]
+    #[arg(long = "range", value_name = "CIDR", value_parser = cidr)]
     ranges: Vec<IpNet>,
     /// How long a membership lasts [default: until it is revoked]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -66,6 +66,7 @@ impl Create {
                     .next("name another file with --out"),
             );
         }
+        self.check_folder()?;
         let desk = self.signer.desk()?;
         let token_key = root_key::new_key()?;
         let grant = self.grant(desk.network(), token_key.public())?;
@@ -92,7 +93,12 @@ impl Create {
             Some(file) => file,
             None => desk.folder().token_file(&grant.token.short())?,
         };
-        files::create(&file, text.as_bytes())?;
+        if let Err(problem) = files::create(&file, text.as_bytes()) {
+            // Nobody has it: the record of it would be of a token that can't be found.
+            tokens.retain(|token| token.id != grant.token);
+            desk.record_tokens(&tokens)?;
+            return Err(problem);
+        }
         context.screen.print(&format!("{}\n", file.display()))?;
         context.screen.remark(&format!(
             "token {} {until} ({} from now)",
@@ -103,6 +109,19 @@ impl Create {
             "next: carry the file to the node by a safe way, then there: meshctl join FILE",
         );
         Ok(Exit::Ok)
+    }
+
+    /// Before anybody is asked for a passphrase.
+    fn check_folder(&self) -> Result<(), Problem> {
+        let folder = self.out.as_deref().and_then(Path::parent);
+        match folder.filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            Some(folder) => Err(Problem::new(
+                Exit::NotFound,
+                format!("there is no folder {}", folder.display()),
+            )
+            .next("make it, or name another file with --out")),
+            None => Ok(()),
+        }
     }
 
     fn grant(&self, network: &Network, token_key: VerifyingKey) -> Result<Grant, Problem> {
