@@ -16,6 +16,7 @@
 
 mod alias;
 mod compare;
+mod holders;
 mod mend;
 mod pod_end;
 mod request;
@@ -40,7 +41,8 @@ use crate::{
 
 pub use self::{
     alias::MAX_OWNER_BYTES,
-    mend::{Holders, Mended, Mender, Trouble},
+    holders::Holders,
+    mend::{Mended, Mender, Trouble},
     pod_end::{OtherRoute, everything, forget_rules, other_routes},
 };
 

@@ -10,7 +10,7 @@ use crate::{
 use super::{
     GATEWAY_V4, GATEWAY_V6, POD_PLACE, VethError,
     alias::{self, Wiring},
-    mend::Holders,
+    holders::Holders,
     refused,
     request::{self, Found, Neighbour, Route},
 };

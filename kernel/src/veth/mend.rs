@@ -11,14 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
-
 use crate::blocking_netlink::Conversation;
 
 use super::{
     GATEWAY_V6, VethError,
     alias::{self, Wiring},
     compare::{self, Seen, Stage},
+    holders::Holders,
     open, refused,
     request::{self, Found},
 };
@@ -43,29 +42,6 @@ pub struct Mender {
 struct Known {
     wiring: Wiring,
     since: Instant,
-}
-
-/// Who holds which addresses in the network of which the node is a member.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holders {
-    /// Ranges of this node's pods.
-    pub own: Vec<IpNet>,
-    /// What leads to other nodes.
-    pub others: Vec<IpNet>,
-}
-
-impl Holders {
-    /// Whether packets to `address` belong to another node.
-    pub(super) fn is_anothers(&self, address: &IpAddr) -> bool {
-        let contains = |range: &IpNet| range.contains(address);
-        !self.own.iter().any(contains) && self.others.iter().any(contains)
-    }
-
-    /// The first address that is none of this node's.
-    fn stray(&self, addresses: &[IpAddr]) -> Option<IpAddr> {
-        let is_own = |address: &IpAddr| self.own.iter().any(|range| range.contains(address));
-        addresses.iter().copied().find(|address| !is_own(address))
-    }
 }
 
 /// What is wrong with a pod, and what to do.
@@ -269,33 +245,20 @@ impl Look<'_> {
         self.mended.repaired.len() > before
     }
 
-    /// Pods stand longer than what they were attached under: a membership that was left and begun anew, a
-    /// token of other ranges, an edition of the network. They have their line, whatever else they have.
+    /// They have their line, whatever else is wrong with them.
     fn name_strays(&mut self, known: &BTreeMap<u32, Known>) {
-        let Some(holders) = self.holders else {
-            return;
-        };
-        for Known { wiring, .. } in known.values() {
-            let Some(address) = holders.stray(&wiring.addresses) else {
-                continue;
-            };
-            let pod = wiring.pod_in_words();
-            let own: Vec<_> = holders.own.iter().map(IpNet::to_string).collect();
-            let own = match &own[..] {
-                [] => "and this node has none".to_owned(),
-                own => format!("which are {}", own.join(" and ")),
-            };
-            let holder = match holders.is_anothers(&address) {
-                true => "another node holds it by now, to which its packets go",
-                false => "nobody outside of this node reaches it there",
-            };
-            self.mended.strays.push(Trouble {
-                message: format!(
-                    "{pod}: {address} is in none of this node's present pod CIDRs, {own}; {holder}"
-                ),
-                next: ATTACH_ANEW.to_owned(),
-            });
-        }
+        let strays = self.holders.into_iter().flat_map(|holders| {
+            let pods = known.values().map(|known| &known.wiring);
+            pods.filter_map(|wiring| {
+                let stray = holders.stray(&wiring.addresses)?;
+                let pod = wiring.pod_in_words();
+                Some(Trouble {
+                    message: format!("{pod}: {stray}"),
+                    next: ATTACH_ANEW.to_owned(),
+                })
+            })
+        });
+        self.mended.strays.extend(strays);
     }
 
     /// What this namespace can see of a pod and can't, or mustn't, put right.
