@@ -86,7 +86,7 @@ pub fn ensure_forwarding(family: IpFamily, own: OwnInterfaces<'_>) -> Result<boo
     match family {
         IpFamily::V4 => ensure("ipv4/ip_forward", "1"),
         IpFamily::V6 => {
-            if read("ipv6/conf/all/forwarding").is_ok_and(|value| value == "1") {
+            if forwards(family) {
                 return Ok(false);
             }
             advertisements::before_forwarding(own)?;
@@ -101,7 +101,7 @@ pub fn forwards(family: IpFamily) -> bool {
         IpFamily::V4 => "ipv4/ip_forward",
         IpFamily::V6 => "ipv6/conf/all/forwarding",
     };
-    read(name).is_ok_and(|value| value == "1")
+    read(name).is_ok_and(|present| is_in_force(name, &present, "1"))
 }
 
 /// Sets a setting of one interface. True if it was different before.
@@ -139,7 +139,8 @@ fn interfaces(family: IpFamily) -> io::Result<Vec<String>> {
 
 fn ensure(name: &str, value: &str) -> Result<bool, SysctlError> {
     let present = read(name);
-    if present.as_ref().is_ok_and(|present| present == value) {
+    let is_right = |present: &String| is_in_force(name, present, value);
+    if present.as_ref().is_ok_and(is_right) {
         return Ok(false);
     }
     match fs::write(path(name), value) {
@@ -151,6 +152,14 @@ fn ensure(name: &str, value: &str) -> Result<bool, SysctlError> {
             cause,
         }),
     }
+}
+
+/// Whether a value does what another one would: forwarding is on by any number but 0, and 2 means for IPv6 that
+/// routers are asked for, too.
+pub(crate) fn is_in_force(name: &str, present: &str, wanted: &str) -> bool {
+    let is_forwarding = name.ends_with("forwarding") || name.ends_with("ip_forward");
+    let is_on = |text: &str| text.parse::<i64>().is_ok_and(|number| number != 0);
+    present == wanted || is_forwarding && is_on(wanted) && is_on(present)
 }
 
 /// As the program `sysctl` writes it, where a dot within an interface's name is a slash.

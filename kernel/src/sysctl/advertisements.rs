@@ -7,7 +7,9 @@
 
 use std::fs;
 
-use super::{IpFamily, OwnInterfaces, SysctlError, ensure, interfaces, of_interface, read};
+use super::{
+    IpFamily, OwnInterfaces, SysctlError, ensure, interfaces, is_in_force, of_interface, read,
+};
 use crate::underlay::is_container_interface;
 
 /// The kernel's flag of a route that leads nowhere.
@@ -95,7 +97,8 @@ fn asks(interface: &str) -> bool {
 }
 
 fn forwards(interface: &str) -> bool {
-    is(interface, "forwarding", "1")
+    let name = of_interface(IpFamily::V6, interface, "forwarding");
+    read(&name).is_ok_and(|present| is_in_force(&name, &present, "1"))
 }
 
 fn resume(interface: &str) -> Result<(), SysctlError> {

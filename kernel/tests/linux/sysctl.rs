@@ -237,6 +237,30 @@ fn our_interfaces_get_their_settings_back_and_others_keep_theirs() {
 }
 
 #[test]
+fn forwarding_of_another_kind_is_forwarding() {
+    isolated(|| {
+        ip("link add mesh0 type veth peer name up0");
+        ip("link add pm0a type veth peer name pm0b");
+        for family in BOTH {
+            ensure_forwarding(family, OWN).unwrap();
+        }
+        keep_device("mesh0", &BOTH);
+        keep_pod_end("pm0a", true);
+        for (key, value) in [
+            ("ipv6/conf/all/forwarding", "2"),
+            ("ipv6/conf/pm0a/forwarding", "2"),
+            ("ipv4/conf/mesh0/forwarding", "3"),
+        ] {
+            write(key, value);
+            assert!(!ensure_forwarding(IpFamily::V6, OWN).unwrap(), "{key}");
+            assert!(keep_pod_end("pm0a", true).0.is_empty(), "{key}");
+            assert!(keep_device("mesh0", &BOTH).0.is_empty(), "{key}");
+            assert_eq!(read(key), value);
+        }
+    });
+}
+
+#[test]
 fn what_can_not_be_set_is_said_with_what_it_is() {
     isolated(|| {
         learned();
