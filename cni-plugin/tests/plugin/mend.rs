@@ -101,6 +101,7 @@ fn whatever_is_done_to_the_nodes_end_is_put_right() {
         "ip link set $V down; ip link set $V name veth77; ip link set veth77 up",
         "ip link set $V mtu 576",
         "ip link set $V alias nonsense",
+        "ip link add br7 type bridge; ip link set br7 up; ip link set $V master br7",
         "ip link set $V down; ip link set $V address 02:11:22:33:44:55 name veth77 alias nonsense",
     ] {
         keeper.node.namespace.command(&damage.replace("$V", &end));
@@ -129,6 +130,30 @@ fn whatever_is_done_to_the_nodes_end_is_put_right() {
         lines
     };
     assert_eq!(sorted(&after), sorted(&before));
+}
+
+#[test]
+fn an_interface_that_takes_what_a_pod_sends_is_named() {
+    let mut keeper = Keeper::new("seized");
+    keeper.mend();
+    let end = keeper.end("10.42.3.1");
+    let add = |name: &str, mode: &str| {
+        format!("ip link add {name} link {end} type macvlan mode {mode}; ip link set {name} up")
+    };
+    keeper.node.namespace.command(&add("mv7", "bridge"));
+    assert!(keeper.mend().troubles.is_empty());
+    keeper.talk();
+    keeper.node.namespace.command("ip link del mv7");
+    keeper.node.namespace.command(&add("mv8", "passthru"));
+    let troubles = keeper.mend().troubles;
+    assert_eq!(troubles.len(), 1, "{troubles:?}");
+    let said = (&troubles[0].message, &troubles[0].next);
+    assert!(said.0.contains("10.42.3.1"), "{said:?}");
+    assert!(said.1.contains("`ip link del mv8`"), "{said:?}");
+    keeper.node.namespace.command("ip link del mv8");
+    keeper.mend();
+    keeper.talk();
+    assert!(keeper.mend().troubles.is_empty());
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn is_in_force((family, key, value): Setting, end: &Found) -> bool {
         Some((.., place)) => list.get(*place).copied(),
         None => settings.v6_address_mode,
     };
-    present.is_some_and(|present| present.to_string() == value)
+    present.is_some_and(|present| sysctl::is_in_force(key, &present.to_string(), value))
 }
 
 /// What the kernel holds of links, addresses, routes and neighbours at one moment.
@@ -77,6 +77,19 @@ impl Seen {
         let mut pairs = self.links.iter().filter(|link| link.is_veth);
         let named = pairs.clone().find(|link| link.name == name);
         named.or_else(|| pairs.find(|link| says(link, name)))
+    }
+
+    /// The name of the interface with that index, or the index.
+    fn name(&self, index: u32) -> String {
+        let named = self.links.iter().find(|link| link.index == index);
+        named.map_or_else(|| index.to_string(), |link| link.name.clone())
+    }
+
+    /// The interface that sits on another and takes everything that comes in by it.
+    pub(super) fn taker(&self, index: u32) -> Option<&Found> {
+        self.links.iter().find(|link| {
+            link.takes_all && link.peer == Some(index) && link.peer_namespace.is_none()
+        })
     }
 
     pub(super) fn holds_address(&self, index: u32, address: IpAddr) -> bool {
@@ -154,6 +167,8 @@ pub(super) enum Difference {
     Setting(Setting),
     /// The node's end is down.
     Down,
+    /// The node's end is a part of another interface, which gets its packets.
+    Master(String),
     /// The node's end doesn't have the address of the pod's gateway.
     Gateway,
     /// The node doesn't know this hardware address of the pod's address.
@@ -169,7 +184,9 @@ impl Difference {
     pub(super) fn stage(&self) -> Stage {
         match self {
             Self::Name => Stage::Name,
-            Self::HostMac | Self::Mtu(_) | Self::Setting(_) | Self::Down => Stage::Link,
+            Self::HostMac | Self::Mtu(_) | Self::Setting(_) | Self::Down | Self::Master(_) => {
+                Stage::Link
+            }
             Self::Gateway | Self::Neighbour(..) | Self::Route(_) | Self::Shadow(_) => Stage::Rest,
         }
     }
@@ -191,6 +208,7 @@ impl Difference {
             Self::HostMac => request::set_mac(index, wiring.host_mac),
             Self::Mtu(mtu) => request::set_mtu(index, *mtu),
             Self::Down => request::set_up(index),
+            Self::Master(_) => request::release(index),
             Self::Gateway => request::add_address(index, GATEWAY_V6.into(), 64),
             Self::Neighbour(address, mac) => request::add_neighbour(index, *address, *mac),
             Self::Route(address) => request::add_host_route(index, *address, POD_PLACE),
@@ -229,6 +247,7 @@ impl fmt::Display for Difference {
                 )
             }
             Self::Down => out.write_str("the node's end is down"),
+            Self::Master(name) => write!(out, "the node's end was made a part of {name}"),
             Self::Gateway => write!(out, "the node's end does not have {GATEWAY_V6}"),
             Self::Neighbour(address, _) => {
                 write!(
@@ -266,6 +285,9 @@ pub(super) fn differences(
         }
     };
     note(end.name != wiring.host_name, Difference::Name);
+    if let Some(master) = end.master {
+        note(true, Difference::Master(seen.name(master)));
+    }
     note(end.mac != Some(wiring.host_mac), Difference::HostMac);
     let mtu = pod_end.map_or(MIN_MTU, |pod_end| pod_end.mtu.max(MIN_MTU));
     note(end.mtu < MIN_MTU, Difference::Mtu(mtu));

@@ -110,6 +110,7 @@ impl Mender {
                 seen = Seen::read(look.kernel)?;
             }
         }
+        look.pods_that_are_cut_off(&seen, &pairs);
         look.pods_that_changed(&pairs);
         mended.is_young = self
             .known
@@ -259,6 +260,20 @@ impl Look<'_> {
             })
         });
         self.mended.strays.extend(strays);
+    }
+
+    /// Somebody's interface takes what a pod sends. Whose it is nobody knows, so that it stays.
+    fn pods_that_are_cut_off(&mut self, seen: &Seen, pairs: &[Pair]) {
+        for pair in pairs {
+            if let Some(taker) = seen.taker(pair.index) {
+                let name = &taker.name;
+                let sentence = format!(
+                    "the interface {name} sits on the node's end and takes all that the pod sends"
+                );
+                let next = format!("remove it with `ip link del {name}`");
+                self.trouble(&pair.wiring, &sentence, &next);
+            }
+        }
     }
 
     /// What this namespace can see of a pod and can't, or mustn't, put right.

@@ -42,6 +42,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IF_OPER_UP: u8 = 6;
 const IFLA_LINKINFO: u16 = 18;
@@ -57,6 +58,8 @@ const FAMILY_V4: u16 = 2;
 const FAMILY_V6: u16 = 10;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_MACVLAN_MODE: u16 = 1;
+const MACVLAN_MODE_PASSTHRU: u32 = 8;
 const VETH_INFO_PEER: u16 = 1;
 const IFF_UP: u32 = 1;
 
@@ -166,6 +169,12 @@ pub(super) fn set_mac(index: u32, mac: [u8; 6]) -> Message {
 pub(super) fn set_mtu(index: u32, mtu: u32) -> Message {
     let mut message = Message::new(RTM_NEWLINK, 0, &link_header(index, 0));
     message.number(IFLA_MTU, mtu);
+    message
+}
+
+pub(super) fn release(index: u32) -> Message {
+    let mut message = Message::new(RTM_NEWLINK, 0, &link_header(index, 0));
+    message.number(IFLA_MASTER, 0);
     message
 }
 

@@ -11,9 +11,10 @@ use crate::{
 
 use super::{
     FAMILY_V4, FAMILY_V6, IF_OPER_UP, IFF_UP, IFLA_ADDRESS, IFLA_AF_SPEC, IFLA_IFALIAS,
-    IFLA_IFNAME, IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE, IFLA_INET6_CONF, IFLA_INFO_KIND,
-    IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MTU, IFLA_OPERSTATE, LINK_HEADER_BYTES,
-    ROUTE_HEADER_BYTES, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTN_UNICAST,
+    IFLA_IFNAME, IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE, IFLA_INET6_CONF, IFLA_INFO_DATA,
+    IFLA_INFO_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MACVLAN_MODE, IFLA_MASTER,
+    IFLA_MTU, IFLA_OPERSTATE, LINK_HEADER_BYTES, MACVLAN_MODE_PASSTHRU, ROUTE_HEADER_BYTES,
+    RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTN_UNICAST,
 };
 
 /// What matters of an interface.
@@ -30,6 +31,10 @@ pub(in crate::veth) struct Found {
     /// Index of its counterpart, and the kernel's number for the namespace of that, if another.
     pub(in crate::veth) peer: Option<u32>,
     pub(in crate::veth) peer_namespace: Option<u32>,
+    /// Index of the bridge, bond or virtual router that it is a part of.
+    pub(in crate::veth) master: Option<u32>,
+    /// It takes everything that comes in by its counterpart, which then hears nothing.
+    pub(in crate::veth) takes_all: bool,
     pub(in crate::veth) settings: Settings,
 }
 
@@ -82,7 +87,12 @@ impl Route {
 
 pub(super) fn found_link(reply: &Reply) -> Option<Found> {
     let attributes = reply.attributes(LINK_HEADER_BYTES);
-    let kind = attributes.nested(IFLA_LINKINFO).text(IFLA_INFO_KIND);
+    let info = attributes.nested(IFLA_LINKINFO);
+    let kind = info.text(IFLA_INFO_KIND);
+    let is_passthru = || {
+        let mode = info.nested(IFLA_INFO_DATA).number(IFLA_MACVLAN_MODE);
+        mode == Some(MACVLAN_MODE_PASSTHRU)
+    };
     Some(Found {
         index: reply.header_number(4)?,
         name: attributes.text(IFLA_IFNAME)?,
@@ -94,6 +104,8 @@ pub(super) fn found_link(reply: &Reply) -> Option<Found> {
         alias: attributes.text(IFLA_IFALIAS),
         peer: attributes.number(IFLA_LINK),
         peer_namespace: attributes.number(IFLA_LINK_NETNSID),
+        master: attributes.number(IFLA_MASTER).filter(|index| *index > 0),
+        takes_all: matches!(kind.as_deref(), Some("macvlan" | "macvtap")) && is_passthru(),
         settings: found_settings(attributes.nested(IFLA_AF_SPEC)),
     })
 }
