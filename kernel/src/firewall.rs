@@ -3,7 +3,9 @@
 //!
 //! No table can overrule another's refusal, so that all that can be done is to name the chain and the
 //! command that helps. A chain is reported only when it would certainly drop every packet between pods
-//! of two nodes or of this one, or every datagram of the tunnels: a condition that can't be judged may
+//! of two nodes or of this one, between this machine itself and pods or other nodes, or every datagram of the
+//! tunnels; keep the kernel from tracking what pods send to the world; or mark packets of pods as datagrams of
+//! the tunnels. A condition that can't be judged may
 //! let packets pass, and so may one that names podmesh's interfaces or ranges together with a port.
 //! A rule about ports or protocols alone lets nothing pass that was not meant.
 //!
@@ -21,7 +23,7 @@ mod packet;
 mod registers;
 mod ruleset;
 
-use std::{collections::BTreeSet, fmt, io};
+use std::{collections::BTreeSet, fmt, io, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -40,6 +42,8 @@ pub struct Traffic {
     pub veth_prefix: String,
     /// This node's pod CIDRs.
     pub own_pod_cidrs: Vec<IpNet>,
+    /// This node's addresses in the overlay.
+    pub own_overlay: Vec<IpAddr>,
     /// Every overlay and pod range of the network.
     pub protected: Vec<IpNet>,
     /// The first UDP port of the tunnels.
@@ -51,9 +55,14 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    fn has_underlay(&self, is_ipv4: bool) -> bool {
+    /// Whether this node has addresses of a family by which packets go that way.
+    fn has_family(&self, way: Way, is_ipv4: bool) -> bool {
         let [v4, v6] = self.underlay;
-        if is_ipv4 { v4 } else { v6 }
+        if Way::TUNNEL.contains(&way) {
+            return if is_ipv4 { v4 } else { v6 };
+        }
+        let mut own = self.own_overlay.iter();
+        own.any(|address| address.is_ipv4() == is_ipv4)
     }
 }
 
@@ -64,7 +73,9 @@ pub struct Refusal {
     pub(crate) chain: Place,
     /// The hook's name, as `nft` writes it.
     pub(crate) hook: Hook,
-    /// What it drops.
+    /// What it does.
+    pub(crate) harm: Harm,
+    /// To which packets.
     pub(crate) ways: BTreeSet<Way>,
     /// Whether nothing but its policy does.
     pub(crate) by_policy: bool,
@@ -76,6 +87,16 @@ pub struct Refusal {
     pub(crate) device: String,
     /// What the names of pod interfaces begin with.
     pub(crate) veth_prefix: String,
+}
+
+/// What a chain does to packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Harm {
+    Drops,
+    /// It keeps the kernel from tracking connections, without which nothing is translated.
+    Untracks,
+    /// It gives them the mark of the tunnels' datagrams, which are kept out of the mesh.
+    Marks,
 }
 
 /// A chain by its names.
@@ -92,6 +113,8 @@ pub(crate) enum Family {
     Inet,
     Ip,
     Ip6,
+    /// Of one interface or several, before and after all others.
+    Netdev,
     /// Of iptables-legacy, outside of nftables.
     IpLegacy,
     /// The same for IPv6.
@@ -106,6 +129,10 @@ pub(crate) enum Hook {
     Forward,
     Output,
     Postrouting,
+    /// As packets come in by an interface.
+    Ingress,
+    /// As they go out by one.
+    Egress,
 }
 
 /// The chains of others that certainly drop one kind of podmesh's packets or another, sorted. Cost: one
@@ -127,7 +154,7 @@ pub fn legacy_print() -> u64 {
 }
 
 impl Family {
-    const OF_NFTABLES: [Self; 3] = [Self::Inet, Self::Ip, Self::Ip6];
+    const OF_NFTABLES: [Self; 4] = [Self::Inet, Self::Ip, Self::Ip6, Self::Netdev];
 
     /// As netfilter counts them.
     fn number(self) -> u8 {
@@ -135,6 +162,7 @@ impl Family {
             Self::Inet => 1,
             Self::Ip | Self::IpLegacy => 2,
             Self::Ip6 | Self::Ip6Legacy => 10,
+            Self::Netdev => 5,
         }
     }
 
@@ -151,7 +179,7 @@ impl Family {
     /// Whether packets of that kind pass its chains.
     fn has(self, is_ipv4: bool) -> bool {
         match self {
-            Self::Inet => true,
+            Self::Inet | Self::Netdev => true,
             Self::Ip | Self::IpLegacy => is_ipv4,
             Self::Ip6 | Self::Ip6Legacy => !is_ipv4,
         }
@@ -159,17 +187,28 @@ impl Family {
 }
 
 impl Hook {
-    const ALL: [Self; 5] = [
+    /// Their positions are the kernel's numbers, but for chains of single interfaces.
+    const ALL: [Self; 6] = [
         Self::Prerouting,
         Self::Input,
         Self::Forward,
         Self::Output,
         Self::Postrouting,
+        Self::Ingress,
     ];
+    /// Whether the mark that a packet has afterwards decides where it goes.
+    fn is_before_routing(self) -> bool {
+        matches!(self, Self::Prerouting | Self::Output)
+    }
 
-    /// The kernel's numbers are the positions in [`Hook::ALL`].
-    fn of(number: u32) -> Option<Self> {
-        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    const OF_NETDEV: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    fn of(family: Family, number: u32) -> Option<Self> {
+        let all: &[Self] = match family {
+            Family::Netdev => &Self::OF_NETDEV,
+            _ => &Self::ALL,
+        };
+        all.get(usize::try_from(number).ok()?).copied()
     }
 }
 
@@ -179,6 +218,7 @@ impl fmt::Display for Family {
             Self::Inet => "inet",
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
+            Self::Netdev => "netdev",
             Self::IpLegacy => "iptables-legacy",
             Self::Ip6Legacy => "ip6tables-legacy",
         })

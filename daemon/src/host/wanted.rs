@@ -88,6 +88,7 @@ pub(super) fn traffic(plan: &HostPlan, config: &HostConfig, underlay: &[IpAddr])
         device: plan.device.clone(),
         veth_prefix: VETH_PREFIX.to_owned(),
         own_pod_cidrs: usable(&plan.pod_cidrs),
+        own_overlay: plan.overlay_addresses.clone(),
         protected: usable(&plan.protected),
         port: config.ports.first().copied(),
         mark: mark(config.mark),

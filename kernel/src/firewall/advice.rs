@@ -2,7 +2,14 @@
 
 use std::fmt;
 
-use super::{Family, Hook, Refusal, packet::Way};
+use super::{Family, Harm, Hook, Place, Refusal, packet::Way};
+
+/// Which of podmesh's interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Pods,
+    Device,
+}
 
 /// A refusal in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,52 +24,108 @@ impl Refusal {
     /// In words.
     #[must_use]
     pub fn advice(&self) -> Advice {
-        let by = if self.by_policy {
-            "its policy is drop"
+        let (does, by) = match self.harm {
+            Harm::Drops if self.by_policy => ("drops", ", its policy is drop"),
+            Harm::Drops => ("drops", ", a rule of it refuses them"),
+            Harm::Untracks => (
+                "keeps the kernel from tracking",
+                ", so that nobody answers them",
+            ),
+            Harm::Marks => (
+                "gives the mark of the tunnels' datagrams to",
+                ", which keeps them out of the mesh",
+            ),
+        };
+        let first = match self.harm {
+            Harm::Untracks => format!(
+                "`{}` shows the rule: let it spare what comes in by {}* and the answers to it",
+                self.command(),
+                self.veth_prefix
+            ),
+            _ => format!(
+                "`{}`, and have the program that made the chain keep it",
+                self.command()
+            ),
+        };
+        // A machine may be closed to its pods for a reason.
+        let is_of_node_alone = self.ways.iter().all(|way| way.is_of_node());
+        let or = if is_of_node_alone && self.harm == Harm::Drops {
+            "; or, if they are to be refused, a rule of that chain that drops what comes by these interfaces, which \
+             says so"
         } else {
-            "a rule of it refuses them"
+            ""
         };
         Advice {
             message: format!(
-                "a firewall of this machine drops {}: chain {} of table {} {} ({} hook), {by}",
+                "a firewall of this machine {does} {}: chain {} of table {} {} ({} hook){by}",
                 self.victims(),
                 self.chain.chain,
                 self.chain.family,
                 self.chain.table,
                 self.hook,
             ),
-            next: format!(
-                "`{}`, and have the program that made the chain keep it",
-                self.command()
-            ),
+            next: format!("{first}{or}"),
         }
     }
 
     /// The command that lets everything of podmesh pass this chain.
     #[must_use]
     pub fn command(&self) -> String {
-        match self.tables_program() {
-            Some(program) => self.for_iptables(program),
-            None => self.for_nft(),
+        let Place {
+            family,
+            table,
+            chain,
+        } = &self.chain;
+        match (self.tables_program(), self.harm) {
+            (Some(program), Harm::Untracks) => format!("{program} -t {table} -S {chain}"),
+            (None, Harm::Untracks) => format!("nft list chain {family} {table} {chain}"),
+            (Some(program), _) => self.for_iptables(program),
+            (None, _) => self.for_nft(),
         }
     }
 
     fn victims(&self) -> String {
-        let names = [
-            (Way::Outward, "packets of pods to other nodes"),
-            (Way::Inward, "packets of other nodes to pods"),
-            (Way::Between, "packets between pods of this node"),
-            (Way::TunnelOut, "the datagrams of the tunnels"),
-            (Way::TunnelIn, "the answers to the datagrams of the tunnels"),
-        ];
         if Way::PODS.iter().all(|way| self.ways.contains(way)) {
             return "all packets of pods".to_owned();
         }
-        let names = names.into_iter().filter(|(way, _)| self.ways.contains(way));
-        names
-            .map(|(_, name)| name)
-            .collect::<Vec<_>>()
-            .join(" and ")
+        let names: [(&[Way], &str); 12] = [
+            (&[Way::Outward], "packets of pods to other nodes"),
+            (&[Way::Inward], "packets of other nodes to pods"),
+            (&[Way::Between], "packets between pods of this node"),
+            (&[Way::TunnelOut], "the datagrams of the tunnels"),
+            (
+                &[Way::TunnelIn],
+                "the answers to the datagrams of the tunnels",
+            ),
+            (
+                &[Way::PodToNode, Way::PeerToNode],
+                "packets of pods and other nodes to this machine itself",
+            ),
+            (&[Way::PodToNode], "packets of pods to this machine itself"),
+            (
+                &[Way::PeerToNode],
+                "packets of other nodes to this machine itself",
+            ),
+            (
+                &[Way::NodeToPod, Way::NodeToPeer],
+                "packets of this machine itself to pods and other nodes",
+            ),
+            (&[Way::NodeToPod], "packets of this machine itself to pods"),
+            (
+                &[Way::NodeToPeer],
+                "packets of this machine itself to other nodes",
+            ),
+            (&[Way::World], "packets of pods to the world"),
+        ];
+        let mut left = self.ways.clone();
+        let mut said = Vec::new();
+        for (ways, name) in names {
+            if ways.iter().all(|way| left.contains(way)) {
+                left.retain(|way| !ways.contains(way));
+                said.push(name);
+            }
+        }
+        said.join(" and ")
     }
 
     /// Which of the programs a chain is of, if it is of one: their names are not those that others
@@ -79,7 +142,7 @@ impl Refusal {
             Family::Ip6 => "ip6tables",
             Family::IpLegacy => return Some("iptables-legacy"),
             Family::Ip6Legacy => return Some("ip6tables-legacy"),
-            Family::Inet => return None,
+            Family::Inet | Family::Netdev => return None,
         };
         (is_theirs && tables.contains(&self.chain.table.as_str())).then_some(program)
     }
@@ -90,57 +153,73 @@ impl Refusal {
             "filter" => String::new(),
             table => format!("-t {table} "),
         };
-        let rule = |matches: String| format!("{program} {table}-I {chain} {matches} -j ACCEPT");
-        let (pods, device) = (format!("{}+", self.veth_prefix), &self.device);
-        let port = self.port.unwrap_or_default();
-        let mut rules = match self.hook {
-            _ if !self.concerns_pods() => Vec::new(),
-            Hook::Prerouting => vec![rule(format!("-i {pods}")), rule(format!("-i {device}"))],
-            Hook::Postrouting => vec![rule(format!("-o {pods}")), rule(format!("-o {device}"))],
-            _ => vec![rule(format!("-i {pods}")), rule(format!("-o {pods}"))],
-        };
-        if self.ways.contains(&Way::TunnelOut) {
-            rules.push(rule(format!("-p udp --sport {port}")));
-        }
-        if self.ways.contains(&Way::TunnelIn) {
-            rules.push(rule(format!("-p udp --dport {port}")));
-        }
-        rules.join("; ")
+        let pods = format!("{}+", self.veth_prefix);
+        let interfaces = self.interfaces().into_iter().map(|(is_incoming, which)| {
+            let name = if which == Which::Pods {
+                &pods
+            } else {
+                &self.device
+            };
+            format!("-{} {name}", if is_incoming { "i" } else { "o" })
+        });
+        let ports = self.ports().into_iter();
+        let ports = ports.map(|(is_source, port)| {
+            format!("-p udp --{}port {port}", if is_source { "s" } else { "d" })
+        });
+        let rules = interfaces
+            .chain(ports)
+            .map(|matches| format!("{program} {table}-I {chain} {matches} -j ACCEPT"));
+        rules.collect::<Vec<_>>().join("; ")
     }
 
     fn for_nft(&self) -> String {
-        let rule = |matches: String| format!("insert rule {} {matches} accept", self.chain);
-        let (pods, device) = (
-            format!("\"{}*\"", self.veth_prefix),
-            format!("\"{}\"", self.device),
-        );
-        let port = self.port.unwrap_or_default();
-        let mut rules = match self.hook {
-            _ if !self.concerns_pods() => Vec::new(),
-            Hook::Prerouting => {
-                vec![
-                    rule(format!("iifname {pods}")),
-                    rule(format!("iifname {device}")),
-                ]
-            }
-            Hook::Postrouting => {
-                vec![
-                    rule(format!("oifname {pods}")),
-                    rule(format!("oifname {device}")),
-                ]
-            }
-            _ => vec![
-                rule(format!("iifname {pods}")),
-                rule(format!("oifname {pods}")),
-            ],
+        let pods = format!("{}*", self.veth_prefix);
+        let interfaces = self.interfaces().into_iter().map(|(is_incoming, which)| {
+            let name = if which == Which::Pods {
+                &pods
+            } else {
+                &self.device
+            };
+            format!("{}ifname \"{name}\"", if is_incoming { "i" } else { "o" })
+        });
+        let ports = self.ports().into_iter();
+        let ports = ports.map(|(is_source, port)| {
+            format!("udp {}port {port}", if is_source { "s" } else { "d" })
+        });
+        let rules = interfaces
+            .chain(ports)
+            .map(|matches| format!("insert rule {} {matches} accept", self.chain));
+        format!("nft '{}'", rules.collect::<Vec<_>>().join("; "))
+    }
+
+    /// The interfaces that rules which help have to name, and whether packets come in by them.
+    fn interfaces(&self) -> Vec<(bool, Which)> {
+        let has = |way: Way| self.ways.contains(&way);
+        let (pods, device) = match self.hook {
+            Hook::Input => (has(Way::PodToNode), has(Way::PeerToNode)),
+            Hook::Output => (has(Way::NodeToPod), has(Way::NodeToPeer)),
+            _ => (self.concerns_pods(), self.concerns_pods()),
         };
-        if self.ways.contains(&Way::TunnelOut) {
-            rules.push(rule(format!("udp sport {port}")));
-        }
-        if self.ways.contains(&Way::TunnelIn) {
-            rules.push(rule(format!("udp dport {port}")));
-        }
-        format!("nft '{}'", rules.join("; "))
+        let (first, second) = match self.hook {
+            Hook::Prerouting | Hook::Input | Hook::Ingress => {
+                ((true, Which::Pods), (true, Which::Device))
+            }
+            Hook::Postrouting | Hook::Output | Hook::Egress => {
+                ((false, Which::Pods), (false, Which::Device))
+            }
+            Hook::Forward => ((true, Which::Pods), (false, Which::Pods)),
+        };
+        let wanted = [(pods, first), (device, second)];
+        let wanted = wanted.into_iter().filter(|(is_wanted, _)| *is_wanted);
+        wanted.map(|(_, one)| one).collect()
+    }
+
+    /// The ports of the tunnels that such rules have to name, and whether they are the datagrams' source.
+    fn ports(&self) -> Vec<(bool, u16)> {
+        let port = self.port.unwrap_or_default();
+        let ways = [(Way::TunnelOut, true), (Way::TunnelIn, false)];
+        let ways = ways.into_iter().filter(|(way, _)| self.ways.contains(way));
+        ways.map(|(_, is_source)| (is_source, port)).collect()
     }
 
     fn concerns_pods(&self) -> bool {
@@ -156,6 +235,8 @@ impl fmt::Display for Hook {
             Self::Forward => "forward",
             Self::Output => "output",
             Self::Postrouting => "postrouting",
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
         })
     }
 }

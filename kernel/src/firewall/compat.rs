@@ -24,7 +24,7 @@ pub(super) fn judge(name: &str, revision: u32, wants: &[u8], packet: &Packet) ->
     }
 }
 
-/// What a target does to a packet's way; the mark that it leaves is not followed.
+/// What a target does to a packet's way.
 pub(super) fn target(name: &str) -> Verdict {
     match name {
         "REJECT" | "DROP" => Verdict::Drop,
@@ -39,6 +39,19 @@ pub(super) fn target(name: &str) -> Verdict {
 /// Whether a target may change the packet's mark.
 pub(super) fn marks(name: &str) -> bool {
     name == "MARK" || name == "CONNMARK"
+}
+
+/// The mark that a target leaves of one, where that is known: `--set-xmark` and all that is made of it.
+pub(super) fn marked(name: &str, wants: &[u8], before: u32) -> Option<u32> {
+    let (set, mask) = (number(wants, 0)?, number(wants, 4)?);
+    (name == "MARK").then_some(before & !mask ^ set)
+}
+
+/// Whether a target keeps the kernel from tracking the packet's connection.
+pub(super) fn untracks(name: &str, wants: &[u8]) -> bool {
+    const FLAG: u16 = 1;
+    let flags = u16::from_ne_bytes(wants.first_chunk().copied().unwrap_or_default());
+    name == "NOTRACK" || name == "CT" && flags & FLAG != 0
 }
 
 /// Only the state of the connection is understood.

@@ -1,9 +1,12 @@
 //! Plays a packet through somebody else's chains.
 
-use std::{collections::BTreeSet, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use super::{
-    Place, Refusal, Traffic, compat,
+    Harm, Place, Refusal, Traffic, compat,
     condition::{self, Answer, Judged, UNKNOWN},
     expression::{Comparison, Expression, Verdict},
     packet::{self, Nature, Packet, Value, Way},
@@ -16,65 +19,77 @@ const DEPTH: usize = 16;
 /// Where Docker wants rules of others.
 const ENTRANCE: &str = "DOCKER-USER";
 
-/// All chains that certainly drop something, sorted.
+/// All chains that certainly harm something, sorted.
 pub(super) fn refusals(ruleset: &mut Ruleset, traffic: &Traffic) -> io::Result<Vec<Refusal>> {
-    let mut found = Vec::new();
-    let mut tunnel = BTreeSet::new();
+    let mut found = BTreeMap::new();
+    let mut refused = BTreeSet::new();
     for base in ruleset.base_chains() {
-        let mut refusal = Refusal {
-            chain: base.place.clone(),
-            hook: base.hook,
-            ways: BTreeSet::new(),
-            by_policy: true,
-            entrance: None,
-            port: traffic.port,
-            device: traffic.device.clone(),
-            veth_prefix: traffic.veth_prefix.clone(),
-        };
-        for way in Way::PODS.into_iter().chain(Way::TUNNEL) {
-            for is_ipv4 in [true, false] {
-                let Some(course) = play(ruleset, traffic, &base, (way, is_ipv4)) else {
-                    continue;
-                };
-                refusal.ways.insert(way);
-                refusal.by_policy &= course.by_policy;
-                refusal.entrance = refusal.entrance.or(course.entrance);
-                if Way::TUNNEL.contains(&way) {
-                    tunnel.insert((way, is_ipv4));
-                }
-            }
+        for (way, is_ipv4) in Way::ALL
+            .into_iter()
+            .flat_map(|way| [(way, true), (way, false)])
+        {
+            let Some((harm, course)) = play(ruleset, traffic, &base, (way, is_ipv4)) else {
+                continue;
+            };
+            let refusal = found
+                .entry((base.place.clone(), harm))
+                .or_insert_with(|| blank(&base, harm, traffic));
+            refusal.ways.insert(way);
+            refusal.by_policy &= course.by_policy;
+            refusal.entrance = refusal.entrance.take().or(course.entrance);
+            refused.insert((way, is_ipv4));
         }
-        found.push(refusal);
     }
     // A family that is closed on purpose is left for the other one.
     let is_cut = |way: &Way| {
-        let is_open = |is_ipv4| traffic.has_underlay(is_ipv4) && !tunnel.contains(&(*way, is_ipv4));
+        let has = |is_ipv4| traffic.has_family(*way, is_ipv4);
+        let is_open = |is_ipv4| has(is_ipv4) && !refused.contains(&(*way, is_ipv4));
         !is_open(true) && !is_open(false)
     };
+    let mut found: Vec<Refusal> = found.into_values().collect();
     for refusal in &mut found {
         refusal
             .ways
-            .retain(|way| Way::PODS.contains(way) || is_cut(way));
+            .retain(|way| !way.needs_one_family() || is_cut(way));
     }
     found.retain(|refusal| !refusal.ways.is_empty());
     found.sort();
     Ok(found)
 }
 
-/// How a packet is refused.
+fn blank(base: &BaseChain, harm: Harm, traffic: &Traffic) -> Refusal {
+    Refusal {
+        chain: base.place.clone(),
+        hook: base.hook,
+        harm,
+        ways: BTreeSet::new(),
+        by_policy: true,
+        entrance: None,
+        port: traffic.port,
+        device: traffic.device.clone(),
+        veth_prefix: traffic.veth_prefix.clone(),
+    }
+}
+
+/// How a packet is harmed.
 struct Course {
     by_policy: bool,
     entrance: Option<String>,
 }
 
-/// `None` if packets of that kind aren't certainly refused by this chain.
+/// `None` if packets of that kind aren't certainly harmed by this chain.
 fn play(
     ruleset: &mut Ruleset,
     traffic: &Traffic,
     base: &BaseChain,
     (way, is_ipv4): (Way, bool),
-) -> Option<Course> {
-    if !way.passes(base.hook) || !base.place.family.has(is_ipv4) {
+) -> Option<(Harm, Course)> {
+    let mut devices = base.devices.iter();
+    let comes_by = match base.devices[..] {
+        [] => way.passes(base.hook),
+        _ => devices.any(|device| way.uses(base.hook, device, traffic)),
+    };
+    if !comes_by || !base.place.family.has(is_ipv4) {
         return None;
     }
     let packet = Packet::of(way, is_ipv4, (base.hook, base.priority), traffic)?;
@@ -83,14 +98,30 @@ fn play(
         traffic,
         packet,
         entrance: None,
+        way,
+        is_sure: true,
+        is_marked: false,
+        is_untracked: false,
     };
     let ends = player.chain(&base.place, (0, false));
     let falls_into_drop = ends.may_fall && base.drops_by_policy;
     let is_refused = !ends.may_pass && (!ends.may_fall || falls_into_drop);
-    is_refused.then_some(Course {
+    let goes_to_mesh = way != Way::World && !Way::TUNNEL.contains(&way);
+    let harm = if is_refused {
+        // Pods may be kept from the world on purpose.
+        (way != Way::World).then_some(Harm::Drops)
+    } else if player.is_untracked && way == Way::World && base.priority <= packet::TRACKING {
+        Some(Harm::Untracks)
+    } else if player.is_marked && goes_to_mesh && base.hook.is_before_routing() {
+        Some(Harm::Marks)
+    } else {
+        None
+    };
+    let course = Course {
         by_policy: falls_into_drop,
         entrance: player.entrance,
-    })
+    };
+    Some((harm?, course))
 }
 
 /// How a chain may end for some packets of the kind.
@@ -108,11 +139,30 @@ struct Ruling {
     names_own: bool,
 }
 
+impl Ruling {
+    /// Whether somebody refuses on purpose what comes to or from this machine itself.
+    fn is_meant(&self, way: Way) -> bool {
+        way.is_of_node() && self.names_own && self.verdict == Verdict::Drop
+    }
+
+    /// Whether the packets that are left are still all, or none.
+    fn leaves_sure(&self) -> bool {
+        self.is_certain || matches!(self.verdict, Verdict::Drop | Verdict::Continue)
+    }
+}
+
 pub(super) struct Player<'a> {
     pub(super) ruleset: &'a mut Ruleset,
     pub(super) traffic: &'a Traffic,
     packet: Packet,
     entrance: Option<String>,
+    way: Way,
+    /// Whether what comes is asked about all packets that have not been dropped.
+    is_sure: bool,
+    /// Whether all have the mark of the tunnels' datagrams by now.
+    is_marked: bool,
+    /// Whether the connection of none will be tracked.
+    is_untracked: bool,
 }
 
 impl Player<'_> {
@@ -152,6 +202,11 @@ impl Player<'_> {
             let Some(ruling) = self.rule(place, rule, is_for_own) else {
                 continue;
             };
+            if ruling.is_meant(self.way) {
+                ends.may_pass = true;
+                return ends;
+            }
+            self.is_sure &= ruling.leaves_sure();
             let inside = (depth + 1, is_for_own || ruling.names_own);
             let goes_on = self.follow(place, ruling.verdict, inside, &mut ends);
             // Nothing is certain any more once something may pass.
@@ -204,6 +259,7 @@ impl Player<'_> {
         let mut registers = Registers::default();
         let (mut is_certain, mut are_few, mut names_own) = (true, false, is_for_own);
         for step in rule {
+            self.note_effect(step, &registers, is_certain && !are_few && self.is_sure);
             let (answer, names) = match self.step(place, step, &mut registers) {
                 Step::Done => continue,
                 Step::Judged(judged) => judged,
@@ -267,18 +323,48 @@ impl Player<'_> {
                 revision,
                 wants,
             } => Step::Judged(compat::judge(name, *revision, wants, &self.packet)),
-            Expression::Target { name } => self.target(name),
+            Expression::Target { name, wants } => self.target(name, wants),
             Expression::SetMark { from } => {
                 self.packet.mark = registers.get(*from).filter(|value| value.bytes.len() == 4);
                 Step::Done
             }
-            Expression::Neutral => Step::Done,
+            Expression::Neutral | Expression::Untrack => Step::Done,
             Expression::Unknown => Step::Judged(UNKNOWN),
             load => {
                 self.load(load, registers);
                 Step::Done
             }
         }
+    }
+
+    /// The mark that a target of iptables leaves.
+    fn mark_left(&self, name: &str, wants: &[u8]) -> Option<Value> {
+        let before = u32::from_ne_bytes(*self.packet.mark.as_ref()?.bytes.first_chunk()?);
+        let mark = compat::marked(name, wants, before)?;
+        Some(Value::new(mark.to_ne_bytes(), Nature::Certain))
+    }
+
+    /// What a step does to all packets, if it `is_certain`, or to some.
+    fn note_effect(&mut self, step: &Expression, registers: &Registers, is_certain: bool) {
+        let mark = match step {
+            Expression::Untrack => {
+                self.is_untracked |= is_certain;
+                return;
+            }
+            Expression::Target { name, wants } => {
+                self.is_untracked |= is_certain && compat::untracks(name, wants);
+                if !compat::marks(name) {
+                    return;
+                }
+                self.mark_left(name, wants)
+            }
+            Expression::SetMark { from } => registers.get(*from),
+            _ => return,
+        };
+        let number = mark.and_then(|mark| Some(u32::from_ne_bytes(*mark.bytes.first_chunk()?)));
+        let ours = self.traffic.mark;
+        let is_ours = number.is_some_and(|number| number & ours.mask == ours.value);
+        self.is_marked = is_certain && is_ours;
     }
 
     /// Steps that fill a register.
@@ -319,9 +405,9 @@ impl Player<'_> {
         }
     }
 
-    fn target(&mut self, name: &str) -> Step {
+    fn target(&mut self, name: &str, wants: &[u8]) -> Step {
         if compat::marks(name) {
-            self.packet.mark = None;
+            self.packet.mark = self.mark_left(name, wants);
         }
         match compat::target(name) {
             Verdict::Continue => Step::Done,

@@ -122,10 +122,13 @@ pub(super) enum Expression {
         revision: u32,
         wants: Vec<u8>,
     },
-    /// A target of iptables.
+    /// A target of iptables: its name and what it is to do.
     Target {
         name: String,
+        wants: Vec<u8>,
     },
+    /// The kernel tracks no connection of the packet.
+    Untrack,
     /// Changes nothing that is judged here.
     Neutral,
     /// Fills this register with something that nobody knows here.
@@ -187,9 +190,12 @@ impl Expression {
             },
             "target" => Self::Target {
                 name: data.text(1)?,
+                wants: data.find(3).unwrap_or_default().to_vec(),
             },
-            "counter" | "log" | "notrack" | "objref" | "dynset" | "flow_offload" | "dup"
-            | "last" => Self::Neutral,
+            "notrack" => Self::Untrack,
+            "counter" | "log" | "objref" | "dynset" | "flow_offload" | "dup" | "last" => {
+                Self::Neutral
+            }
             "fib" | "rt" | "numgen" | "osf" | "xfrm" => Self::Load {
                 to: register(data, 1)?,
             },

@@ -146,6 +146,7 @@ impl Chains {
                 hook: *hook,
                 priority,
                 drops_by_policy: policy_of.and_then(Entry::verdict) == Some(-1),
+                devices: Vec::new(),
             });
             bases.push((begin, policy, name.to_owned()));
         }
@@ -302,9 +303,13 @@ impl Entry<'_> {
                     None => Verdict::Unknown,
                 })
             }
-            None => Expression::Target {
-                name: self.part(self.target)?.0,
-            },
+            None => {
+                let (name, _, wants) = self.part(self.target)?;
+                Expression::Target {
+                    name,
+                    wants: wants.to_vec(),
+                }
+            }
         });
         Some(steps)
     }

@@ -19,13 +19,50 @@ pub(crate) enum Way {
     TunnelOut,
     /// A datagram of a peer that answers one.
     TunnelIn,
+    /// From a pod of this node to the node itself.
+    PodToNode,
+    /// From another node to this node itself.
+    PeerToNode,
+    /// From this node itself to its pods.
+    NodeToPod,
+    /// From this node itself to another node.
+    NodeToPeer,
+    /// From a pod of this node to the world.
+    World,
 }
 
 impl Way {
+    pub(super) const ALL: [Self; 10] = [
+        Self::Outward,
+        Self::Inward,
+        Self::Between,
+        Self::TunnelOut,
+        Self::TunnelIn,
+        Self::PodToNode,
+        Self::PeerToNode,
+        Self::NodeToPod,
+        Self::NodeToPeer,
+        Self::World,
+    ];
     pub(super) const PODS: [Self; 3] = [Self::Outward, Self::Inward, Self::Between];
     pub(super) const TUNNEL: [Self; 2] = [Self::TunnelOut, Self::TunnelIn];
 
-    /// Whether its packets come by that hook.
+    /// Whether one end is this machine itself: who names its interfaces and refuses what comes by them means
+    /// it so.
+    pub(super) fn is_of_node(self) -> bool {
+        matches!(
+            self,
+            Self::PodToNode | Self::PeerToNode | Self::NodeToPod | Self::NodeToPeer
+        )
+    }
+
+    /// Whether the other family does where one is closed to what this machine sends.
+    pub(super) fn needs_one_family(self) -> bool {
+        Self::TUNNEL.contains(&self) || matches!(self, Self::NodeToPod | Self::NodeToPeer)
+    }
+
+    /// Whether its packets come by that hook. To this machine itself they are judged where they arrive or
+    /// begin: what is on their way before is others' way, too.
     pub(super) fn passes(self, hook: Hook) -> bool {
         match self {
             Self::Outward | Self::Inward | Self::Between => {
@@ -33,6 +70,23 @@ impl Way {
             }
             Self::TunnelOut => matches!(hook, Hook::Output | Hook::Postrouting),
             Self::TunnelIn => matches!(hook, Hook::Prerouting | Hook::Input),
+            Self::PodToNode | Self::PeerToNode => hook == Hook::Input,
+            Self::NodeToPod | Self::NodeToPeer => hook == Hook::Output,
+            Self::World => hook == Hook::Prerouting,
+        }
+    }
+
+    /// Whether its packets come in, or go out, by an interface with a chain of its own. Those of the tunnels
+    /// may have another.
+    pub(super) fn uses(self, hook: Hook, device: &str, traffic: &Traffic) -> bool {
+        let is_pods = device.starts_with(&traffic.veth_prefix);
+        match (self, hook) {
+            (Self::Outward | Self::Between, Hook::Ingress) => is_pods,
+            (Self::Inward | Self::Between, Hook::Egress) => is_pods,
+            (Self::Inward, Hook::Ingress) | (Self::Outward, Hook::Egress) => {
+                device == traffic.device
+            }
+            _ => false,
         }
     }
 }
@@ -141,9 +195,25 @@ const SOME_PORT: u16 = 50_321;
 const OTHER_PORT: u16 = 50_333;
 const NAME_BYTES: usize = 16;
 /// Where the kernel begins to track connections.
-const TRACKING: i32 = -200;
+pub(super) const TRACKING: i32 = -200;
 
 impl Packet {
+    /// One that begins a conversation of which nothing is known.
+    fn plain(is_ipv4: bool) -> Self {
+        Self {
+            is_ipv4,
+            incoming: None,
+            outgoing: None,
+            source: None,
+            destination: None,
+            protocol: Value::new([TCP], Nature::Any),
+            source_port: Some(Value::new(SOME_PORT.to_be_bytes(), Nature::Any)),
+            destination_port: Some(Value::new(OTHER_PORT.to_be_bytes(), Nature::Any)),
+            mark: Some(Value::new([0; 4], Nature::Certain)),
+            state: Some(NEW),
+        }
+    }
+
     /// `None` if this node has no such packets.
     pub(super) fn of(
         way: Way,
@@ -154,16 +224,22 @@ impl Packet {
         let mut packet = match way {
             Way::Outward | Way::Inward | Way::Between => pods(way, is_ipv4, traffic)?,
             Way::TunnelOut | Way::TunnelIn => tunnel(way, is_ipv4, traffic)?,
+            Way::World => Self {
+                destination: None,
+                ..pods(Way::Outward, is_ipv4, traffic)?
+            },
+            _ => node(way, is_ipv4, traffic)?,
         };
         let nobody = Value::new([0; NAME_BYTES], Nature::Certain);
         match hook {
-            Hook::Prerouting | Hook::Input => packet.outgoing = Some(nobody),
+            Hook::Prerouting | Hook::Input | Hook::Ingress => packet.outgoing = Some(nobody),
             Hook::Output => packet.incoming = Some(nobody),
             // Kernels differ in whether they still know.
-            Hook::Postrouting => packet.incoming = None,
+            Hook::Postrouting | Hook::Egress => packet.incoming = None,
             Hook::Forward => {}
         }
-        if matches!(hook, Hook::Prerouting | Hook::Output) && priority <= TRACKING {
+        let is_before = matches!(hook, Hook::Prerouting | Hook::Output) && priority <= TRACKING;
+        if is_before || matches!(hook, Hook::Ingress | Hook::Egress) {
             packet.state = None;
         }
         Some(packet)
@@ -253,16 +329,48 @@ fn pods(way: Way, is_ipv4: bool, traffic: &Traffic) -> Option<Packet> {
         _ => (pod(), device(), here(), there()),
     };
     Some(Packet {
-        is_ipv4,
         incoming,
         outgoing,
         source,
         destination,
-        protocol: Value::new([TCP], Nature::Any),
-        source_port: Some(Value::new(SOME_PORT.to_be_bytes(), Nature::Any)),
-        destination_port: Some(Value::new(OTHER_PORT.to_be_bytes(), Nature::Any)),
-        mark: Some(Value::new([0; 4], Nature::Certain)),
-        state: Some(NEW),
+        ..Packet::plain(is_ipv4)
+    })
+}
+
+/// Between this machine itself and a pod or another node.
+fn node(way: Way, is_ipv4: bool, traffic: &Traffic) -> Option<Packet> {
+    let mut own = traffic.own_overlay.iter();
+    let own = *own.find(|address| address.is_ipv4() == is_ipv4)?;
+    let range = traffic.protected.iter().find(|range| range.contains(&own));
+    let range = range.copied().unwrap_or_else(|| own.into());
+    let here = Some(address(range, own));
+    let is_pods = matches!(way, Way::PodToNode | Way::NodeToPod);
+    let like = if is_pods { Way::Outward } else { Way::Inward };
+    let packet = match pods(like, is_ipv4, traffic) {
+        Some(packet) => packet,
+        None if is_pods => return None,
+        None => Packet::plain(is_ipv4),
+    };
+    let there = if is_pods {
+        packet.source.clone()
+    } else {
+        let last = range.broadcast();
+        let other = if last == own { range.network() } else { last };
+        Some(address(range, other))
+    };
+    let device = if is_pods {
+        packet.incoming.clone()
+    } else {
+        Some(Value::new(name(&traffic.device), Nature::Own))
+    };
+    let is_in = matches!(way, Way::PodToNode | Way::PeerToNode);
+    let (source, destination) = if is_in { (there, here) } else { (here, there) };
+    Some(Packet {
+        incoming: device.clone(),
+        outgoing: device,
+        source,
+        destination,
+        ..packet
     })
 }
 

@@ -35,6 +35,8 @@ const NFTA_CHAIN_POLICY: u16 = 5;
 const NFTA_CHAIN_TYPE: u16 = 7;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
+const NFTA_HOOK_DEV: u16 = 3;
+const NFTA_HOOK_DEVS: u16 = 4;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
@@ -65,6 +67,8 @@ pub(super) struct BaseChain {
     pub(super) hook: Hook,
     pub(super) priority: i32,
     pub(super) drops_by_policy: bool,
+    /// The interfaces whose packets alone it is asked about; all, where there are none.
+    pub(super) devices: Vec<String>,
 }
 
 /// The steps of one rule.
@@ -242,12 +246,27 @@ fn base_chain(family: Family, chain: Attributes<'_>) -> Option<BaseChain> {
             table: chain.text(NFTA_CHAIN_TABLE)?,
             chain: chain.text(NFTA_CHAIN_NAME)?,
         },
-        hook: Hook::of(hook.be32(NFTA_HOOK_HOOKNUM)?)?,
+        hook: Hook::of(family, hook.be32(NFTA_HOOK_HOOKNUM)?)?,
         priority: hook.be32(NFTA_HOOK_PRIORITY)?.cast_signed(),
         drops_by_policy: chain.be32(NFTA_CHAIN_POLICY) == Some(0),
+        devices: devices(hook),
     })
     // Chains that translate are long on nodes with many services, and hardly ever drop.
     .filter(|_| kind != "nat")
+}
+
+fn devices(hook: Attributes<'_>) -> Vec<String> {
+    let text = |bytes: &[u8]| {
+        let end = bytes.iter().position(|byte| *byte == 0);
+        let name = bytes.get(..end.unwrap_or(bytes.len()));
+        String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
+    };
+    let several = hook.nested(NFTA_HOOK_DEVS).map(|name| text(name.value));
+    hook.find(NFTA_HOOK_DEV)
+        .map(text)
+        .into_iter()
+        .chain(several)
+        .collect()
 }
 
 fn set_question(place: &Place, set: &str) -> Message {

@@ -13,6 +13,9 @@ fn traffic() -> Traffic {
         device: "mesh0".to_owned(),
         veth_prefix: "pm".to_owned(),
         own_pod_cidrs: ranges(&["10.42.3.0/24", "fd12:3456:789a:103::/64"]),
+        own_overlay: ["10.77.0.3", "fd12:3456:789a::3"]
+            .map(|text| text.parse().unwrap())
+            .to_vec(),
         protected: ranges(&["10.42.0.0/16", "10.77.0.0/16", "fd12:3456:789a::/48"]),
         port: Some(7077),
         mark: MARK,
@@ -126,7 +129,7 @@ enum Rules {
     Shell(&'static str),
 }
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 17] = [
     Case {
         rules: Rules::Both(DOCKER),
         said: &[
@@ -155,9 +158,13 @@ const CASES: [Case; 8] = [
         rules: Rules::Nft(FIREWALLD),
         said: &[
             "drops all packets of pods: chain filter_FORWARD of table inet firewalld (forward hook), a rule",
+            "packets of pods and other nodes to this machine itself: \
+             chain filter_INPUT of table inet firewalld (input hook), a rule",
         ],
         commands: &[
             "nft 'insert rule inet firewalld filter_FORWARD iifname \"pm*\" accept; insert rule",
+            "nft 'insert rule inet firewalld filter_INPUT iifname \"pm*\" accept; insert rule inet firewalld \
+             filter_INPUT iifname \"mesh0\" accept'",
         ],
     },
     Case {
@@ -188,8 +195,101 @@ const CASES: [Case; 8] = [
             "table inet t { chain out { type filter hook output priority 0; policy drop
                 oifname lo accept; tcp dport 443 accept; ct state established accept; }\n}",
         ),
-        said: &["drops the datagrams of the tunnels: chain out of table inet t (output hook)"],
+        said: &[
+            "drops the datagrams of the tunnels and packets of this machine itself to pods and other nodes: \
+             chain out of table inet t (output hook)",
+        ],
         commands: &["insert rule inet t out udp sport 7077 accept"],
+    },
+    Case {
+        // What every guide to a closed machine ends with.
+        rules: Rules::Nft(
+            "table inet f { chain i { type filter hook input priority 0; policy drop
+                iifname eth0 accept; iifname lo accept; ct state established,related accept; }\n}",
+        ),
+        said: &[
+            "drops packets of pods and other nodes to this machine itself: \
+             chain i of table inet f (input hook), its policy is drop",
+        ],
+        commands: &[
+            "insert rule inet f i iifname \"pm*\" accept; insert rule inet f i iifname \"mesh0\" accept",
+        ],
+    },
+    Case {
+        rules: Rules::Shell(
+            "iptables -P INPUT DROP; iptables -A INPUT -i pm+ -j ACCEPT
+             iptables -A INPUT -i eth0 -j ACCEPT",
+        ),
+        said: &["drops packets of other nodes to this machine itself: chain INPUT of table ip filter"],
+        commands: &["iptables -I INPUT -i mesh0 -j ACCEPT"],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table netdev fw { chain i { type filter hook ingress device lo priority 0; policy drop; }\n}
+             table netdev fv { chain i { type filter hook ingress device mesh0 priority 0; policy drop
+                ip protocol icmp accept; }\n}",
+        ),
+        said: &[
+            "drops packets of other nodes to pods: chain i of table netdev fv (ingress hook), its policy",
+        ],
+        commands: &["insert rule netdev fv i iifname \"mesh0\" accept"],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table netdev fw { chain e { type filter hook egress devices = { lo, mesh0 } priority 0
+                meta protocol { ip, ip6 } drop; }\n}",
+        ),
+        said: &["drops packets of pods to other nodes: chain e of table netdev fw (egress hook)"],
+        commands: &["insert rule netdev fw e oifname \"mesh0\" accept"],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table inet fw { chain i { type filter hook ingress device \"pm0123456789a\" priority 0
+                ip saddr 10.0.0.0/8 drop; }\n}",
+        ),
+        said: &[
+            "drops packets of pods to other nodes and packets between pods of this node: chain i of table \
+             inet fw (ingress hook)",
+        ],
+        commands: &["insert rule inet fw i iifname \"pm*\" accept"],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table inet m { chain p { type filter hook prerouting priority -150
+                meta mark set 0xffffffff; }\n}",
+        ),
+        said: &["gives the mark of the tunnels' datagrams to all packets of pods: chain p"],
+        commands: &["insert rule inet m p iifname \"mesh0\" accept"],
+    },
+    Case {
+        rules: Rules::Both(
+            "$x -t mangle -A PREROUTING -i pm+ -j MARK --set-xmark 0xf0ff/0xffff",
+        ),
+        said: &[
+            "to packets of pods to other nodes and packets between pods of this node: chain PREROUTING of \
+             table ip mangle",
+            "table ip6 mangle",
+        ],
+        commands: &["iptables -t mangle -I PREROUTING -i pm+ -j ACCEPT"],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table inet m { chain o { type route hook output priority -150
+                meta mark set meta mark or 0x101c; }\n}",
+        ),
+        said: &[
+            "gives the mark of the tunnels' datagrams to packets of this machine itself to pods and \
+             other nodes: chain o",
+        ],
+        commands: &["insert rule inet m o oifname \"mesh0\" accept"],
+    },
+    Case {
+        rules: Rules::Both("$x -P OUTPUT DROP; $x -A OUTPUT -p udp -j ACCEPT"),
+        said: &[
+            "drops packets of this machine itself to pods and other nodes: chain OUTPUT of table ip filter",
+            "table ip6 filter",
+        ],
+        commands: &["iptables -I OUTPUT -o pm+ -j ACCEPT; iptables -I OUTPUT -o mesh0 -j ACCEPT"],
     },
 ];
 
@@ -197,6 +297,7 @@ const CASES: [Case; 8] = [
 fn firewalls_that_refuse_pods_are_named_with_a_command_that_helps() {
     for (number, case) in CASES.iter().enumerate() {
         let node = Namespace::new(&format!("fw{number}"));
+        node.command("ip link add mesh0 type veth peer name pm0123456789a");
         match case.rules {
             Rules::Nft(rules) => load(&node, rules),
             Rules::Both(rules) => obey(&node, &tables(rules)),
@@ -259,11 +360,26 @@ fn nobody_is_accused_who_lets_podmesh_pass_or_may_do_so() {
         load(&node, &chain(rules));
         assert_eq!(refusals(&node), [], "{rules}");
     }
+}
+
+#[test]
+fn tables_that_mean_others_or_mean_it_so_accuse_nobody() {
     let node = Namespace::new("fw-quiet");
     obey(&node, &tables(KUBE));
     node.command(
         "iptables -A FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables -P FORWARD DROP
-         iptables -P INPUT DROP; iptables -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+         iptables -P INPUT DROP; iptables -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+         iptables -A INPUT -i pm+ -j DROP; iptables -A INPUT -i mesh0 -p tcp --dport 10250 -j ACCEPT
+         iptables -t mangle -A PREROUTING -i eth0 -j MARK --set-mark 0xffff
+         iptables -t mangle -A PREROUTING -j CONNMARK --restore-mark",
+    );
+    load(
+        &node,
+        "table inet m { chain p { type filter hook prerouting priority -150
+            meta mark set 0x2; ct state new jump q; meta mark set 0x4; }
+            chain q { meta mark set 0xffffffff; }\n}
+         table inet nt { chain p { type filter hook prerouting priority -300
+            iifname eth0 notrack; udp dport 7077 notrack; fib daddr type local notrack; }\n}",
     );
     load(
         &node,
@@ -344,7 +460,7 @@ fn what_is_told_is_what_happens_to_packets() {
     load(&scene.node, FIREWALLD);
     assert!(!passes());
     let found = refusals(&scene.node);
-    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found.len(), 2, "{found:?}");
     obey(&scene.node, &found[0].1);
     assert!(passes());
     scene.node.command("nft delete table inet firewalld");
@@ -354,6 +470,38 @@ fn what_is_told_is_what_happens_to_packets() {
         obey(&scene.node, &command);
     }
     assert!(passes());
+}
+
+#[test]
+fn a_pod_that_no_connection_is_tracked_of_is_named_with_where_to_look() {
+    for (rules, command) in [
+        (
+            Rules::Nft(
+                "table inet nt { chain p { type filter hook prerouting priority -300; notrack; }\n}",
+            ),
+            "nft list chain inet nt p",
+        ),
+        (
+            Rules::Shell("iptables -t raw -A PREROUTING -j CT --notrack"),
+            "iptables -t raw -S PREROUTING",
+        ),
+    ] {
+        let node = Namespace::new("fw-untracked");
+        match rules {
+            Rules::Nft(rules) => load(&node, rules),
+            Rules::Both(rules) | Rules::Shell(rules) => obey(&node, rules),
+        }
+        let found = refusals(&node);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0]
+                .0
+                .contains("keeps the kernel from tracking packets of pods to the world"),
+            "{found:?}"
+        );
+        assert_eq!(found[0].1, command);
+        obey(&node, command);
+    }
 }
 
 /// The same rules by the other program.
@@ -404,8 +552,9 @@ fn tables_of_iptables_legacy_are_judged_as_those_of_nftables_are() {
             "iptables -A OUTPUT -o lo -j ACCEPT; iptables -P OUTPUT DROP; ip6tables -P OUTPUT DROP"
                 .to_owned(),
             vec![
-                "the datagrams of the tunnels: chain OUTPUT of table iptables-legacy filter",
-                "the datagrams of the tunnels: chain OUTPUT of table ip6tables-legacy filter",
+                "the datagrams of the tunnels and packets of this machine itself to pods and other nodes: \
+                 chain OUTPUT of table iptables-legacy filter",
+                "other nodes: chain OUTPUT of table ip6tables-legacy filter",
             ],
             vec!["iptables-legacy -I OUTPUT -p udp --sport 7077"],
         ),
@@ -441,7 +590,8 @@ fn tables_of_iptables_legacy_that_may_let_podmesh_pass_accuse_nobody() {
          iptables-legacy -t mangle -A FORWARD -m limit --limit 9/s -j ACCEPT
          ip6tables-legacy -P FORWARD DROP; ip6tables-legacy -A FORWARD -d fd00::/8 -j ACCEPT
          iptables-legacy -P INPUT DROP
-         iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+         iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+         iptables-legacy -A INPUT -i pm+ -j DROP; iptables-legacy -A INPUT -i mesh0 -j DROP",
     );
     assert_eq!(refusals(&node), []);
     // Its changes are seen, also of a policy alone, and not what its rules count.
