@@ -453,12 +453,8 @@ impl Keeper {
             veth_prefix: VETH_PREFIX,
             local_devices: &self.config.local_devices,
         };
-        match self
-            .reconciler
-            .foreign_rules(&state.protected, &inside)
-            .await
-        {
-            Ok(rules) => report.remarks.extend(rules.iter().map(Remark::from)),
+        match self.reconciler.obstacles(state, &inside).await {
+            Ok(found) => report.remarks.extend(found.iter().map(Remark::from)),
             Err(error) => report.problems.push(error.to_string()),
         }
         self.mend_pods(holders, report);

@@ -16,14 +16,14 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::address::InterfaceAddress;
-use crate::link::LinkChange;
+use crate::link::{Link, LinkChange};
 use crate::mark::Mark;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::route::{POD_PROTOCOL, PROTOCOL, Route, TABLE};
 use crate::rule::{MARK_GUARD_PRIORITY, MARK_PRIORITY, PresentRule, RANGE_PRIORITY, Rule};
 use crate::tun::TunError;
 
-pub use self::foreign::{ForeignRule, Inside};
+pub use self::foreign::{Inside, Obstacle};
 
 /// Segments of one packet at most. What comes in one piece takes one place in the device's queue, whatever
 /// it stands for, and 64 KiB of tiny segments would hold up everybody's packets; the kernel cuts those
@@ -71,6 +71,10 @@ pub enum Change {
     DeviceMtu(u32),
     /// The device takes packets of at most so many segments in one piece.
     DeviceSegments(u32),
+    /// The device has a carrier again.
+    DeviceCarrier,
+    /// The device belongs to no bridge, bond or virtual router any more.
+    DeviceReleased,
     /// The device got this address.
     AddressAdded(IpNet),
     /// The device lost this address.
@@ -122,6 +126,8 @@ impl fmt::Display for Change {
             Self::DeviceSegments(number) => {
                 write!(out, "set the device's most segments to {number}")
             }
+            Self::DeviceCarrier => out.write_str("switched the device's carrier on"),
+            Self::DeviceReleased => out.write_str("took the device out of another interface"),
             Self::AddressAdded(address) => write!(out, "added address {address}"),
             Self::AddressRemoved(address) => write!(out, "removed address {address}"),
             Self::RouteAdded(route) => write!(out, "added route {route}"),
@@ -129,6 +135,18 @@ impl fmt::Display for Change {
             Self::RouteRemoved(route) => write!(out, "removed route {route}"),
             Self::RuleAdded(rule) => write!(out, "added rule {rule}"),
             Self::RuleRemoved(rule) => write!(out, "removed rule {rule}"),
+        }
+    }
+}
+
+impl Change {
+    /// Whether a refusal of it is no trouble.
+    fn is_spared(&self, error: &NetlinkError) -> bool {
+        match self {
+            Self::DeviceSegments(_) => true,
+            // As long as no process holds a queue.
+            Self::DeviceCarrier => matches!(error.errno(), Some(libc::EPERM | libc::EOPNOTSUPP)),
+            _ => false,
         }
     }
 }
@@ -182,19 +200,19 @@ impl Reconciler {
         Ok(outcome)
     }
 
-    /// Rules of somebody else that are asked before ours and could take packets to these ranges off
-    /// the mesh. They stay: whoever made them knows what for.
+    /// Rules and routes of somebody else that are asked before ours and could take packets of the mesh off
+    /// it. They stay: whoever made them knows what for.
     ///
     /// # Errors
     ///
     /// When the kernel does not say what there is.
-    pub async fn foreign_rules(
+    pub async fn obstacles(
         &self,
-        protected: &[IpNet],
+        state: &HostState,
         inside: &Inside<'_>,
-    ) -> Result<Vec<ForeignRule>, NetlinkError> {
-        let present = self.netlink.rules().await?;
-        Ok(foreign::before_ours(&present, protected, inside))
+    ) -> Result<Vec<Obstacle>, NetlinkError> {
+        let (present, routes) = (self.netlink.rules().await?, self.netlink.routes().await?);
+        Ok(foreign::before_ours(&present, &routes, state, inside))
     }
 
     async fn apply_rules(
@@ -250,32 +268,15 @@ impl Reconciler {
                 }));
             return Ok(None);
         }
-        if link.mtu != state.mtu {
-            let change = LinkChange {
-                mtu: Some(state.mtu),
-                ..LinkChange::default()
-            };
+        for (change, done) in device_changes(&link, state) {
             let result = self.netlink.change_link(link.index, change).await;
-            outcome.note(result, Change::DeviceMtu(state.mtu));
-        }
-        if link.most_segments != MOST_SEGMENTS {
-            let change = LinkChange {
-                most_segments: Some(MOST_SEGMENTS),
-                ..LinkChange::default()
-            };
-            match self.netlink.change_link(link.index, change).await {
-                Ok(()) => outcome.changes.push(Change::DeviceSegments(MOST_SEGMENTS)),
-                // Packets move all the same.
-                Err(error) => tracing::debug!(reason = %error, "segments are not bounded"),
+            match result {
+                // Packets move all the same, or there is nobody yet who would move them.
+                Err(error) if done.is_spared(&error) => {
+                    tracing::debug!(change = %done, reason = %error, "the device stays as it is");
+                }
+                result => outcome.note(result, done),
             }
-        }
-        if !link.up {
-            let change = LinkChange {
-                up: Some(true),
-                ..LinkChange::default()
-            };
-            let result = self.netlink.change_link(link.index, change).await;
-            outcome.note(result, Change::DeviceUp);
         }
         self.apply_addresses(link.index, state, outcome).await?;
         Ok(Some(link.index))
@@ -416,6 +417,46 @@ pub async fn missing_fail_closed_routes(
 
 fn is_refusal(problem: &Problem) -> bool {
     matches!(problem, Problem::Refused(_))
+}
+
+/// What is to be changed of the device itself, in that order.
+fn device_changes(link: &Link, state: &HostState) -> Vec<(LinkChange, Change)> {
+    let mut changes = Vec::new();
+    let mut want = |differs: bool, change: LinkChange, done: Change| {
+        if differs {
+            changes.push((change, done));
+        }
+    };
+    let none = LinkChange::default();
+    let released = LinkChange {
+        released: true,
+        ..none
+    };
+    want(link.master.is_some(), released, Change::DeviceReleased);
+    let mtu = LinkChange {
+        mtu: Some(state.mtu),
+        ..none
+    };
+    want(link.mtu != state.mtu, mtu, Change::DeviceMtu(state.mtu));
+    let segments = LinkChange {
+        most_segments: Some(MOST_SEGMENTS),
+        ..none
+    };
+    let differ = link.most_segments != MOST_SEGMENTS;
+    want(differ, segments, Change::DeviceSegments(MOST_SEGMENTS));
+    let up = LinkChange {
+        up: Some(true),
+        ..none
+    };
+    want(!link.up, up, Change::DeviceUp);
+    let carrier = LinkChange {
+        carrier: true,
+        ..none
+    };
+    // What is down doesn't tell whether it has one.
+    let is_cut = link.up && !link.carrier;
+    want(is_cut, carrier, Change::DeviceCarrier);
+    changes
 }
 
 /// Whether an address of our device is to go: one that we gave it, or that lies in our ranges.

@@ -29,6 +29,8 @@ pub struct Link {
     pub carrier: bool,
     /// Whether it is the loopback.
     pub loopback: bool,
+    /// Index of the bridge, bond or virtual router that it is a part of.
+    pub master: Option<u32>,
 }
 
 /// What to change of an interface; `None` leaves as is.
@@ -42,6 +44,10 @@ pub struct LinkChange {
     pub tx_queue_length: Option<u32>,
     /// Segments that a packet which the interface is given in one piece may stand for.
     pub most_segments: Option<u32>,
+    /// Take it out of what it is a part of.
+    pub released: bool,
+    /// Switch its carrier on.
+    pub carrier: bool,
 }
 
 impl Netlink {
@@ -101,6 +107,12 @@ impl Netlink {
         message
             .attributes
             .extend(change.most_segments.map(LinkAttribute::GsoMaxSegs));
+        if change.released {
+            message.attributes.push(LinkAttribute::Controller(0));
+        }
+        if change.carrier {
+            message.attributes.push(LinkAttribute::Carrier(1));
+        }
         let step = format_args!("configure the interface with index {index}");
         self.change(RouteNetlinkMessage::SetLink(message), Mode::Existing, step)
             .await
@@ -167,12 +179,16 @@ fn read(message: &LinkMessage) -> Link {
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
+        master: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::TxQueueLen(length) => link.tx_queue_length = *length,
+            LinkAttribute::Controller(index) => {
+                link.master = Some(*index).filter(|index| *index > 0);
+            }
             LinkAttribute::GsoMaxSegs(number) => link.most_segments = *number,
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {

@@ -21,17 +21,32 @@ pub const POD_PROTOCOL: u8 = 178;
 /// The kernel's main table.
 pub const MAIN_TABLE: u32 = 254;
 /// The kernel's table of own and broadcast addresses.
-const LOCAL_TABLE: u32 = 255;
+pub(crate) const LOCAL_TABLE: u32 = 255;
 
 /// What happens to a packet that takes a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RouteKind {
     /// It goes on.
     Unicast,
+    /// It is for this node itself.
+    Local,
     /// It is dropped and its sender is told so.
     Unreachable,
     /// Another of the kernel's types, by its number.
     Other(u8),
+}
+
+impl RouteKind {
+    /// What `ip` writes in front of the destination: nothing for the usual kind, else a word and a space.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::Local => "local ",
+            Self::Unreachable => "unreachable ",
+            Self::Other(6) => "blackhole ",
+            Self::Other(8) => "prohibit ",
+            Self::Unicast | Self::Other(_) => "",
+        }
+    }
 }
 
 /// One route of one table.
@@ -49,6 +64,8 @@ pub struct Route {
     pub metric: u32,
     /// Index of the interface it leaves by, of the first one if there are several.
     pub device: Option<u32>,
+    /// Indices of the others, where there are several.
+    pub more_devices: Vec<u32>,
     /// The next router.
     pub gateway: Option<IpAddr>,
     /// The address that the node itself uses as source.
@@ -66,9 +83,7 @@ impl Route {
 
 impl fmt::Display for Route {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.kind == RouteKind::Unreachable {
-            out.write_str("unreachable ")?;
-        }
+        out.write_str(self.kind.prefix())?;
         write!(
             out,
             "{} metric {} table {}",
@@ -211,15 +226,16 @@ fn describe(route: &Route) -> RouteMessage {
     header.protocol = RouteProtocol::from(route.protocol);
     header.kind = match route.kind {
         RouteKind::Unicast => RouteType::Unicast,
+        RouteKind::Local => RouteType::Local,
         RouteKind::Unreachable => RouteType::Unreachable,
         RouteKind::Other(number) => RouteType::from(number),
     };
-    let on_link = route.kind == RouteKind::Unicast && route.gateway.is_none();
-    let link_scope = on_link && route.prefix.addr().is_ipv4();
-    header.scope = if link_scope {
-        RouteScope::Link
-    } else {
-        RouteScope::Universe
+    header.scope = match route.kind {
+        // IPv6 has no scopes.
+        _ if !route.prefix.addr().is_ipv4() => RouteScope::Universe,
+        RouteKind::Local => RouteScope::Host,
+        RouteKind::Unicast if route.gateway.is_none() => RouteScope::Link,
+        _ => RouteScope::Universe,
     };
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Table(route.table));
@@ -257,12 +273,14 @@ fn read(message: &RouteMessage) -> Option<Route> {
         table: header.table.into(),
         kind: match header.kind {
             RouteType::Unicast => RouteKind::Unicast,
+            RouteType::Local => RouteKind::Local,
             RouteType::Unreachable => RouteKind::Unreachable,
             other => RouteKind::Other(other.into()),
         },
         protocol: header.protocol.into(),
         metric: 0,
         device: None,
+        more_devices: Vec::new(),
         gateway: None,
         source: None,
         mtu: None,
@@ -276,7 +294,9 @@ fn read(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Priority(metric) => route.metric = *metric,
             RouteAttribute::Oif(index) => route.device = Some(*index),
             RouteAttribute::MultiPath(hops) => {
-                route.device = hops.first().map(|hop| hop.interface_index);
+                let mut devices = hops.iter().map(|hop| hop.interface_index);
+                route.device = devices.next();
+                route.more_devices = devices.collect();
             }
             RouteAttribute::Gateway(address) => route.gateway = ip(address),
             RouteAttribute::PrefSource(address) => route.source = ip(address),
@@ -289,7 +309,7 @@ fn read(message: &RouteMessage) -> Option<Route> {
             _ => {}
         }
     }
-    if route.kind != RouteKind::Unicast {
+    if !matches!(route.kind, RouteKind::Unicast | RouteKind::Local) {
         // IPv6 lists these with the loopback as device.
         route.device = None;
     }
@@ -314,8 +334,8 @@ mod tests {
             ("10.42.7.0/24", "10.77.0.1"),
             ("fd00:1:2:3::/64", "fd00::1"),
         ] {
-            for kind in [RouteKind::Unicast, RouteKind::Unreachable] {
-                let unicast = kind == RouteKind::Unicast;
+            for kind in [RouteKind::Unicast, RouteKind::Local, RouteKind::Unreachable] {
+                let unicast = kind != RouteKind::Unreachable;
                 let route = Route {
                     prefix: prefix.parse().expect("a prefix"),
                     table: TABLE,
@@ -323,6 +343,7 @@ mod tests {
                     protocol: PROTOCOL,
                     metric: 128,
                     device: unicast.then_some(7),
+                    more_devices: Vec::new(),
                     gateway: None,
                     source: unicast.then(|| source.parse().expect("an address")),
                     mtu: unicast.then_some(1280),
@@ -342,6 +363,7 @@ mod tests {
                 protocol,
                 metric: 0,
                 device: Some(2),
+                more_devices: Vec::new(),
                 gateway: None,
                 source: None,
                 mtu: None,
@@ -352,12 +374,7 @@ mod tests {
         assert!(foreign("0.0.0.0/0", 100, 16, unicast));
         assert!(!foreign("10.42.0.0/16", TABLE, PROTOCOL, unicast));
         assert!(!foreign("10.42.1.9/32", TABLE, POD_PROTOCOL, unicast));
-        assert!(!foreign(
-            "192.0.2.1/32",
-            LOCAL_TABLE,
-            2,
-            RouteKind::Other(2)
-        ));
+        assert!(!foreign("192.0.2.1/32", LOCAL_TABLE, 2, RouteKind::Local));
         assert!(!foreign("fe80::/64", MAIN_TABLE, 2, unicast));
         assert!(!foreign("ff00::/8", LOCAL_TABLE, 2, RouteKind::Other(5)));
         assert!(!foreign(

@@ -70,6 +70,8 @@ pub struct Conditions {
     pub vrf: bool,
     /// The rule holds for all packets that it would not hold for otherwise.
     pub inverted: bool,
+    /// Routes of the table count only if their prefixes are longer, in bits.
+    pub suppressed: Option<u8>,
     /// Anything else.
     pub others: bool,
 }
@@ -80,6 +82,7 @@ impl fmt::Display for PresentRule {
             from,
             incoming,
             inverted,
+            suppressed,
             ..
         } = &self.conditions;
         self.rule.fmt(out)?;
@@ -88,6 +91,9 @@ impl fmt::Display for PresentRule {
         }
         if let Some(incoming) = incoming {
             write!(out, " iif {incoming}")?;
+        }
+        if let Some(suppressed) = suppressed {
+            write!(out, " suppress_prefixlength {suppressed}")?;
         }
         out.write_str(if *inverted { " inverted" } else { "" })
     }
@@ -221,6 +227,7 @@ fn read(message: &RuleMessage, is_ipv4: bool) -> Option<PresentRule> {
             // What the kernel adds to each rule, without effect.
             RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
             RuleAttribute::SuppressIfGroup(u32::MAX) => {}
+            RuleAttribute::SuppressPrefixLen(most) => more.suppressed = u8::try_from(*most).ok(),
             _ => more.others = true,
         }
     }

@@ -1,19 +1,20 @@
 //! Which of the node's addresses other nodes could reach it by.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::netlink::{Netlink, NetlinkError};
+use crate::route::{Route, RouteKind, TABLE};
 
 /// Interfaces of containers and of their networks, by the beginning of their names. The kind can't
 /// decide: a machine's uplink may itself be a veth or a bridge.
-const CONTAINER_PREFIXES: [&str; 13] = [
+const CONTAINER_PREFIXES: [&str; 12] = [
     "veth",
     "cali",
     "cni",
     "docker",
-    "br-",
     "flannel",
     "cilium",
     "lxc",
@@ -23,6 +24,10 @@ const CONTAINER_PREFIXES: [&str; 13] = [
     "podman",
     "pm",
 ];
+/// Docker names the bridge of a network by this and twelve digits of the network's number. Uplinks begin the
+/// same: `br-ex` of OpenStack, `br-lan` of OpenWrt.
+const DOCKER_BRIDGE: &str = "br-";
+const DOCKER_BRIDGE_DIGITS: usize = 12;
 
 /// An address of the node, with what is needed to judge it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +42,8 @@ pub struct UnderlayAddress {
     pub up: bool,
     /// Whether the interface is the loopback.
     pub loopback: bool,
+    /// Whether a default route leads out by the interface, which none of containers has, whatever its name.
+    pub is_uplink: bool,
     /// Duplicate detection is not over or has failed.
     pub tentative: bool,
     /// Not to be used for anything new.
@@ -55,7 +62,7 @@ impl UnderlayAddress {
             && !self.tentative
             && !self.deprecated
             && self.interface != device
-            && !is_container_interface(&self.interface)
+            && (self.is_uplink || !is_container_interface(&self.interface))
             && is_routable(address)
             && !excluded.iter().any(|range| range.contains(&address))
     }
@@ -69,6 +76,13 @@ impl Netlink {
     /// When the kernel can't be asked.
     pub async fn underlay_addresses(&self) -> Result<Vec<UnderlayAddress>, NetlinkError> {
         let links = self.links().await?;
+        // Only of those whose names speak against them it matters.
+        let asks = links.iter().any(|link| is_container_interface(&link.name));
+        let uplinks = if asks {
+            self.uplinks().await?
+        } else {
+            HashSet::new()
+        };
         let found = self.addresses().await?.into_iter().filter_map(|address| {
             let link = links.iter().find(|link| link.index == address.index)?;
             Some(UnderlayAddress {
@@ -77,20 +91,41 @@ impl Netlink {
                 kind: link.kind.clone(),
                 up: link.up,
                 loopback: link.loopback,
+                is_uplink: uplinks.contains(&link.index),
                 tentative: address.tentative,
                 deprecated: address.deprecated,
             })
         });
         Ok(found.collect())
     }
+
+    /// Interfaces by which a default route of somebody else's leads out, of whatever table.
+    async fn uplinks(&self) -> Result<HashSet<u32>, NetlinkError> {
+        let routes = self.routes().await?;
+        let leads_out = |route: &&Route| {
+            route.prefix.prefix_len() == 0
+                && route.kind == RouteKind::Unicast
+                && route.table != TABLE
+        };
+        Ok(routes
+            .iter()
+            .filter(leads_out)
+            .flat_map(|route| route.device.into_iter().chain(route.more_devices.clone()))
+            .collect())
+    }
 }
 
 /// Whether an interface belongs to containers, virtual machines or their networks.
 #[must_use]
 pub fn is_container_interface(name: &str) -> bool {
-    CONTAINER_PREFIXES
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
+    let is_dockers = name.strip_prefix(DOCKER_BRIDGE).is_some_and(|digits| {
+        digits.len() == DOCKER_BRIDGE_DIGITS
+            && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    });
+    is_dockers
+        || CONTAINER_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
 }
 
 fn is_routable(address: IpAddr) -> bool {
@@ -123,6 +158,7 @@ mod tests {
             kind: None,
             up: true,
             loopback: false,
+            is_uplink: false,
             tentative: false,
             deprecated: false,
         }
@@ -140,6 +176,9 @@ mod tests {
             ("192.0.2.7/24", "eth0", Some("veth")),
             ("10.0.0.4/24", "up0", Some("veth")),
             ("192.168.1.5/24", "br0", Some("bridge")),
+            ("192.168.1.5/24", "br-ex", Some("bridge")),
+            ("192.168.1.5/24", "br-lan", Some("bridge")),
+            ("192.168.1.5/24", "br-0123456789abc", Some("bridge")),
             ("2001:db8::7/64", "enp1s0", None),
             ("fd12:3456::7/64", "wlan0", None),
             ("10.78.0.1/16", "ens3", None),
@@ -173,7 +212,13 @@ mod tests {
             "kube-ipvs0",
             "podman1",
         ] {
-            assert!(!is_usable(&plain("192.0.2.7/24", interface)), "{interface}");
+            let address = plain("192.0.2.7/24", interface);
+            assert!(!is_usable(&address), "{interface}");
+            let uplink = UnderlayAddress {
+                is_uplink: true,
+                ..address
+            };
+            assert_eq!(is_usable(&uplink), interface != "mesh0", "{interface}");
         }
     }
 

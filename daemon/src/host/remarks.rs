@@ -1,6 +1,6 @@
 //! What somebody should look at, each with what helps.
 
-use podmesh_kernel::host::ForeignRule;
+use podmesh_kernel::host::Obstacle;
 use podmesh_kernel::route;
 use podmesh_kernel::veth::Trouble;
 
@@ -83,9 +83,9 @@ impl From<Trouble> for Remark {
     }
 }
 
-impl From<&ForeignRule> for Remark {
-    fn from(rule: &ForeignRule) -> Self {
-        Self::new(rule, rule.next())
+impl From<&Obstacle> for Remark {
+    fn from(obstacle: &Obstacle) -> Self {
+        Self::new(obstacle, obstacle.next())
     }
 }
 

@@ -65,6 +65,20 @@ pub(super) fn routes(state: &HostState, device: Option<u32>) -> Vec<Route> {
     let Some(device) = device else {
         return without_repeats(routes);
     };
+    // Asked only where somebody has put the rule for the kernel's own table behind ours, as is advised for
+    // virtual routers.
+    routes.extend(state.addresses.iter().map(|own| Route {
+        prefix: own.addr().into(),
+        table: TABLE,
+        kind: RouteKind::Local,
+        protocol: PROTOCOL,
+        metric: LOCAL_METRIC,
+        device: Some(device),
+        more_devices: Vec::new(),
+        gateway: None,
+        source: None,
+        mtu: None,
+    }));
     let mut known = HashSet::new();
     for peer in &state.peer_routes {
         let prefix = peer.prefix.trunc();
@@ -77,6 +91,7 @@ pub(super) fn routes(state: &HostState, device: Option<u32>) -> Vec<Route> {
                 protocol: PROTOCOL,
                 metric: PEER_METRIC,
                 device: Some(device),
+                more_devices: Vec::new(),
                 gateway: None,
                 source: source(state, &prefix),
                 mtu: peer.mtu,
@@ -99,6 +114,7 @@ fn unreachable(prefix: IpNet, metric: u32) -> Route {
         protocol: PROTOCOL,
         metric,
         device: None,
+        more_devices: Vec::new(),
         gateway: None,
         source: None,
         mtu: None,

@@ -22,6 +22,7 @@ fn links_are_found_configured_and_deleted() {
                 mtu: up.then_some(1400),
                 tx_queue_length: up.then_some(77),
                 most_segments: up.then_some(200),
+                ..LinkChange::default()
             };
             let changed = netlink.change_link(link.index, change).await;
             changed.expect("a change");
@@ -111,6 +112,17 @@ fn underlay_addresses_are_listed_and_judged() {
         ip("link set docker0 up");
         ip("link add down0 type veth peer name down1");
         ip("addr add 198.51.100.1/24 dev down0");
+        // Uplinks whose names others give to containers': by the routes of a table of their own, by the
+        // second hop of a route, and one that is like Docker's.
+        for (number, name) in (1..).zip(["br-lan", "cni9", "br-ffffffffffff", "veth7"]) {
+            ip(&format!("link add {name} type bridge"));
+            ip(&format!("addr add 198.18.{number}.1/24 dev {name}"));
+            ip(&format!("link set {name} up"));
+        }
+        ip("route add default via 198.18.2.9 dev cni9 table 100");
+        ip(
+            "route add default nexthop via 192.0.2.1 dev up0 nexthop via 198.18.3.9 dev br-ffffffffffff",
+        );
         let netlink = Netlink::connect().expect("a connection");
         let excluded = ["10.42.0.0/16".parse().expect("a range")];
         let mut usable: Vec<String> = netlink
@@ -124,7 +136,14 @@ fn underlay_addresses_are_listed_and_judged() {
         usable.sort();
         assert_eq!(
             usable,
-            ["192.0.2.7 up0", "2001:db8::7 up0", "2001:db8::9 up0"]
+            [
+                "192.0.2.7 up0",
+                "198.18.1.1 br-lan",
+                "198.18.2.1 cni9",
+                "198.18.3.1 br-ffffffffffff",
+                "2001:db8::7 up0",
+                "2001:db8::9 up0"
+            ]
         );
     });
 }
