@@ -25,6 +25,7 @@ use podmesh_kernel::nft::{self, GuardRules};
 use podmesh_kernel::rule::MARK_PRIORITY;
 use podmesh_kernel::veth::{self, Holders};
 use podmesh_kernel::watch::Watcher;
+use podmesh_kernel::xfrm;
 use podmesh_proto::mark::Mark;
 use podmesh_proto::node_file::NodeFile;
 use tokio::runtime;
@@ -321,6 +322,11 @@ impl Keeper {
     async fn name_overlaps(&self, plan: &HostPlan, report: &mut HostReport) {
         if plan.protected.is_empty() {
             return;
+        }
+        // A kernel without IPsec has none.
+        if let Ok(policies) = xfrm::policies_in_the_way(&plan.protected) {
+            let named = policies.iter().take(MOST_TROUBLES);
+            report.remarks.extend(named.map(ToString::to_string));
         }
         match self.netlink.foreign_routes().await {
             Ok(routes) => {

@@ -49,6 +49,11 @@ impl Conversation {
         Self::open(protocols::NETLINK_NETFILTER)
     }
 
+    /// Talks about `IPsec`.
+    pub(crate) fn ipsec() -> io::Result<Self> {
+        Self::open(protocols::NETLINK_XFRM)
+    }
+
     fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;

@@ -32,3 +32,4 @@ pub mod underlay;
 pub mod veth;
 pub mod wait;
 pub mod watch;
+pub mod xfrm;

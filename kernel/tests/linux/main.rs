@@ -11,3 +11,4 @@ mod tables;
 mod tun;
 mod udp;
 mod watch;
+mod xfrm;
