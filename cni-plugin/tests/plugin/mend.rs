@@ -157,6 +157,34 @@ fn an_interface_that_takes_what_a_pod_sends_is_named() {
 }
 
 #[test]
+fn an_end_that_was_moved_out_of_the_node_is_named_until_it_is_back() {
+    let mut keeper = Keeper::new("moved");
+    keeper.mend();
+    let end = keeper.end("10.42.3.1");
+    let (node, other) = (keeper.node.namespace.path(), keeper.pods[1].path());
+    let (node, other) = (node.display(), other.display());
+    keeper
+        .node
+        .namespace
+        .command(&format!("ip link set {end} netns {other}"));
+    for _ in 0..2 {
+        let troubles = keeper.mend().troubles;
+        assert_eq!(troubles.len(), 1, "{troubles:?}");
+        assert!(
+            troubles[0].message.contains("10.42.3.1") && troubles[0].next.contains(&end),
+            "{troubles:?}"
+        );
+    }
+    keeper.pods[1].command(&format!("ip link set {end} netns {node}"));
+    keeper.mend();
+    keeper.talk();
+    assert!(keeper.mend().troubles.is_empty());
+    // A pair that is gone as a whole is nobody's trouble.
+    keeper.node.namespace.command(&format!("ip link del {end}"));
+    assert!(keeper.mend().troubles.is_empty());
+}
+
+#[test]
 fn a_meshd_that_starts_later_knows_what_stood() {
     let mut keeper = Keeper::new("later");
     let end = keeper.end("10.42.3.1");

@@ -35,6 +35,8 @@ const NAME_DIGITS: usize = 11;
 #[derive(Debug)]
 pub struct Mender {
     known: BTreeMap<u32, Known>,
+    /// Those whose node's end has left this namespace, while the pod's still stands.
+    away: Vec<Known>,
     youth: Duration,
 }
 
@@ -42,6 +44,8 @@ pub struct Mender {
 struct Known {
     wiring: Wiring,
     since: Instant,
+    /// Index of the pod's end, and the kernel's number for its namespace, where they were last seen.
+    pod_end: Option<(u32, u32)>,
 }
 
 /// What is wrong with a pod, and what to do.
@@ -80,6 +84,7 @@ impl Mender {
     pub fn new(youth: Duration) -> Self {
         Self {
             known: BTreeMap::new(),
+            away: Vec::new(),
             youth,
         }
     }
@@ -103,6 +108,7 @@ impl Mender {
         };
         look.mended.pods = self.known.len();
         look.name_strays(&self.known);
+        self.name_those_away(&seen, &mut look);
         self.restore_aliases(&seen, &mut look);
         let pairs = self.usable(&seen, &mut look);
         for stage in Stage::ALL {
@@ -130,9 +136,15 @@ impl Mender {
             let mut pairs = seen.links.iter().filter(|link| link.is_veth);
             pairs.any(|link| link.index == *index)
         };
-        self.known.retain(|index, _| is_there(index));
+        let (known, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.known)
+            .into_iter()
+            .partition(|(index, _)| is_there(index));
+        self.known = known;
+        self.away.extend(gone.into_values());
         for link in seen.links.iter().filter(|link| link.is_veth) {
-            if self.known.contains_key(&link.index) {
+            let pod_end = link.peer.zip(link.peer_namespace);
+            if let Some(known) = self.known.get_mut(&link.index) {
+                known.pod_end = pod_end;
                 continue;
             }
             let told = link.alias.as_deref().and_then(Wiring::parse);
@@ -141,8 +153,33 @@ impl Mender {
             let wiring = told.or_else(|| is_ours.then(|| learn(seen, link)).flatten());
             if let Some(wiring) = wiring {
                 let since = Instant::now();
-                self.known.insert(link.index, Known { wiring, since });
+                let known = Known {
+                    wiring,
+                    since,
+                    pod_end,
+                };
+                self.known.insert(link.index, known);
             }
+        }
+    }
+
+    /// With the namespace of a pod, or by DEL, both ends go.
+    fn name_those_away(&mut self, seen: &Seen, look: &mut Look<'_>) {
+        self.away.retain(|known| {
+            let is_back = |link: &Found| compare::says(link, &known.wiring.host_name);
+            let stands = known.pod_end.is_some_and(|(index, namespace)| {
+                request::link_elsewhere(look.kernel, index, namespace)
+                    .is_ok_and(|end| end.is_veth && end.mac == Some(known.wiring.pod_mac))
+            });
+            stands && !seen.links.iter().any(is_back)
+        });
+        for known in &self.away {
+            let name = &known.wiring.host_name;
+            let sentence = format!(
+                "the node's end {name} was moved out of this machine's namespace, and the pod reaches nobody"
+            );
+            let next = format!("`ip link set {name} netns 1` where it is brings it back");
+            look.trouble(&known.wiring, &sentence, &next);
         }
     }
 
