@@ -326,7 +326,8 @@ impl Keeper {
         // A kernel without IPsec has none.
         if let Ok(policies) = xfrm::policies_in_the_way(&plan.protected) {
             let named = policies.iter().take(MOST_TROUBLES);
-            report.remarks.extend(named.map(ToString::to_string));
+            let remarks = named.map(|policy| Remark::new(policy, policy.next()));
+            report.remarks.extend(remarks);
         }
         match self.netlink.foreign_routes().await {
             Ok(routes) => {

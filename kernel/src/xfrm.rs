@@ -41,18 +41,32 @@ pub struct Policy {
 
 impl fmt::Display for Policy {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "an IPsec policy of this machine takes packets of the mesh ({}), and they are lost",
+            self.selector()
+        )
+    }
+}
+
+impl Policy {
+    /// What helps.
+    #[must_use]
+    pub fn next(&self) -> String {
+        format!(
+            "take the mesh's ranges out of it where it is configured, or remove it with `ip xfrm policy delete {}`",
+            self.selector()
+        )
+    }
+
+    fn selector(&self) -> String {
         let Self {
             direction,
             source,
             destination,
             ..
         } = self;
-        write!(
-            out,
-            "an IPsec policy of this machine takes packets of the mesh (dir {direction} src {source} dst \
-             {destination}), and they are lost; take the mesh's ranges out of it where it is configured, or \
-             remove it with `ip xfrm policy delete dir {direction} src {source} dst {destination}`"
-        )
+        format!("dir {direction} src {source} dst {destination}")
     }
 }
 

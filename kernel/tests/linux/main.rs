@@ -4,6 +4,7 @@
 
 mod allocations;
 mod host;
+mod obstacles;
 mod runs;
 mod sandbox;
 mod sysctl;

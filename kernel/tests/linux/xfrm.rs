@@ -1,4 +1,4 @@
-use podmesh_kernel::xfrm::policies_in_the_way;
+use podmesh_kernel::xfrm::{Policy, policies_in_the_way};
 
 use crate::sandbox::{ip, isolated};
 
@@ -43,7 +43,7 @@ fn policies_that_take_the_mesh_are_named_unless_another_one_spares_it() {
         let protected = protected.map(|range| range.parse().unwrap());
         let found = || {
             let found = policies_in_the_way(&protected).unwrap();
-            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+            found.iter().map(Policy::next).collect::<Vec<_>>()
         };
         for (selector, more, is_named) in POLICIES {
             ip(&format!("xfrm policy add {selector} priority 100 {more}"));
