@@ -11,8 +11,9 @@ use podmesh_proto::key::{SecretKey, SigningKey, digest};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use crate::kept::Kept;
 use crate::random;
-use crate::state::{Document, Loaded, StateDir, StateError};
+use crate::state::{Document, Loaded, StateDir, StateError, Trouble};
 
 const FILE: &str = "identity";
 const KIND: &str = "podmesh identity file";
@@ -32,7 +33,7 @@ pub(crate) struct Identity {
     /// This machine's, if it has one.
     machine: Option<Machine>,
     /// Why the file doesn't say what is true, if it doesn't.
-    owed: Option<String>,
+    owed: Option<Trouble>,
     document: Document,
 }
 
@@ -100,8 +101,26 @@ impl Identity {
     }
 
     /// Why the file doesn't say what is true, if it doesn't.
-    pub(crate) fn trouble(&self) -> Option<&str> {
-        self.owed.as_deref()
+    pub(crate) fn trouble(&self) -> Option<&Trouble> {
+        self.owed.as_ref()
+    }
+
+    /// The files as they were left. Nothing if there are to be none.
+    pub(crate) fn left(&mut self) -> Vec<Kept> {
+        if self.birth.is_none() {
+            return Vec::new();
+        }
+        let left = self.document.left();
+        if left.is_empty() {
+            self.owe();
+            return self.document.left();
+        }
+        left
+    }
+
+    /// Somebody has taken the files away, or changed them: writes them anew, or owes it.
+    pub(crate) fn restore(&mut self) {
+        self.owe();
     }
 
     /// A join begins: the keys are this node's from now on, and on disk in both generations.
@@ -199,7 +218,7 @@ impl Identity {
             machine: self.machine,
         });
         let saved = self.save_both();
-        self.owed = saved.as_ref().err().map(ToString::to_string);
+        self.owed = saved.as_ref().err().map(Trouble::from);
         saved
     }
 
@@ -220,27 +239,35 @@ impl Identity {
         if self.birth.is_none() {
             return;
         }
-        let refused = self.save_both().err().map(|error| error.to_string());
-        if refused.is_some() && refused != self.owed {
-            tracing::warn!(reason = refused, "the identity file can't be written");
+        let refused = self.save_both().err().map(|error| Trouble::from(&error));
+        if let Some(trouble) = refused
+            .as_ref()
+            .filter(|it| self.owed.as_ref() != Some(*it))
+        {
+            tracing::warn!(reason = %trouble, "the identity file can't be written");
         }
         self.owed = refused;
     }
 
     fn save_both(&mut self) -> io::Result<()> {
-        self.save()?;
-        self.save()
+        let content = self.content()?;
+        self.document.store_both(&content)
     }
 
     fn save(&mut self) -> io::Result<()> {
+        let content = self.content()?;
+        self.document.store(&content)
+    }
+
+    fn content(&self) -> io::Result<Zeroizing<Vec<u8>>> {
         let wire = Zeroizing::new(Wire {
             present: self.present.clone(),
             next: self.next.clone(),
             port: self.port,
             birth: self.birth.clone(),
         });
-        let content = Zeroizing::new(postcard::to_allocvec(&*wire).map_err(io::Error::other)?);
-        self.document.store(&content)
+        let content = postcard::to_allocvec(&*wire).map_err(io::Error::other)?;
+        Ok(Zeroizing::new(content))
     }
 }
 
@@ -466,6 +493,35 @@ mod tests {
         assert!(!on_disk(&dir, old.identity.seed().as_slice()));
         identity.keep().unwrap();
         assert!(on_disk(&dir, new.identity.seed().as_slice()));
+    }
+
+    #[test]
+    fn keys_whose_files_were_taken_away_are_written_anew() {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let mut fresh = Identity::load(&dir, None, false).unwrap();
+        assert!(fresh.left().is_empty(), "no join, no files");
+        let mut identity = joined(&dir);
+        assert_eq!(identity.left().len(), 2);
+        for taken in ["identity", "identity.previous", ""] {
+            let path = dir.path().join(taken);
+            fs::remove_file(&path)
+                .or_else(|_| fs::remove_dir_all(&path))
+                .unwrap();
+            assert!(!identity.left().iter().all(Kept::stands));
+            identity.restore();
+            assert!(identity.left().iter().all(Kept::stands), "{taken}");
+            assert_eq!(
+                load(&dir).keys().identity.node_id(),
+                identity.keys().identity.node_id()
+            );
+        }
+        // What a rotation could not write because the folder was gone is written by the next look.
+        fs::remove_dir_all(dir.path()).unwrap();
+        fs::write(dir.path(), b"in the way").unwrap();
+        assert!(identity.prepare_rotation(false).is_err());
+        fs::remove_file(dir.path()).unwrap();
+        assert_eq!(identity.left().len(), 2);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod ledger;
 mod requests;
 mod rotation;
 mod start;
+mod vanished;
 mod views;
 
 use std::os::fd::BorrowedFd;
@@ -37,6 +38,7 @@ use self::join::Checked;
 use self::ledger::LedgerNews;
 use self::requests::Waiting;
 use self::start::StartFailure;
+use self::vanished::Vanished;
 use crate::cli::Cli;
 use crate::clock;
 use crate::config::Config;
@@ -87,6 +89,7 @@ struct Node {
     join_waits: Option<Awaited>,
     /// When what the disk refused is tried again.
     next_try: Moment,
+    vanished: Vanished,
     identity: Identity,
     /// Bytes, of the interface.
     mtu: u32,
@@ -332,6 +335,7 @@ impl Node {
             self.host.look();
         }
         self.expire_requests();
+        self.watch_state(clock::now().moment);
         if self.next_try <= clock::now().moment {
             self.next_try = clock::now().moment + NEXT_TRY;
             self.identity.try_again();
@@ -448,7 +452,10 @@ impl Node {
         }
         let written = progress.written >= progress.number;
         self.engine
-            .handle_persisted(progress.number, written, clock::now());
+            .handle_persisted(progress.values, written, clock::now());
+        if !progress.fallen.is_empty() {
+            self.restore_state(&progress.fallen);
+        }
         if let Some(trouble) = &progress.trouble
             && (self.held.holds_keys() || self.engine.rotation_waits_for_disk())
         {

@@ -9,9 +9,10 @@ mod envelope;
 mod writer;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{fmt, io};
 
 use podmesh_kernel::process;
 
@@ -26,7 +27,14 @@ const OTHERS: u32 = 0o077;
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
-    lock: File,
+    lock: Arc<Mutex<File>>,
+}
+
+/// The way of a file's writer to the folder that it is in.
+#[derive(Debug, Clone)]
+struct Folder {
+    path: PathBuf,
+    lock: Weak<Mutex<File>>,
 }
 
 impl StateDir {
@@ -63,7 +71,7 @@ impl StateDir {
         let lock = open_lock(path).map_err(unusable)?;
         let dir = Self {
             path: path.to_owned(),
-            lock,
+            lock: Arc::new(Mutex::new(lock)),
         };
         dir.lock()?;
         Ok(dir)
@@ -74,7 +82,7 @@ impl StateDir {
     /// # Errors
     /// The system's answer.
     pub(crate) fn unlock(&self) -> io::Result<()> {
-        process::unlock(&self.lock)
+        process::unlock(&held(&self.lock))
     }
 
     /// Locks it again.
@@ -83,7 +91,7 @@ impl StateDir {
     /// Another meshd uses it.
     pub(crate) fn lock(&self) -> Result<(), StateError> {
         let path = self.path.clone();
-        match process::try_lock(&self.lock) {
+        match process::try_lock(&held(&self.lock)) {
             Ok(true) => Ok(()),
             Ok(false) => Err(StateError::InUse { path }),
             Err(cause) => Err(StateError::Unusable { path, cause }),
@@ -94,6 +102,58 @@ impl StateDir {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    fn folder(&self) -> Folder {
+        Folder {
+            path: self.path.clone(),
+            lock: Arc::downgrade(&self.lock),
+        }
+    }
+}
+
+impl Folder {
+    /// Makes the folder and its lock anew if somebody has taken them away under this process.
+    ///
+    /// # Errors
+    /// The disk refuses, another meshd has taken the place, or this process has given the folder up.
+    fn ensure(&self) -> io::Result<()> {
+        let words = |words: &str| io::Error::new(io::ErrorKind::ResourceBusy, words.to_owned());
+        let lock = self.lock.upgrade();
+        let lock = lock.ok_or_else(|| words("the state folder was given up"))?;
+        let mut lock = held(&lock);
+        if self.holds(&lock)? {
+            return Ok(());
+        }
+        match DirBuilder::new().mode(0o700).create(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let file = open_lock(&self.path)?;
+        if !process::try_lock(&file)? {
+            return Err(words("another meshd uses the state folder"));
+        }
+        *lock = file;
+        Ok(())
+    }
+
+    /// Whether what is locked is what others would find. Whoever has no lock file has locked the folder.
+    fn holds(&self, lock: &File) -> io::Result<bool> {
+        let place = |found: &fs::Metadata| (found.dev(), found.ino());
+        let locked = place(&lock.metadata()?);
+        for path in [&self.path.join(LOCK_FILE), &self.path] {
+            match fs::metadata(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+                Ok(found) if place(&found) == locked => return Ok(true),
+                Ok(_) => {}
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn held(lock: &Mutex<File>) -> MutexGuard<'_, File> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The file that is locked, for writing or not: a disk that takes nothing keeps nobody off the mesh. Where
@@ -182,6 +242,48 @@ pub(crate) enum StateError {
     },
 }
 
+/// Why a meshd that runs can't have something on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    words: String,
+    /// What helps, as an imperative.
+    pub(crate) remedy: &'static str,
+}
+
+impl From<&io::Error> for Trouble {
+    fn from(error: &io::Error) -> Self {
+        Self {
+            words: error.to_string(),
+            remedy: remedy(error.kind()),
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+/// What helps against an error of this kind.
+fn remedy(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            "make the folder anew that the state folder was in, or mount its disk"
+        }
+        io::ErrorKind::PermissionDenied => "give the state folder back to the user of meshd",
+        io::ErrorKind::ResourceBusy => {
+            "let one meshd alone use the state folder, or give each its own --state-dir"
+        }
+        io::ErrorKind::StorageFull
+        | io::ErrorKind::QuotaExceeded
+        | io::ErrorKind::ReadOnlyFilesystem => {
+            "make room on the disk of the state folder, or mount it writable"
+        }
+        _ => "check the state folder and its disk",
+    }
+}
+
 /// What helps against an error of the file system.
 fn next_step(cause: &io::Error) -> &'static str {
     match cause.kind() {
@@ -246,6 +348,40 @@ mod tests {
             );
             assert!(message.contains(next), "{message}");
         }
+    }
+
+    #[test]
+    fn a_folder_that_was_taken_away_is_made_anew_and_belongs_to_one_meshd() {
+        let scratch = Scratch::new();
+        let (outer, away) = (scratch.path("outer"), scratch.path("away"));
+        let path = outer.join("state");
+        let first = StateDir::open(&path).unwrap();
+        for taken in [&path.join(LOCK_FILE), &path] {
+            let removed = fs::remove_file(taken).or_else(|_| fs::remove_dir_all(taken));
+            removed.unwrap();
+            first.folder().ensure().unwrap();
+            let second = StateDir::open(&path).unwrap_err();
+            assert!(matches!(second, StateError::InUse { .. }), "{second}");
+        }
+        fs::remove_dir_all(&path).unwrap();
+        let second = StateDir::open(&path).unwrap();
+        let error = first.folder().ensure().unwrap_err();
+        assert!(
+            Trouble::from(&error).remedy.contains("one meshd alone"),
+            "{error}"
+        );
+        // Nobody makes the folder around it, which may be where a disk is to be mounted.
+        fs::remove_dir_all(&path).unwrap();
+        let folder = second.folder();
+        fs::rename(&outer, &away).unwrap();
+        let error = folder.ensure().unwrap_err();
+        assert!(
+            Trouble::from(&error).remedy.contains("mount its disk"),
+            "{error}"
+        );
+        fs::rename(&away, &outer).unwrap();
+        drop(second);
+        assert!(folder.ensure().is_err(), "it was given up");
     }
 
     #[test]

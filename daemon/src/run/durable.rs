@@ -109,7 +109,10 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use super::*;
+    use crate::state::Trouble;
 
     fn message(number: u8) -> Effect {
         Effect::Planet(PlanetId([number; 32]), Box::new(NodeMessage::Heartbeat))
@@ -166,8 +169,8 @@ mod tests {
             held.wait_for(number);
             let progress = Progress {
                 number,
-                written: 0,
-                trouble: Some("no room".to_owned()),
+                trouble: Some(Trouble::from(&ErrorKind::StorageFull.into())),
+                ..Progress::default()
             };
             let released = held.release(&progress);
             assert_eq!(released.len(), if number == 1 { 5 } else { 0 });
@@ -182,7 +185,7 @@ mod tests {
         Progress {
             number,
             written: number,
-            trouble: None,
+            ..Progress::default()
         }
     }
 }

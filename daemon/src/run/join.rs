@@ -15,9 +15,9 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::durable::Effect;
-use super::rotation::MAKE_ROOM;
 use super::{Awaited, Node};
 use crate::local_socket::failed;
+use crate::state::Trouble;
 use crate::{clock, overlap, service};
 
 /// Name of the service manager's credential.
@@ -167,16 +167,16 @@ impl Node {
     /// restart is not asked for.
     fn prepare_disk(&mut self) -> Result<(), Failure> {
         let refusal = match self.disk_trouble() {
-            None => self.identity.keep().err().map(|error| error.to_string()),
+            None => self.identity.keep().err().as_ref().map(Trouble::from),
             trouble => trouble,
         };
-        refusal.map_or(Ok(()), |reason| {
+        refusal.map_or(Ok(()), |trouble| {
             Err(Failure {
                 code: FailureCode::Failed,
                 message: format!(
-                    "not joining, as the disk can't be written and the membership would be lost: {reason}"
+                    "not joining, as the disk can't be written and the membership would be lost: {trouble}"
                 ),
-                next: Some(format!("{MAKE_ROOM}, then join again")),
+                next: Some(format!("{}, then join again", trouble.remedy)),
             })
         })
     }

@@ -12,7 +12,6 @@ use zeroize::Zeroizing;
 
 use super::Node;
 use super::durable::Effect;
-use super::rotation::MAKE_ROOM;
 use crate::clock;
 use crate::local_socket::{Asked, failed};
 
@@ -140,7 +139,10 @@ impl Node {
                     "left the network{untold}; but the disk can't be written ({trouble}), and a \
                      restart before it can would forget that"
                 ),
-                next: Some(format!("{MAKE_ROOM}; meshd writes it down by itself then")),
+                next: Some(format!(
+                    "{}; meshd writes it down by itself then",
+                    trouble.remedy
+                )),
             }),
         };
         let _ = answer.send(response);

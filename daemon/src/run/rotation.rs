@@ -13,10 +13,8 @@ use super::durable::Effect;
 use super::requests::{done, not_done};
 use crate::clock;
 use crate::local_socket::failed;
+use crate::state::Trouble;
 
-/// What helps against a disk that takes nothing.
-pub(super) const MAKE_ROOM: &str =
-    "make room on the disk of the state folder, or mount it writable";
 /// For a planet to receipt the rotation before whoever asked is told that it takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -34,7 +32,8 @@ impl Node {
                 code: FailureCode::Failed,
                 message: format!("the keys stay, as the disk can't be written: {trouble}"),
                 next: Some(format!(
-                    "{MAKE_ROOM}, then `meshctl node rotate-keys` again"
+                    "{}, then `meshctl node rotate-keys` again",
+                    trouble.remedy
                 )),
             }));
             return;
@@ -67,7 +66,7 @@ impl Node {
     }
 
     /// The disk doesn't take what has to be on it before keys change: nobody waits for that.
-    pub(super) fn postpone_rotation(&mut self, trouble: &str) {
+    pub(super) fn postpone_rotation(&mut self, trouble: &Trouble) {
         let response = Response::Failed(Failure {
             code: FailureCode::Failed,
             message: format!(
@@ -75,7 +74,8 @@ impl Node {
                  stay until it can"
             ),
             next: Some(format!(
-                "{MAKE_ROOM}; meshd goes on by itself then, also over a restart"
+                "{}; meshd goes on by itself then, also over a restart",
+                trouble.remedy
             )),
         });
         for (_, answer) in self.waiting.rotations.drain(..) {
@@ -84,7 +84,7 @@ impl Node {
     }
 
     /// Why the state is not on disk, if it isn't.
-    pub(super) fn disk_trouble(&self) -> Option<String> {
+    pub(super) fn disk_trouble(&self) -> Option<Trouble> {
         self.writer.progress().borrow().trouble.clone()
     }
 
@@ -102,7 +102,10 @@ impl Node {
                     message: format!(
                         "new keys are in force, but the old ones can't be removed from the disk: {error}"
                     ),
-                    next: Some(format!("{MAKE_ROOM}; meshd removes them by itself then")),
+                    next: Some(format!(
+                        "{}; meshd removes them by itself then",
+                        Trouble::from(&error).remedy
+                    )),
                 })
             }
         };

@@ -67,8 +67,7 @@ pub(crate) async fn prepare(
     let ports = sockets.ports();
     let engine = engine((config, mtu), &identity, stored, ports)?;
     // Last of what can fail for a reason of the machine's: who finds the socket finds a node.
-    let port = ports.first().copied();
-    let terms = Terms::new(Some(queues.len()), &config.device, port);
+    let terms = Terms::new(Some(queues.len()), &config.device, ports.first().copied());
     let (requests, request_queue) = mpsc::channel(REQUESTS);
     let (heirs, heir_queue) = mpsc::channel(1);
     let terms = (terms, service.is_there());
@@ -107,6 +106,7 @@ pub(crate) async fn prepare(
         ledger: super::LedgerNews::default(),
         join_waits: None,
         next_try: clock::now().moment,
+        vanished: super::Vanished::default(),
         identity,
         mtu,
         config: config.clone(),

@@ -94,15 +94,16 @@ impl Node {
             message: message.to_owned(),
             next: Some(next.to_owned()),
         };
-        let identity = self.identity.trouble().map(str::to_owned);
-        let trouble = self.disk_trouble().or(identity);
-        let disk = trouble.iter().map(|cause| {
+        let trouble = self.disk_trouble();
+        let trouble = trouble.or_else(|| self.identity.trouble().cloned());
+        let disk = trouble.iter().map(|trouble| {
             entry(
                 "MESH-DISK-001",
-                &format!("the state can't be written to disk: {cause}"),
-                "make room on the disk of the state folder, or mount it writable; meshd tries again by itself",
+                &format!("the state can't be written to disk: {trouble}"),
+                &format!("{}; meshd tries again by itself", trouble.remedy),
             )
         });
+        let vanished = self.vanished.health(clock::now().moment);
         let problems = self.problems().map(|problem| {
             entry(
                 "MESH-HOST-001",
@@ -137,6 +138,7 @@ impl Node {
         let own = self.copied().into_iter().chain(join).chain(awaited);
         problems
             .chain(disk)
+            .chain(vanished)
             .chain(ledger)
             .chain(own)
             .chain(doors)

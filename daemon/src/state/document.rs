@@ -6,7 +6,8 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::envelope::{self, Damage};
-use super::{OTHERS, StateDir, StateError};
+use super::{Folder, OTHERS, StateDir, StateError};
+use crate::kept::Kept;
 
 /// Bytes. Far above what thousands of members need.
 const MAX_FILE: u64 = 256 << 20;
@@ -18,10 +19,10 @@ pub(crate) struct Document {
     previous: PathBuf,
     kind: &'static str,
     version: u16,
-    /// Whether the present file is whole, and so worth being kept as the previous one.
-    is_whole: bool,
-    /// Whether there is a generation before it.
-    has_previous: bool,
+    folder: Folder,
+    link: fn(&Path, &Path) -> io::Result<()>,
+    /// Both generations as this process has left them; nothing while there is to be none.
+    left: Option<[Option<Kept>; 2]>,
 }
 
 /// What was found on disk.
@@ -36,7 +37,7 @@ pub(crate) enum Loaded {
 }
 
 /// Why a file gives no content.
-enum Trouble {
+enum Unfit {
     /// It is torn, zeroed, or of somebody else.
     Damage(&'static str),
     /// The disk doesn't give it.
@@ -53,134 +54,201 @@ impl Document {
             previous: dir.path().join(format!("{name}.previous")),
             kind,
             version,
-            is_whole: false,
-            has_previous: false,
+            folder: dir.folder(),
+            link: |file, name| fs::hard_link(file, name),
+            left: None,
         }
     }
 
     /// Reads the content, of the generation before if the disk doesn't give the newest one or gives
     /// something else. Where one of the two is missing or spoilt, it is written anew, if the disk allows.
+    /// Where both are, what was written beside them last is as good, if it is whole.
     ///
     /// # Errors
-    /// Neither generation can be used, the file is of a newer format, or others may read it.
+    /// No generation can be used, the file is of a newer format, or others may read it.
     pub(crate) fn load(&mut self) -> Result<Loaded, StateError> {
-        (self.is_whole, self.has_previous) = (false, false);
+        let loaded = self.load_any();
+        let is_there = !matches!(loaded, Ok(Loaded::Nothing) | Err(_));
+        self.left = is_there.then(|| self.as_left());
+        loaded
+    }
+
+    fn load_any(&self) -> Result<Loaded, StateError> {
         let trouble = match self.read(&self.path) {
             Ok(Some(content)) => {
-                self.is_whole = true;
-                self.has_previous = matches!(self.read(&self.previous), Ok(Some(_)));
-                self.mend(&content);
+                if !matches!(self.read(&self.previous), Ok(Some(_))) {
+                    self.mend(&self.previous, &content);
+                }
                 return Ok(Loaded::Current(content));
             }
             Ok(None) => None,
-            Err(Trouble::Forbidden(error)) => return Err(error),
+            Err(Unfit::Forbidden(error)) => return Err(error),
             Err(trouble) => Some(trouble),
         };
-        let (previous, is_spoilt) = match self.read(&self.previous) {
-            Ok(previous) => (previous, false),
-            Err(Trouble::Forbidden(error)) => return Err(error),
-            Err(Trouble::Unreadable(error, _)) if trouble.is_none() => return Err(error),
-            Err(_) => (None, true),
+        let previous = match self.read(&self.previous) {
+            Ok(previous) => Ok(previous),
+            Err(Unfit::Forbidden(error)) => return Err(error),
+            Err(spoilt) => Err(spoilt),
         };
+        if let Ok(Some(content)) = previous {
+            self.mend(&self.path, &content);
+            return Ok(Loaded::Previous(content, Unfit::words(trouble)));
+        }
+        if let Some(content) = self.take_unfinished() {
+            return Ok(Loaded::Previous(content, Unfit::words(trouble)));
+        }
         match (trouble, previous) {
-            (None, None) if !is_spoilt => Ok(Loaded::Nothing),
-            (trouble, Some(content)) => {
-                self.has_previous = true;
-                self.mend(&content);
-                Ok(Loaded::Previous(content, Trouble::words(trouble)))
+            (None, Ok(_)) => Ok(Loaded::Nothing),
+            (Some(Unfit::Unreadable(error, _)), _) | (None, Err(Unfit::Unreadable(error, _))) => {
+                Err(error)
             }
-            (Some(Trouble::Unreadable(error, _)), None) => Err(error),
-            (trouble, None) => Err(StateError::Damaged {
+            (trouble, _) => Err(StateError::Damaged {
                 path: self.path.clone(),
-                damage: Trouble::words(trouble),
+                damage: Unfit::words(trouble),
             }),
         }
     }
 
     /// Replaces the content. When this returns it is on disk, and so is the generation before, or a second
-    /// copy where there was none; a crash at any instant leaves one of the two in place.
+    /// copy where there was none; a crash at any instant leaves one of the two in place. What was taken
+    /// away or spoilt meanwhile is made anew, the folder too, and takes the place of nothing that is whole.
     ///
     /// # Errors
     /// The disk is full or broken; what was there before still is.
     pub(crate) fn store(&mut self, content: &[u8]) -> io::Result<()> {
         let sealed = envelope::seal(self.kind, self.version, content);
-        let temporary = write_beside(&self.path, &sealed)?;
-        if self.is_whole {
-            let spare = self.previous.with_extension("previous-new");
-            remove_if_there(&spare)?;
-            fs::hard_link(&self.path, &spare)?;
-            fs::rename(&spare, &self.previous)?;
-            self.has_previous = true;
+        let stored = self.store_sealed(&sealed);
+        self.left = Some(self.as_left());
+        stored
+    }
+
+    /// Replaces both generations, the older one last.
+    ///
+    /// # Errors
+    /// The disk is full or broken; one of what was there before still is, or what is new.
+    pub(crate) fn store_both(&mut self, content: &[u8]) -> io::Result<()> {
+        let sealed = envelope::seal(self.kind, self.version, content);
+        let stored = self
+            .store_sealed(&sealed)
+            .and_then(|()| replace_file(&self.previous, &sealed));
+        self.left = Some(self.as_left());
+        stored
+    }
+
+    fn store_sealed(&self, sealed: &[u8]) -> io::Result<()> {
+        self.folder.ensure()?;
+        let temporary = write_beside(&self.path, sealed)?;
+        let is_whole = matches!(self.read(&self.path), Ok(Some(_)));
+        if is_whole {
+            self.keep_as_previous()?;
         }
         fs::rename(&temporary, &self.path)?;
-        self.is_whole = true;
         sync_folder_of(&self.path)?;
-        if !self.has_previous {
+        if !is_whole && !matches!(self.read(&self.previous), Ok(Some(_))) {
             // A link would be spoilt together with the file.
-            fs::rename(write_beside(&self.previous, &sealed)?, &self.previous)?;
-            self.has_previous = true;
-            sync_folder_of(&self.path)?;
+            replace_file(&self.previous, sealed)?;
         }
         Ok(())
     }
 
-    /// Removes both generations.
+    /// The present file becomes the generation before: by a link, or, where the file system has none, by
+    /// a copy.
+    fn keep_as_previous(&self) -> io::Result<()> {
+        let spare = self.spare();
+        remove_if_there(&spare)?;
+        match (self.link)(&self.path, &spare) {
+            Ok(()) => fs::rename(&spare, &self.previous),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(error),
+            Err(_) => replace_file(&self.previous, &fs::read(&self.path)?),
+        }
+    }
+
+    fn spare(&self) -> PathBuf {
+        self.previous.with_extension("previous-new")
+    }
+
+    /// Removes both generations, and what was to become one.
     ///
     /// # Errors
     /// The disk refuses; the newest generation goes last.
     pub(crate) fn remove(&mut self) -> io::Result<()> {
-        for path in [&self.previous, &self.path] {
+        let unfinished = [&self.previous, &self.path].map(|path| beside(path));
+        let [first, second] = &unfinished;
+        for path in [&self.spare(), first, second, &self.previous, &self.path] {
             remove_if_there(path)?;
         }
-        (self.is_whole, self.has_previous) = (false, false);
-        sync_folder_of(&self.path)
+        self.left = None;
+        match sync_folder_of(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            synced => synced,
+        }
     }
 
-    /// Writes the generation that is missing, of this content.
-    fn mend(&mut self, content: &[u8]) {
-        let path = match (self.is_whole, self.has_previous) {
-            (true, true) => return,
-            (true, false) => &self.previous,
-            (false, _) => &self.path,
-        };
+    /// The generations that should be on disk, as this process has left them. One that it could not leave
+    /// there is not among them: whoever wanted that tries again.
+    pub(crate) fn left(&self) -> Vec<Kept> {
+        let left = self.left.iter().flatten().flatten();
+        left.cloned().collect()
+    }
+
+    fn as_left(&self) -> [Option<Kept>; 2] {
+        [&self.path, &self.previous].map(|path| Kept::at(path).ok())
+    }
+
+    /// Writes the generation that is missing or spoilt, of this content.
+    fn mend(&self, path: &Path, content: &[u8]) {
         // What a newer program has written is not ours to overwrite.
-        if matches!(self.read(path), Err(Trouble::Forbidden(_))) {
+        if matches!(self.read(path), Err(Unfit::Forbidden(_))) {
             return;
         }
         let sealed = envelope::seal(self.kind, self.version, content);
-        match replace_file(path, &sealed) {
-            Ok(()) => (self.is_whole, self.has_previous) = (true, true),
-            Err(error) => {
-                tracing::debug!(file = %path.display(), reason = %error, "there is one generation");
-            }
+        if let Err(error) = replace_file(path, &sealed) {
+            tracing::debug!(file = %path.display(), reason = %error, "there is one generation");
         }
     }
 
-    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Trouble> {
+    /// A content that was whole on its way to become the newest generation.
+    fn take_unfinished(&self) -> Option<Vec<u8>> {
+        let path = beside(&self.path);
+        let content = self.read(&path).ok().flatten()?;
+        // Not to be removed to make room for a copy of itself.
+        let placed = File::open(&path)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| fs::rename(&path, &self.path))
+            .and_then(|()| sync_folder_of(&self.path));
+        if let Err(error) = placed {
+            tracing::debug!(file = %path.display(), reason = %error, "it stays where it is");
+            return Some(content);
+        }
+        self.mend(&self.previous, &content);
+        Some(content)
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Unfit> {
         let unusable = |cause: io::Error| {
             let words = format!("it can't be read: {cause}");
             let path = path.to_owned();
-            Trouble::Unreadable(StateError::Unusable { path, cause }, words)
+            Unfit::Unreadable(StateError::Unusable { path, cause }, words)
         };
         let metadata = match fs::symlink_metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             outcome => outcome.map_err(unusable)?,
         };
         if metadata.mode() & OTHERS != 0 {
-            return Err(Trouble::Forbidden(StateError::Mode {
+            return Err(Unfit::Forbidden(StateError::Mode {
                 path: path.to_owned(),
                 mode: metadata.mode() & 0o7777,
                 wanted: 0o600,
             }));
         }
         if !metadata.is_file() || metadata.len() > MAX_FILE {
-            return Err(Trouble::Damage("it is no file of meshd"));
+            return Err(Unfit::Damage("it is no file of meshd"));
         }
         let bytes = fs::read(path).map_err(unusable)?;
         match envelope::open(self.kind, self.version, &bytes) {
             Ok(content) => Ok(Some(content.to_vec())),
-            Err(Damage::Broken(words)) => Err(Trouble::Damage(words)),
-            Err(Damage::Newer(found)) => Err(Trouble::Forbidden(StateError::Newer {
+            Err(Damage::Broken(words)) => Err(Unfit::Damage(words)),
+            Err(Damage::Newer(found)) => Err(Unfit::Forbidden(StateError::Newer {
                 path: path.to_owned(),
                 found,
                 known: self.version,
@@ -189,7 +257,7 @@ impl Document {
     }
 }
 
-impl Trouble {
+impl Unfit {
     /// No trouble is a file that isn't there.
     fn words(trouble: Option<Self>) -> String {
         match trouble {
@@ -211,10 +279,15 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder_of(path)
 }
 
-fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+/// Where what is to take the place of a file is written.
+fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
-    let temporary = path.with_file_name(name);
+    path.with_file_name(name)
+}
+
+fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+    let temporary = beside(path);
     remove_if_there(&temporary)?;
     let written = OpenOptions::new()
         .write(true)
@@ -362,6 +435,88 @@ mod tests {
             message.contains("mode 0640") && message.contains("`chmod 600`"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn what_was_taken_away_or_spoilt_is_written_again_and_spoils_nothing() {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let (path, previous) = (dir.path().join("state"), dir.path().join("state.previous"));
+        let load = || Document::new(&dir, "state", "test", 1).load().unwrap();
+        let mut document = Document::new(&dir, "state", "test", 1);
+        let remove = |path: &Path| fs::remove_file(path).unwrap();
+        let spoil = |path: &Path| fs::write(path, [7; 300]).unwrap();
+        let both = |_: &Path| [&path, &previous].into_iter().for_each(|path| remove(path));
+        let folder = |_: &Path| fs::remove_dir_all(dir.path()).unwrap();
+        let damages: [&dyn Fn(&Path); 4] = [&remove, &spoil, &both, &folder];
+        for (number, damage) in damages.iter().enumerate() {
+            document.store(b"one").unwrap();
+            document.store(b"two").unwrap();
+            assert!(document.left().iter().all(Kept::stands));
+            damage(&path);
+            assert!(!document.left().iter().all(Kept::stands), "{number}");
+            document.store(b"three").unwrap();
+            assert_eq!(load(), Loaded::Current(b"three".to_vec()), "{number}");
+            assert_eq!((document.left().len(), mode(dir.path())), (2, 0o700));
+            remove(&path);
+            let before = if number < 2 {
+                b"one".to_vec()
+            } else {
+                b"three".to_vec()
+            };
+            let loaded = load();
+            assert!(
+                matches!(&loaded, Loaded::Previous(content, _) if *content == before),
+                "{number}: {loaded:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_system_without_links_keeps_two_generations() {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let mut document = Document::new(&dir, "state", "test", 1);
+        document.link = |_, _| Err(ErrorKind::PermissionDenied.into());
+        for content in [b"one", b"two"] {
+            document.store(content).unwrap();
+        }
+        let load = || Document::new(&dir, "state", "test", 1).load().unwrap();
+        assert_eq!(load(), Loaded::Current(b"two".to_vec()));
+        assert_eq!(mode(&dir.path().join("state.previous")), 0o600);
+        fs::remove_file(dir.path().join("state")).unwrap();
+        assert!(matches!(load(), Loaded::Previous(content, _) if content == b"one"));
+    }
+
+    #[test]
+    fn what_was_whole_on_its_way_is_found_when_nothing_else_is_left() {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let [path, previous, new] =
+            ["state", "state.previous", "state.new"].map(|name| dir.path().join(name));
+        let mut document = Document::new(&dir, "state", "test", 1);
+        for spoil in [
+            |path: &Path| fs::remove_file(path).unwrap(),
+            |path: &Path| fs::write(path, b"").unwrap(),
+        ] {
+            document.store(b"one").unwrap();
+            fs::copy(&path, &new).unwrap();
+            [&path, &previous].into_iter().for_each(|path| spoil(path));
+            let loaded = document.load().unwrap();
+            assert!(matches!(loaded, Loaded::Previous(content, _) if content == b"one"));
+            assert_eq!(document.load().unwrap(), Loaded::Current(b"one".to_vec()));
+            assert!(previous.exists() && !new.exists());
+        }
+        // Half of it is nothing, and what was removed does not come back.
+        fs::copy(&path, &new).unwrap();
+        document.remove().unwrap();
+        fs::write(&new, b"half").unwrap();
+        assert_eq!(document.load().unwrap(), Loaded::Nothing);
+        assert!(document.left().is_empty());
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
     }
 
     #[test]

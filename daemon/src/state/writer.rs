@@ -1,5 +1,7 @@
 //! The thread that writes a document, so that nobody waits for the disk.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -7,7 +9,8 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::{Document, Loaded};
+use super::{Document, Loaded, Trouble};
+use crate::kept::Kept;
 
 /// How long after a failure the disk is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -35,8 +38,13 @@ pub(crate) struct Progress {
     pub(crate) number: u64,
     /// Number of the last value that is on disk.
     pub(crate) written: u64,
+    /// How many values had been put by then: [`Writer::outdate`] has a number and brings none.
+    pub(crate) values: u64,
     /// Why it could not be.
-    pub(crate) trouble: Option<String>,
+    pub(crate) trouble: Option<Trouble>,
+    /// What the last look, or the last write before it wrote, has found not to be as this process had left
+    /// it.
+    pub(crate) fallen: Vec<PathBuf>,
 }
 
 struct Shared<T> {
@@ -53,9 +61,24 @@ enum Value<T> {
 
 struct Slot<T> {
     /// The latest value and its number.
-    waiting: Option<(u64, Value<T>)>,
-    number: u64,
+    waiting: Option<(Number, Value<T>)>,
+    last: Number,
+    /// A look at the document's files and these.
+    look: Option<Vec<Kept>>,
     closing: bool,
+}
+
+/// Of what was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Number {
+    number: u64,
+    /// Those of it that brought a value.
+    values: u64,
+}
+
+enum Work<T> {
+    Write(Number, Value<T>),
+    Look(Vec<Kept>),
 }
 
 impl<T: Serialize + Send + 'static> Writer<T> {
@@ -63,11 +86,12 @@ impl<T: Serialize + Send + 'static> Writer<T> {
     ///
     /// # Errors
     /// The system has no thread left.
-    pub(crate) fn start(document: Document) -> std::io::Result<Self> {
+    pub(crate) fn start(document: Document) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             slot: Mutex::new(Slot {
                 waiting: None,
-                number: 0,
+                last: Number::default(),
+                look: None,
                 closing: false,
             }),
             changed: Condvar::new(),
@@ -88,7 +112,7 @@ impl<T: Serialize + Send + 'static> Writer<T> {
 
     /// Has `value` written soon and gives its number. Never waits for the disk.
     pub(crate) fn put(&self, value: T) -> u64 {
-        self.change(|waiting| match waiting {
+        self.change(1, |waiting| match waiting {
             Some(Value::Both(_)) => Value::Both(Some(value)),
             Some(Value::One(_)) | None => Value::One(value),
         })
@@ -97,22 +121,30 @@ impl<T: Serialize + Send + 'static> Writer<T> {
     /// Has the latest value take the place of the generation before it, too, and gives this a number: what
     /// that one holds is worth nothing from now on.
     pub(crate) fn outdate(&self) -> u64 {
-        self.change(|waiting| match waiting {
+        self.change(0, |waiting| match waiting {
             Some(Value::One(value)) => Value::Both(Some(value)),
             Some(Value::Both(value)) => Value::Both(value),
             None => Value::Both(None),
         })
     }
 
-    fn change(&self, change: impl FnOnce(Option<Value<T>>) -> Value<T>) -> u64 {
+    fn change(&self, values: u64, change: impl FnOnce(Option<Value<T>>) -> Value<T>) -> u64 {
         let mut slot = self.shared.lock();
-        slot.number += 1;
-        let number = slot.number;
+        slot.last.number += 1;
+        slot.last.values += values;
+        let last = slot.last;
         let waiting = slot.waiting.take().map(|(_, value)| value);
-        slot.waiting = Some((number, change(waiting)));
+        slot.waiting = Some((last, change(waiting)));
         drop(slot);
         self.shared.changed.notify_all();
-        number
+        last.number
+    }
+
+    /// Has the thread look, when it has nothing to write, whether the document's files and `others` are
+    /// as this process has left them. Never waits for the disk.
+    pub(crate) fn look(&self, others: Vec<Kept>) {
+        self.shared.lock().look = Some(others);
+        self.shared.changed.notify_all();
     }
 
     /// How far the thread has come, also to wait for.
@@ -135,17 +167,20 @@ impl<T> Shared<T> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next value to write, after a rest; `None` once there is none and no more will come.
-    fn next(&self, rest: Duration) -> Option<(u64, Value<T>)> {
+    /// What to do next, after a rest; `None` once there is nothing and no more will come.
+    fn next(&self, rest: Duration) -> Option<Work<T>> {
         let open = |slot: &mut Slot<T>| !slot.closing;
         let rested = self.changed.wait_timeout_while(self.lock(), rest, open);
         let (mut slot, _) = rested.unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(value) = slot.waiting.take() {
-                return Some(value);
+            if let Some((number, value)) = slot.waiting.take() {
+                return Some(Work::Write(number, value));
             }
             if slot.closing {
                 return None;
+            }
+            if let Some(others) = slot.look.take() {
+                return Some(Work::Look(others));
             }
             slot = self
                 .changed
@@ -155,7 +190,7 @@ impl<T> Shared<T> {
     }
 
     /// Puts `value` back unless there is a newer one, and sleeps; `false` if nobody wants a retry.
-    fn put_back(&self, value: (u64, Value<T>)) -> bool {
+    fn put_back(&self, value: (Number, Value<T>)) -> bool {
         let mut slot = self.lock();
         if slot.closing {
             return false;
@@ -185,19 +220,35 @@ fn write_until_closed<T: Serialize>(
 ) {
     let mut progress = Progress::default();
     let mut rest = Duration::ZERO;
-    while let Some((number, value)) = shared.next(rest) {
+    while let Some(work) = shared.next(rest) {
+        let (number, value) = match work {
+            Work::Write(number, value) => (number, value),
+            Work::Look(others) => {
+                rest = Duration::ZERO;
+                progress.fallen = fallen(document.left().into_iter().chain(others));
+                if !progress.fallen.is_empty() {
+                    report.send_replace(progress.clone());
+                }
+                continue;
+            }
+        };
+        let gone = fallen(document.left());
         let written = write(&mut document, &value);
         rest = rest_after(*written.as_ref().unwrap_or(&0));
         let trouble = written.err();
         if trouble != progress.trouble {
             match &trouble {
-                Some(cause) => tracing::warn!(reason = cause, "the state can't be written to disk"),
+                Some(trouble) => {
+                    tracing::warn!(reason = %trouble, "the state can't be written to disk");
+                }
                 None => tracing::info!("the state is on disk again"),
             }
         }
-        progress.number = number;
+        progress.number = number.number;
+        progress.values = number.values;
+        progress.fallen = gone;
         if trouble.is_none() {
-            progress.written = number;
+            progress.written = number.number;
         }
         progress.trouble = trouble;
         report.send_replace(progress.clone());
@@ -205,6 +256,12 @@ fn write_until_closed<T: Serialize>(
             return;
         }
     }
+}
+
+/// Those that are not as they were left.
+fn fallen(left: impl IntoIterator<Item = Kept>) -> Vec<PathBuf> {
+    let fallen = left.into_iter().filter(|kept| !kept.stands());
+    fallen.map(|kept| kept.path().to_owned()).collect()
 }
 
 fn rest_after(bytes: usize) -> Duration {
@@ -216,23 +273,35 @@ fn rest_after(bytes: usize) -> Duration {
 }
 
 /// Gives the bytes that were written.
-fn write<T: Serialize>(document: &mut Document, value: &Value<T>) -> Result<usize, String> {
-    let bytes = |value: &T| postcard::to_allocvec(value).map_err(|error| error.to_string());
-    let bytes = match value {
-        Value::One(value) | Value::Both(Some(value)) => bytes(value)?,
-        Value::Both(None) => match document.load().map_err(|error| error.to_string())? {
-            Loaded::Current(content) | Loaded::Previous(content, _) => content,
-            Loaded::Nothing => return Ok(0),
-        },
+fn write<T: Serialize>(document: &mut Document, value: &Value<T>) -> Result<usize, Trouble> {
+    let refused = |error: io::Error| Trouble::from(&error);
+    let bytes = |value: &T| {
+        let bytes = postcard::to_allocvec(value);
+        bytes.map_err(|error| refused(io::Error::other(error)))
     };
-    let times = match value {
-        Value::One(_) => 1,
-        Value::Both(_) => 2,
-    };
-    (0..times)
-        .try_for_each(|_| document.store(&bytes))
-        .map(|()| bytes.len() * times)
-        .map_err(|error| error.to_string())
+    match value {
+        Value::One(value) => {
+            let bytes = bytes(value)?;
+            document.store(&bytes).map_err(refused)?;
+            Ok(bytes.len())
+        }
+        Value::Both(value) => {
+            let bytes = match value {
+                Some(value) => bytes(value)?,
+                None if !fallen(document.left()).is_empty() => {
+                    let gone = io::Error::new(io::ErrorKind::NotFound, "its file was taken away");
+                    return Err(refused(gone));
+                }
+                None => match document.load() {
+                    Ok(Loaded::Current(content) | Loaded::Previous(content, _)) => content,
+                    Ok(Loaded::Nothing) => return Ok(0),
+                    Err(error) => return Err(refused(io::Error::other(error))),
+                },
+            };
+            document.store_both(&bytes).map_err(refused)?;
+            Ok(bytes.len() * 2)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -306,6 +375,48 @@ mod tests {
             loaded,
             Loaded::Current(postcard::to_allocvec(&2_u32).unwrap())
         );
+    }
+
+    #[test]
+    fn a_look_finds_what_was_taken_away_and_memory_is_what_counts() {
+        let scratch = Scratch::new();
+        let dir = StateDir::open(&scratch.path("state")).unwrap();
+        let [path, other] = ["state", "other"].map(|name| dir.path().join(name));
+        let writer = Writer::start(Document::new(&dir, "state", "test", 1)).unwrap();
+        let wait_for = |is_so: &dyn Fn(&Progress) -> bool| {
+            let start = Instant::now();
+            while !is_so(&writer.progress().borrow()) {
+                assert!(start.elapsed() < Duration::from_secs(10));
+                thread::yield_now();
+            }
+        };
+        for value in [1_u32, 2] {
+            let number = writer.put(value);
+            wait_for(&|progress| progress.written == number);
+        }
+        fs::write(&other, b"other").unwrap();
+        let others = vec![Kept::at(&other).unwrap()];
+        fs::remove_file(&other).unwrap();
+        writer.look(others);
+        wait_for(&|progress| progress.fallen == [other.clone()]);
+        fs::remove_file(&path).unwrap();
+        writer.look(Vec::new());
+        wait_for(&|progress| progress.fallen == [path.clone()]);
+        // The generation before is not taken for the newest one.
+        let number = writer.outdate();
+        wait_for(&|progress| progress.number == number && progress.trouble.is_some());
+        assert_eq!(writer.progress().borrow().fallen, [path]);
+        let values = writer.progress().borrow().values;
+        writer.put(2);
+        writer.finish();
+        assert_eq!(values, 2, "what outdates brings no value");
+        let loaded = Document::new(&dir, "state", "test", 1).load().unwrap();
+        assert_eq!(
+            loaded,
+            Loaded::Current(postcard::to_allocvec(&2_u32).unwrap())
+        );
+        let previous = fs::read(dir.path().join("state.previous")).unwrap();
+        assert_eq!(previous, fs::read(dir.path().join("state")).unwrap());
     }
 
     #[test]

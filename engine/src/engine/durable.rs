@@ -29,6 +29,13 @@ impl Engine {
         self.settle(now);
     }
 
+    /// What was handed out is not on disk any more: it is wanted there again.
+    pub fn handle_lost_state(&mut self, now: Now) {
+        self.keys.tell(now);
+        self.persist(now);
+        self.settle(now);
+    }
+
     /// Whether new keys are not asked for yet, because the disk has not taken that down.
     #[must_use]
     pub fn rotation_waits_for_disk(&self) -> bool {
