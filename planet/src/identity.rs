@@ -105,14 +105,32 @@ pub fn prepare(state_dir: &Path) -> Result<(), KeyError> {
 /// There is a key already, or the disk refuses.
 pub fn create(state_dir: &Path) -> Result<SigningKey, KeyError> {
     prepare(state_dir)?;
+    let key = SigningKey::from_seed(random()?);
+    write(state_dir, &key)?;
+    Ok(key)
+}
+
+/// Writes the key anew if its file was taken away under a running planet; gives whether it was.
+///
+/// # Errors
+/// The disk refuses.
+pub fn stand(state_dir: &Path, key: &SigningKey) -> Result<bool, KeyError> {
+    let path = state_dir.join(FILE);
+    if path.try_exists().map_err(|error| io_error(&path, &error))? {
+        return Ok(false);
+    }
+    write(state_dir, key)?;
+    tracing::warn!(path = %path.display(), "the key was taken away and is written anew");
+    Ok(true)
+}
+
+fn write(state_dir: &Path, key: &SigningKey) -> Result<(), KeyError> {
     let path = state_dir.join(FILE);
     let failed = |error: io::Error| io_error(&path, &error);
-    let key = SigningKey::from_seed(random()?);
     let digits = key.seed().iter().map(|byte| format!("{byte:02x}"));
     let text = Zeroizing::new(digits.collect::<String>() + "\n");
     write_private(&path, text.as_bytes()).map_err(failed)?;
-    give_to_owner(state_dir, &path).map_err(failed)?;
-    Ok(key)
+    give_to_owner(state_dir, &path).map_err(failed)
 }
 
 /// Reads the key of a state directory.

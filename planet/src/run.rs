@@ -25,6 +25,7 @@ use crate::rules::books::Books;
 use crate::rules::records::{Origin, Record, edition};
 use crate::rules::view::{PlanetStatus, SCHEMA};
 use crate::server::clock::Clock;
+use crate::server::keeping::Kept;
 use crate::server::mind::{Message, Question};
 use crate::server::{Server, bind};
 use crate::store::{DiskStore, Store as _, StoreError};
@@ -55,7 +56,12 @@ pub async fn run(config: Config, service: &Service) -> Result<(), Problem> {
     };
     warn_if_unnamed(&books.network, &key.planet_id());
     let planet = Planet::new(key_again(&key), books, identity::random()?, clock.now());
-    let mind = (planet, Box::new(store) as _);
+    let kept = Kept {
+        store,
+        key: key_again(&key),
+        folder: config.state_dir.clone(),
+    };
+    let mind = (planet, Box::new(kept) as _);
     let server = Server::start(socket, &key, mind, config.limits(), clock)
         .map_err(|error| Problem::listening(config.listen, &error))?;
     let address = server.local_addr().unwrap_or(config.listen);

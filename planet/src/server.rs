@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod connection;
 pub mod doorway;
+pub mod keeping;
 pub mod mind;
 pub mod socket;
 pub mod tls;

@@ -2,9 +2,9 @@
 //!
 //! Behind a small trait, so that another store can take its place where one machine is not enough.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use podmesh_proto::key::digest;
@@ -71,6 +71,14 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
+    /// Somebody has put another file in the place of the one that is open.
+    #[error(
+        "another file has taken the place of {path}, which is open; restart the planet to serve from that one, or put the former one back"
+    )]
+    Displaced {
+        /// The file.
+        path: String,
+    },
     /// Written by a program of another version.
     #[error("{path} has a format that this version of planet doesn't know; use a newer one")]
     Format {
@@ -93,6 +101,8 @@ pub enum StoreError {
 pub struct DiskStore {
     path: PathBuf,
     database: Option<Database>,
+    /// Device and inode of the file that is open.
+    place: Option<(u64, u64)>,
     /// What has to be put back before the next commit, because the last one failed half way.
     undo: Vec<Write>,
 }
@@ -135,12 +145,14 @@ impl DiskStore {
         let mut store = Self {
             path: path.clone(),
             database: None,
+            place: None,
             undo: Vec::new(),
         };
         let database = Database::builder().create_file(file);
         store.database = Some(database.map_err(|error| store.judge(error))?);
         store.commit(changes)?;
         give_to_owner(state_dir, &unfinished).map_err(|error| refused(&path, &error))?;
+        store.place = place_of(&unfinished).map_err(|error| refused(&path, &error))?;
         Ok((store, unfinished))
     }
 
@@ -169,6 +181,7 @@ impl DiskStore {
         let mut store = Self {
             path,
             database: None,
+            place: None,
             undo: Vec::new(),
         };
         let mut database = store.open_file()?;
@@ -179,6 +192,7 @@ impl DiskStore {
             tracing::warn!(path = %store.path.display(), "the store was not closed properly and was repaired");
         }
         store.check_format(&database)?;
+        store.place = place_of(&store.path).map_err(|error| refused(&store.path, &error))?;
         store.database = Some(database);
         Ok(store)
     }
@@ -238,6 +252,48 @@ impl DiskStore {
             Ok(aside)
         };
         place().map_err(|error| refused(&path, &error))
+    }
+
+    /// Makes sure that what is open is what the next start would find. If the file, or its directory, was
+    /// taken away, it is written anew from what is open; gives whether it was.
+    ///
+    /// # Errors
+    /// Another file has its place, or it can't be written; the next start would know nothing of what is
+    /// committed.
+    pub fn stand(&mut self) -> Result<bool, StoreError> {
+        let found = place_of(&self.path).map_err(|error| refused(&self.path, &error))?;
+        if self.place.is_none() || found == self.place {
+            return Ok(false);
+        }
+        if found.is_some() {
+            let path = self.path.display().to_string();
+            return Err(StoreError::Displaced { path });
+        }
+        self.write_anew().map(|()| true)
+    }
+
+    fn write_anew(&mut self) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let failed = |error: io::Error| refused(&path, &error);
+        if self.database.is_none() {
+            return Err(failed(io::ErrorKind::NotFound.into()));
+        }
+        let folder = path.parent().unwrap_or(Path::new("."));
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
+        let records = self.load()?;
+        let changes: Vec<Change> = records.into_iter().map(Change::Put).collect();
+        let (store, unfinished) = Self::build(folder, &changes)?;
+        fs::rename(&unfinished, &path)
+            .and_then(|()| File::open(folder)?.sync_all())
+            .map_err(failed)?;
+        *self = store;
+        tracing::warn!(path = %path.display(), "the store was taken away and is written anew");
+        Ok(())
     }
 
     fn open_file(&self) -> Result<Database, StoreError> {
@@ -344,6 +400,14 @@ fn keep_aside(path: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
+/// Device and inode of a file, if there is one.
+fn place_of(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(|found| Some((found.dev(), found.ino()))),
+    }
+}
+
 fn refused(path: &Path, error: &io::Error) -> StoreError {
     StoreError::Io {
         path: path.display().to_string(),
@@ -375,6 +439,7 @@ impl Store for DiskStore {
         for change in changes {
             writes.push(encode(change).map_err(|reason| self.damaged(&reason))?);
         }
+        self.stand()?;
         if self.database.is_none() {
             // After an error the file is closed, and opened anew as soon as it is wanted.
             self.database = Some(self.open_file()?);

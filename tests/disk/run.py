@@ -277,6 +277,38 @@ def pod_comes_and_goes(world, chance, fault):
 FAULTS = [rotate, restart, rotate, restart, planet_restarts, planet_writes, planet_is_restored, operator_writes, pod_comes_and_goes]
 
 
+def taken_away(world, chance):
+    """Files, or the folders of them, vanish under the programs; all is there again before the next life."""
+    machines = [world.planet, *world.nodes]
+    needed = [["planet.redb", "planet.key"], *[[f"{name}{end}" for name in ("identity", "state") for end in ("", ".previous")] for _ in world.nodes]]
+    for machine, names in zip(machines, needed):
+        folder = f"{machine.disk.folder}/state"
+        gone = chance.sample(names, chance.randint(1, len(names))) if chance.random() < 0.6 else None
+        print(f"taken away from {machine.name}: {gone or 'the folder'}", flush=True)
+        if gone is None:
+            shutil.rmtree(folder)
+        else:
+            [os.remove(f"{folder}/{name}") for name in gone]
+    for machine, names in zip(machines, needed):
+        until(f"{machine.name} writes anew: {names}", lambda: all(os.path.exists(f"{machine.disk.folder}/state/{name}") for name in names))
+    for node in world.nodes:
+        until(f"{node.name} says so", lambda: any(health["code"] == "MESH-DISK-002" for health in node.view("status").get("health", [])))
+    until("the planet says so", lambda: any("taken away" in remark for remark in world.planet.status().get("remarks", [])))
+    for machine in machines:
+        machine.ends(signal.SIGKILL)
+
+
+def must_be_as_before(world):
+    ids = [node.view("status")["node"]["id"] for node in world.nodes]
+    if ids != world.id or len(world.planet.status()["members"]) != 2:
+        raise Failed(f"not the same members: {ids}, {world.planet.status()['members']}")
+    for node in world.nodes:
+        for name in ("identity", "state"):
+            paths = [f"{node.disk.folder}/state/{name}{end}" for end in ("", ".previous")]
+            if not all(whole(path) for path in paths):
+                raise Failed(f"{paths}: not two whole generations")
+
+
 def main():
     faults, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else int(time.time())
     print(f"seed {seed}", flush=True)
@@ -291,14 +323,10 @@ def main():
             begin = time.monotonic()
             world.well()
             longest = max(longest, time.monotonic() - begin)
-            ids = [node.view("status")["node"]["id"] for node in world.nodes]
-            if ids != world.id or len(world.planet.status()["members"]) != 2:
-                raise Failed(f"not the same members: {ids}, {world.planet.status()['members']}")
-            for node in world.nodes:
-                for name in ("identity", "state"):
-                    paths = [f"{node.disk.folder}/state/{name}{end}" for end in ("", ".previous")]
-                    if not all(whole(path) for path in paths):
-                        raise Failed(f"{paths}: not two whole generations")
+            must_be_as_before(world)
+        taken_away(world, chance)
+        world.well()
+        must_be_as_before(world)
         for machine in [world.planet, *world.nodes]:
             with open(f"{world.folder}/{machine.name}.log", errors="replace") as log:
                 if "panicked" in log.read():

@@ -9,15 +9,16 @@ use podmesh_proto::local_api::RegistryView;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::signed::Signed;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::sleep_until;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::rules::view::PlanetStatus;
 use crate::rules::{Action, ConnectionId, Event, Input, Planet};
 use crate::server::clock::Clock;
 use crate::server::connection::Outbox;
+use crate::server::keeping::{LOOK, Looks};
 use crate::server::socket::SharedSocket;
 use crate::server::writing::Writing;
-use crate::store::Store;
+use crate::store::{self, DiskStore, Store, StoreError};
 
 /// A new connection.
 pub struct Arrival {
@@ -72,12 +73,23 @@ pub trait BackupStore: Store {
     ///
     /// # Errors
     /// The store can't be read.
-    fn backup(&mut self) -> Result<Vec<u8>, crate::store::StoreError>;
+    fn backup(&mut self) -> Result<Vec<u8>, StoreError>;
+
+    /// Writes anew what was taken away of what the next start needs, and gives the names of these files.
+    ///
+    /// # Errors
+    /// In words: the next start would not find what this planet knows.
+    fn stand(&mut self) -> Result<Vec<&'static str>, String>;
 }
 
-impl BackupStore for crate::store::DiskStore {
-    fn backup(&mut self) -> Result<Vec<u8>, crate::store::StoreError> {
+impl BackupStore for DiskStore {
+    fn backup(&mut self) -> Result<Vec<u8>, StoreError> {
         Self::backup(self)
+    }
+
+    fn stand(&mut self) -> Result<Vec<&'static str>, String> {
+        let anew = Self::stand(self).map_err(|error| error.to_string())?;
+        Ok(anew.then_some(store::FILE).into_iter().collect())
     }
 }
 
@@ -93,6 +105,7 @@ pub struct Mind {
     requests: BTreeMap<u64, oneshot::Sender<Result<String, String>>>,
     next_request: u64,
     backups: Vec<oneshot::Sender<Result<Vec<u8>, String>>>,
+    looks: Looks,
 }
 
 impl Mind {
@@ -113,16 +126,25 @@ impl Mind {
             requests: BTreeMap::new(),
             next_request: 0,
             backups: Vec::new(),
+            looks: Looks::default(),
         }
     }
 
     /// Hears and acts until it is told to drain.
     pub async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let due = self.clock.instant(self.planet.poll_timeout());
             let message = tokio::select! {
                 message = messages.recv() => message,
                 () = sleep_until(due) => Some(Message::Input(Input::Tick)),
+                _ = look.tick() => {
+                    if let Some(found) = self.store.stand() {
+                        self.looks.note(found);
+                    }
+                    continue;
+                }
                 written = self.store.end() => match written {
                     Ok(result) => {
                         self.written(result);
@@ -261,7 +283,9 @@ impl Mind {
                     .socket
                     .relaying(|relaying| (relaying.counters(), relaying.sessions()));
                 let now = self.clock.now();
-                let _ = asker.send(self.planet.status(counters, sessions, now));
+                let mut status = self.planet.status(counters, sessions, now);
+                self.looks.add_to(&mut status);
+                let _ = asker.send(status);
             }
             Question::Registry(asker) => {
                 let registry = self.planet.registry(self.clock.now());

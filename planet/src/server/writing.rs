@@ -49,6 +49,15 @@ impl Writing {
         matches!(self, Self::Busy(_))
     }
 
+    /// What the store finds to have been taken away; nothing while a commit is under way, which looks
+    /// itself.
+    pub(super) fn stand(&mut self) -> Option<Result<Vec<&'static str>, String>> {
+        let Self::Rest(store) = self else {
+            return None;
+        };
+        Some(tokio::task::block_in_place(|| store.stand()))
+    }
+
     /// Everything in the store as one file's content.
     ///
     /// # Errors

@@ -218,3 +218,57 @@ fn no_restore_destroys_what_was_there() {
     let aside = folder.0.join(format!("{FILE}.before-restore-4"));
     assert!(!aside.exists());
 }
+
+#[test]
+fn a_store_that_was_taken_away_is_written_anew_before_anything_is_granted() {
+    let folder = Folder::new();
+    let dir = folder.0.join("state");
+    fs::create_dir(&dir).unwrap();
+    let file = dir.join(FILE);
+    let mut store = DiskStore::create(&dir, Origin::Fresh).unwrap();
+    let mut all = vec![Record::Origin(Origin::Fresh)];
+    let damages: [&dyn Fn(); 3] = [
+        &|| fs::rename(&file, folder.0.join("away")).unwrap(),
+        &|| fs::remove_file(&file).unwrap(),
+        &|| fs::remove_dir_all(&dir).unwrap(),
+    ];
+    for (number, damage) in (1_u8..).zip(damages) {
+        all.push(spent(number, 1));
+        store.commit(&[Change::Put(spent(number, 1))]).unwrap();
+        damage();
+        if number == 1 {
+            assert!(store.stand().unwrap(), "a look alone writes it");
+        }
+        all.push(spent(number + 10, 1));
+        store.commit(&[Change::Put(spent(number + 10, 1))]).unwrap();
+        assert!(!store.stand().unwrap());
+        drop(store);
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        store = DiskStore::open(&dir).unwrap();
+        assert_eq!(sorted(store.load().unwrap()), sorted(all.clone()));
+    }
+    fs::rename(&dir, folder.0.join("moved")).unwrap();
+    fs::write(&dir, "in the way").unwrap();
+    store.commit(&[Change::Put(spent(50, 1))]).unwrap_err();
+    fs::remove_file(&dir).unwrap();
+    store.commit(&[Change::Put(spent(51, 1))]).unwrap();
+    all.push(spent(51, 1));
+    assert_eq!(sorted(store.load().unwrap()), sorted(all));
+}
+
+#[test]
+fn a_store_in_whose_place_is_another_one_takes_nothing() {
+    let folder = Folder::new();
+    let mut store = DiskStore::create(&folder.0, Origin::Fresh).unwrap();
+    let away = folder.0.join("away");
+    fs::rename(folder.file(), &away).unwrap();
+    let mut other = DiskStore::create(&folder.0, Origin::Restored).unwrap();
+    other.commit(&[Change::Put(spent(1, 1))]).unwrap();
+    let error = store.commit(&[Change::Put(spent(2, 1))]).unwrap_err();
+    assert!(matches!(error, StoreError::Displaced { .. }), "{error}");
+    assert_eq!(other.load().unwrap().len(), 2);
+    assert_eq!(store.load().unwrap(), [Record::Origin(Origin::Fresh)]);
+    fs::rename(&away, folder.file()).unwrap();
+    store.commit(&[Change::Put(spent(2, 1))]).unwrap();
+}

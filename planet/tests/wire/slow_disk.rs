@@ -74,6 +74,10 @@ impl BackupStore for Gated {
     fn backup(&mut self) -> Result<Vec<u8>, StoreError> {
         self.0.backup()
     }
+
+    fn stand(&mut self) -> Result<Vec<&'static str>, String> {
+        BackupStore::stand(&mut self.0)
+    }
 }
 
 fn scene(number: u32, afterwards: bool) -> (Scene, Arc<Gate>) {
