@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podmesh_engine::engine::Told;
 use podmesh_engine::error::{PingError, RequestError};
-use podmesh_proto::local_api::{Failure, FailureCode, PingView, Request, Response};
+use podmesh_proto::local_api::{Failure, FailureCode, NodeState, PingView, Request, Response};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::{Moment, Now};
 use tokio::sync::oneshot;
@@ -181,7 +181,13 @@ impl Node {
             Err(error) => return failed(FailureCode::Usage, error.to_string()),
         };
         match self.engine.handle_statement(statement, clock::now()) {
-            Ok(told) => done(&taken(told)),
+            Ok(told) => {
+                let state = self.engine.status(clock::now()).state;
+                done(&taken(
+                    told,
+                    matches!(state, NodeState::Revoked | NodeState::Ended),
+                ))
+            }
             Err(error) => not_done(&error),
         }
     }
@@ -317,13 +323,19 @@ pub(super) fn done(message: &str) -> Response {
 }
 
 /// Who hears of a statement, in words.
-fn taken(told: Told) -> String {
+fn taken(told: Told, is_out: bool) -> String {
     let Told {
         news,
         planets,
         peers,
     } = told;
     let known = if news { "taken" } else { "known already" };
+    if is_out {
+        return format!(
+            "{known}; this node is no member any more, so nobody hears of it from here: hand it to a member or \
+             a planet with `meshctl network publish`"
+        );
+    }
     if planets == 0 && peers == 0 {
         return format!(
             "{known}; no planet is connected and no peer is reachable, so nobody else has been told yet: \

@@ -6,6 +6,7 @@ use std::time::Duration;
 use podmesh_proto::local_api::PeerState;
 use podmesh_proto::time::{Moment, Now};
 
+use super::pairing::Remote;
 use super::{Paths, Switch, TrialKind};
 use crate::path_id::{PathId, SocketId};
 
@@ -135,6 +136,9 @@ impl Paths {
         else {
             return "the peer has published no endpoint".to_owned();
         };
+        if let Some(sentence) = self.no_common_family(remote) {
+            return sentence;
+        }
         if self
             .trials
             .iter()
@@ -170,6 +174,21 @@ impl Paths {
         }
     }
 
+    /// That no endpoint of the peer is of a kind of address that this node has, if so.
+    fn no_common_family(&self, remote: &Remote) -> Option<String> {
+        let seen = self.local.reflexive.iter().map(|(_, seen)| seen.ip());
+        let mut own = self.local.hosts.iter().copied().chain(seen);
+        let own_v4 = own.next()?.is_ipv4();
+        let mut others = remote.candidates.iter().map(|(_, _, at)| at.is_ipv4());
+        if own.any(|address| address.is_ipv4() != own_v4) || others.any(|v4| v4 == own_v4) {
+            return None;
+        }
+        let (here, there) = if own_v4 { (4, 6) } else { (6, 4) };
+        Some(format!(
+            "no address family in common: this node has IPv{here} alone and the peer IPv{there}"
+        ))
+    }
+
     fn next_try(&self, now: Moment) -> String {
         if self.rounds.under_way() {
             return ", a try is under way".to_owned();
@@ -180,5 +199,65 @@ impl Paths {
             let wait = next.since(now).as_millis().div_ceil(1_000);
             format!(", next in {wait} s")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podmesh_proto::candidate::{Candidate, CandidateKind, EndpointRecord};
+    use podmesh_proto::id::{NetworkId, NodeId};
+    use podmesh_proto::time::UnixSeconds;
+
+    use super::*;
+    use crate::paths::pairing::Local;
+
+    #[test]
+    fn a_peer_of_another_address_family_is_named_as_that() {
+        let now = Now {
+            moment: Moment::from_start(Duration::from_secs(1_000)),
+            unix: UnixSeconds(1_800_000_000),
+            nanos: 0,
+        };
+        let (v4, v6) = ("192.0.2.7:7077", "[2001:db8::7]:7077");
+        for (own, endpoints, named) in [
+            (
+                "192.0.2.1",
+                vec![v6],
+                Some("has IPv4 alone and the peer IPv6"),
+            ),
+            (
+                "2001:db8::1",
+                vec![v4],
+                Some("has IPv6 alone and the peer IPv4"),
+            ),
+            ("192.0.2.1", vec![v6, v4], None),
+            ("192.0.2.1", vec![v4], None),
+        ] {
+            let mut paths = Paths::new(NodeId([1; 32]), NodeId([2; 32]), 7, now);
+            let local = Local {
+                hosts: vec![own.parse().unwrap()],
+                ..Local::default()
+            };
+            paths.set_local(local, now);
+            let candidate = |at: &str| Candidate {
+                kind: CandidateKind::Host,
+                endpoint: at.parse().unwrap(),
+            };
+            let record = EndpointRecord {
+                network: NetworkId([7; 16]),
+                node: NodeId([2; 32]),
+                incarnation: 1,
+                sequence: 1,
+                candidates: endpoints.into_iter().map(candidate).collect(),
+                planets: Vec::new(),
+            };
+            paths.set_remote(&record, now);
+            let why = paths.why(now).unwrap();
+            let says = "no address family in common: this node ";
+            match named {
+                Some(words) => assert!(why.ends_with(&format!("{says}{words}")), "{why}"),
+                None => assert!(!why.contains(says), "{why}"),
+            }
+        }
     }
 }

@@ -142,8 +142,9 @@ impl Court<'_> {
     fn in_time(&self, grant: &Grant) -> Result<(), Refusal> {
         if self.now > grant.expires {
             let reason = format!(
-                "the join token expired at {}; make a new one",
-                grant.expires
+                "the join token expired at {}, and this planet's clock says {}; make a new one, or set that clock \
+                 if it is wrong",
+                grant.expires, self.now
             );
             return Err(refuse(RefusalCode::TokenExpired, reason));
         }
