@@ -175,3 +175,41 @@ fn two_editions_of_one_number_are_named_until_there_is_a_newer_one() {
     assert!(table.say(&edition(3, "c:1")));
     assert!(table.codes().is_empty());
 }
+
+#[test]
+fn revocations_are_told_before_anything_else_and_the_newest_first() {
+    let mut table = Table::new();
+    for number in 0..40 {
+        let external = ExternalPeer {
+            network: table.authority.network.id,
+            name: name(&format!("legacy-{number}")),
+            wireguard: PublicKey([number + 100; 32]),
+            prefixes: nets(&[&format!("10.77.9.{number}/32")]),
+            endpoint: None,
+            issued: START.plus(500),
+        };
+        let said = table.authority.say(&RootStatement::External(external));
+        table.members.apply(&said, table.planet, START).unwrap();
+    }
+    for number in [3, 4] {
+        let revocation = RootStatement::RevokeNode {
+            network: table.authority.network.id,
+            node: Keys::new(number).id(),
+            issued: START.plus(u64::from(number)),
+        };
+        let said = table.authority.say(&revocation);
+        table.members.apply(&said, table.planet, START).unwrap();
+    }
+    let told = table.members.pressing_statements(3);
+    let nodes: Vec<Option<NodeId>> = told
+        .iter()
+        .map(|signed| match signed.unverified().unwrap() {
+            RootStatement::RevokeNode { node, .. } => Some(node),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        nodes,
+        [Some(Keys::new(4).id()), Some(Keys::new(3).id()), None]
+    );
+}
