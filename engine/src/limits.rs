@@ -68,6 +68,9 @@ pub const REBUILD_PER_PEER: Duration = Duration::from_micros(100);
 pub const MAX_LIES: usize = 64;
 /// The same of one member, of which there are more.
 pub const MAX_LIES_OF_MEMBER: usize = 8;
+/// Seconds that a record gets whose signature none of its node's known identities made: the renewal that
+/// explains it may be on another way. Only afterwards is it a lie.
+pub const DOUBT: u64 = 4;
 /// Quarantined members that are remembered.
 pub const MAX_QUARANTINED: usize = 1_024;
 /// Editions of a peer's endpoint record that count at once: a start brings about four, a move as many.

@@ -513,6 +513,43 @@ impl Members {
         former.find_map(|key| EndpointRecord::verify(signed, self.network.id, key).ok())
     }
 
+    /// Notes that `source` passed on a record which doesn't hold by what is known of its node. Who has
+    /// changed its identity signs records that go ahead of the news of it.
+    pub fn doubt_record(
+        &mut self,
+        source: Source,
+        signed: &Signed<EndpointRecord>,
+        error: &CertificateError,
+        now: UnixSeconds,
+    ) {
+        let sentence = format!("sent an endpoint record that doesn't hold: {error}");
+        match signed.unverified() {
+            Ok(claimed) => {
+                let name = self.name_of(MemberId::Node(claimed.node));
+                let told = (
+                    format!("endpoints of {}", claimed.node),
+                    format!("about {name}: {sentence}"),
+                );
+                self.lies.doubt(source, told, signed, now);
+            }
+            Err(_) => {
+                let told = ("endpoints".to_owned(), sentence);
+                self.lies.note(Lie::Forged, source, told, now);
+            }
+        }
+    }
+
+    /// Records that were doubted and, by what is known meanwhile, are their nodes' own word; none of them
+    /// counts against anybody any more.
+    pub fn take_explained(&mut self) -> Vec<(Source, Signed<EndpointRecord>)> {
+        let mut lies = std::mem::take(&mut self.lies);
+        let explained = lies.explain(|signed| {
+            self.verify_record(signed).is_ok() || self.former_record(signed).is_some()
+        });
+        self.lies = lies;
+        explained
+    }
+
     fn note_unverified(
         &mut self,
         membership: &Membership,

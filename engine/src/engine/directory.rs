@@ -92,11 +92,7 @@ impl Engine {
                 Err(_) if members.former_record(&signed).is_some() => {
                     self.heard_former(&signed, source, now);
                 }
-                Err(error) => {
-                    let sentence = format!("sent an endpoint record that doesn't hold: {error}");
-                    let told = about(members, signed.unverified().map(|it| it.node), sentence);
-                    members.note(Lie::Forged, source, told, now.unix);
-                }
+                Err(error) => members.doubt_record(source, &signed, &error, now.unix),
             },
             DirectoryRecord::Presence { node, online } => {
                 // Of members alone: a planet can make up ids without end.

@@ -10,7 +10,8 @@ use podmesh_proto::time::Now;
 use crate::control::ControlMessage;
 use crate::engine::Engine;
 use crate::limits;
-use crate::membership::lies::{Lie, Source};
+use crate::membership::Members;
+use crate::membership::lies::Source;
 
 impl Engine {
     /// Tells a peer, whose path has just come up, what it may have missed.
@@ -42,6 +43,13 @@ impl Engine {
     }
 
     pub(super) fn gossip_own_record(&mut self, now: Now) {
+        let own = self.members.as_ref().and_then(Members::own);
+        // Who doesn't know the identity that signs it takes nobody's word for it.
+        if own.is_some_and(|own| own.member.identities.len() > 1)
+            && let Some(message) = self.own_renewal()
+        {
+            self.gossip(&message, None, now);
+        }
         if let Some((_, signed)) = self.record.clone() {
             let message = ControlMessage::Endpoints(Box::new(signed));
             self.gossip(&message, None, now);
@@ -96,10 +104,7 @@ impl Engine {
                         self.heard_former(&signed, Source::Member(from), now);
                     }
                     Err(error) => {
-                        let sentence =
-                            format!("sent an endpoint record that doesn't hold: {error}");
-                        let told = ("endpoints".to_owned(), sentence);
-                        members.note(Lie::Forged, Source::Member(from), told, now.unix);
+                        members.doubt_record(Source::Member(from), &signed, &error, now.unix);
                     }
                 }
             }
@@ -154,6 +159,26 @@ impl Engine {
         if self.planets.legs().next().is_none() {
             let message = ControlMessage::Endpoints(Box::new(signed));
             self.gossip(&message, Some(from), now);
+        }
+    }
+
+    /// Records that came ahead of the renewal which explains them count from now on.
+    pub(super) fn hear_explained(&mut self, now: Now) {
+        let Some(members) = &mut self.members else {
+            return;
+        };
+        for (source, signed) in members.take_explained() {
+            let Some(members) = &self.members else {
+                return;
+            };
+            let Ok(record) = members.verify_record(&signed) else {
+                continue;
+            };
+            match source {
+                Source::Member(from) => self.heard_record(from, record, signed, now),
+                _ if record.node == self.node => self.heard_own(&record, now),
+                _ => self.take_record(record, signed, now),
+            }
         }
     }
 

@@ -120,6 +120,7 @@ impl Engine {
                 MemberId::External(key) => self.follow_external(key),
             }
         }
+        self.hear_explained(now);
         self.trust_changed(now);
         self.wake_all(now);
     }

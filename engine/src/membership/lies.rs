@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::Member;
 use podmesh_proto::id::PlanetId;
 use podmesh_proto::local_api::HealthView;
 use podmesh_proto::renewal::Standing;
+use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 
 use crate::limits;
@@ -191,6 +193,8 @@ struct Told {
     sentence: String,
     first: UnixSeconds,
     count: u64,
+    /// The first of what was said, if it may turn out well yet.
+    doubted: Option<Box<Signed<EndpointRecord>>>,
 }
 
 /// What was said that doesn't hold.
@@ -207,6 +211,28 @@ impl Lies {
         source: Source,
         (subject, sentence): (String, String),
         now: UnixSeconds,
+    ) {
+        self.tell(lie, source, (subject, sentence), (now, None));
+    }
+
+    /// Notes that `source` passed on a record which none of its node's known identities signed. It is said
+    /// after [`limits::DOUBT`], unless it is explained before, and taken back if it is explained later.
+    pub(super) fn doubt(
+        &mut self,
+        source: Source,
+        told: (String, String),
+        record: &Signed<EndpointRecord>,
+        now: UnixSeconds,
+    ) {
+        self.tell(Lie::Forged, source, told, (now, Some(record)));
+    }
+
+    fn tell(
+        &mut self,
+        lie: Lie,
+        source: Source,
+        (subject, sentence): (String, String),
+        (now, doubted): (UnixSeconds, Option<&Signed<EndpointRecord>>),
     ) {
         let mine = |key: &&(Lie, Source, String)| key.1 == source;
         let most = match source {
@@ -225,6 +251,7 @@ impl Lies {
                     sentence,
                     first,
                     count,
+                    doubted: doubted.cloned().map(Box::new),
                 },
             );
         }
@@ -247,10 +274,30 @@ impl Lies {
         self.told.retain(|key, _| key.2 != subject);
     }
 
+    /// Takes back the doubts that `is_explained` tells to have been none, and gives those records with who
+    /// told them first.
+    pub(super) fn explain(
+        &mut self,
+        is_explained: impl Fn(&Signed<EndpointRecord>) -> bool,
+    ) -> Vec<(Source, Signed<EndpointRecord>)> {
+        let doubted = self.told.iter().filter(|(_, told)| {
+            let record = told.doubted.as_deref();
+            record.is_some_and(&is_explained)
+        });
+        let explained: Vec<_> = doubted.map(|(key, _)| key.clone()).collect();
+        let taken = explained.iter().filter_map(|key| {
+            let record = self.told.remove(key)?.doubted?;
+            Some((key.1, *record))
+        });
+        taken.collect()
+    }
+
     /// As health entries; `name` gives a planet's or member's name.
-    pub fn views(&self, name: impl Fn(Source) -> String) -> Vec<HealthView> {
+    pub fn views(&self, now: UnixSeconds, name: impl Fn(Source) -> String) -> Vec<HealthView> {
+        let is_young = |told: &Told| (told.first..told.first.plus(limits::DOUBT)).contains(&now);
         self.told
             .iter()
+            .filter(|(_, told)| told.doubted.is_none() || !is_young(told))
             .map(|((lie, source, _), told)| {
                 let name = name(*source);
                 let who = match source {

@@ -61,7 +61,10 @@ impl Table {
     }
 
     fn codes(&self) -> Vec<String> {
-        let views = self.members.lies().views(|source| format!("{source:?}"));
+        let views = self
+            .members
+            .lies()
+            .views(START.plus(60), |source| format!("{source:?}"));
         views.into_iter().map(|view| view.code).collect()
     }
 
@@ -106,7 +109,10 @@ fn a_newcomer_that_collides_is_quarantined_and_the_holder_notices_nothing() {
         assert_eq!(table.learn(&rogue), Learned::Refused, "{what}");
         assert!(table.knows(1) && !table.knows(2), "{what}");
         assert_eq!(table.codes(), ["MESH-TRUST-002"], "{what}");
-        let views = table.members.lies().views(|source| format!("{source:?}"));
+        let views = table
+            .members
+            .lies()
+            .views(START.plus(60), |source| format!("{source:?}"));
         assert!(
             views[0].message.contains("n1 holds"),
             "{}",

@@ -27,7 +27,7 @@ const STRANGENESS: Duration = Duration::from_secs(10);
 impl Engine {
     /// Lies first, then what keeps the node from working, then what is only good to know.
     pub(super) fn health(&self, now: Now) -> Vec<HealthView> {
-        let mut entries = self.trust_health();
+        let mut entries = self.trust_health(now);
         entries.extend(self.join_health());
         entries.extend(self.twin_health(now));
         let Some(members) = &self.members else {
@@ -118,11 +118,11 @@ impl Engine {
         Some(entry("MESH-CLOCK-001", &message, next))
     }
 
-    fn trust_health(&self) -> Vec<HealthView> {
+    fn trust_health(&self, now: Now) -> Vec<HealthView> {
         let Some(members) = &self.members else {
             return Vec::new();
         };
-        members.lies().views(|source| match source {
+        members.lies().views(now.unix, |source| match source {
             Source::Planet(planet) => self.planets.name(&planet),
             Source::Member(node) => members.name_of(MemberId::Node(node)),
             Source::Disk | Source::Operator => String::new(),

@@ -295,6 +295,47 @@ fn what_a_former_identity_says_of_endpoints_is_refused_and_named() {
     assert_eq!(world.engines[1].peers.get(&id).unwrap().record, before);
 }
 
+/// The record overtakes the renewal which explains it: by a member as by a planet.
+#[test]
+fn a_record_by_an_identity_not_heard_of_yet_waits_for_its_renewal() {
+    for (patience, by_planet) in [(1, false), (1, true), (60, false)] {
+        let mut world = joined(3, None);
+        let id = world.engines[0].node_id();
+        let old = world.engines[0].record.clone().unwrap().0;
+        let coming = EndpointRecord {
+            sequence: old.sequence + 100,
+            ..old
+        };
+        let signed = Signed::seal(&coming, &Keys::moved(1, 52).identity).unwrap();
+        let forged = Signed::seal(&coming, &Keys::moved(1, 54).identity).unwrap();
+        let now = world.now;
+        if by_planet {
+            world.tell_all(DirectoryRecord::Endpoints(signed));
+        } else {
+            let message = ControlMessage::Endpoints(Box::new(signed));
+            world.engines[1].heard_news(id, message, now);
+        }
+        let thief = world.engines[2].node_id();
+        let message = ControlMessage::Endpoints(Box::new(forged));
+        world.engines[1].heard_news(thief, message, now);
+        assert_eq!(codes(&world, 1), Vec::<String>::new());
+        pass(&mut world, Duration::from_secs(patience));
+        let named = usize::from(patience > limits::DOUBT) * 2;
+        assert_eq!(codes(&world, 1), vec![Lie::Forged.code(); named]);
+        world.rotate(0, 52);
+        pass(&mut world, Duration::from_secs(limits::DOUBT + 1));
+        // Who told what nothing explains stays named.
+        let health = world.engines[1].status(world.now).health;
+        assert_eq!(codes(&world, 1), [Lie::Forged.code()], "{health:?}");
+        assert!(
+            health[0].message.starts_with("member n3: about n1"),
+            "{health:?}"
+        );
+        let peer = world.engines[1].peers.get(&id).unwrap();
+        assert_eq!(peer.record.as_ref().unwrap().0, coming);
+    }
+}
+
 #[test]
 fn a_node_whose_keys_were_taken_says_so_and_stops() {
     let mut world = joined(2, None);
