@@ -177,7 +177,7 @@ fn json_of_the_node_keeps_its_schema() {
         "candidates": [{"kind": ".", "endpoint": "."}],
         "drops": [{"reason": ".", "count": "."}],
         "health": [{"code": ".", "message": ".", "next": "."}],
-        "memory": {"resident": ".", "peak": "."}});
+        "memory": {"resident": ".", "peak": "."}, "pods": "."});
     keeps_its_keys(&["status"], "podmesh.status/v1", status);
 }
 
