@@ -208,7 +208,7 @@ impl Registries {
         let counted = self.found.iter().map(|one| {
             let uses = one.view.tokens.iter().find(|used| used.token == token.id);
             let unknown = one.view.unknown_until.filter(|_| one.view.counts);
-            let refused = token.uses == 1 && unknown.is_some_and(|until| token.issued <= until);
+            let refused = token.uses == 1 && unknown.is_some_and(|until| token.issued < until);
             (
                 uses.map_or(u32::from(refused), |used| used.used),
                 one.view.counts,

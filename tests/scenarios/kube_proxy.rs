@@ -181,12 +181,6 @@ fn a_kernel_that_translates_the_tunnel_is_named_and_its_ports_are_not_offered() 
 /// With the mark that nobody else uses.
 fn the_former_mark_leaves_nothing(node: &Node) {
     node.wait_online(LIMIT).unwrap();
-    let rules = node.namespace().run(&["ip", "rule"]).unwrap();
-    assert!(
-        rules.contains(&format!("fwmark {}", Mark::DEFAULT)),
-        "{rules}"
-    );
-    assert!(!rules.contains("0x4000"), "{rules}");
     // What the kernel had decided for the former mark would hold as long as there are datagrams.
     wait::until("the former translation to be forgotten", LIMIT, || {
         let log = fs::read_to_string(node.log())?;
@@ -198,6 +192,12 @@ fn the_former_mark_leaves_nothing(node: &Node) {
         })
     })
     .unwrap();
+    let rules = node.namespace().run(&["ip", "rule"]).unwrap();
+    assert!(
+        rules.contains(&format!("fwmark {}", Mark::DEFAULT)),
+        "{rules}"
+    );
+    assert!(!rules.contains("0x4000"), "{rules}");
 }
 
 fn status(node: &Node) -> Result<StatusView> {

@@ -162,7 +162,7 @@ impl Court<'_> {
     /// has such a token could have joined by it anyway.
     fn use_number(&self, grant: &Grant) -> Result<u32, Refusal> {
         let unknown = self.books.unknown_uses();
-        if let Some(until) = unknown.filter(|until| grant.uses == 1 && grant.issued <= *until) {
+        if let Some(until) = unknown.filter(|until| grant.uses == 1 && grant.issued < *until) {
             let reason = format!(
                 "this planet may not know of everybody who joined and went before {until}, and the one use of this \
                  join token of {} may be spent; make a new one",

@@ -242,6 +242,10 @@ fn the_operator_can_end_the_relearning() {
         "nobody knows whether it is spent"
     );
     assert!(stage.try_join(&mut newcomer, &token, "newcomer"));
+    let backup = stage.backup();
+    let said = stage.try_trust_empty().unwrap();
+    assert!(said.starts_with("nothing is missing"), "{said}");
+    assert_eq!(stage.backup(), backup);
     stage.restart();
     let books: &Books = stage.planet.books();
     assert_eq!(books.origin, Origin::Relearned);

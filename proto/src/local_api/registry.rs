@@ -22,7 +22,7 @@ pub struct RegistryView {
     pub tokens: Vec<TokenUse>,
     /// Whether `tokens` is complete: true for the planet that admits, while it knows its books to be whole.
     pub counts: bool,
-    /// One-use tokens that are no younger admit nobody any more: the planet that admits doesn't know whether they
+    /// One-use tokens that are older admit nobody any more: the planet that admits doesn't know whether they
     /// are spent.
     #[serde(default)]
     pub unknown_until: Option<UnixSeconds>,
