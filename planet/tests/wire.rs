@@ -321,13 +321,7 @@ async fn a_node_that_does_not_read_is_cut_and_holds_nobody_up() {
     });
     slow_node.receipt = receipt.await;
     slow_node.application = Some(application);
-    let leases = slow_node
-        .receipt
-        .as_ref()
-        .unwrap()
-        .unverified()
-        .unwrap()
-        .leases;
+    let leases = slow_node.leases();
     let claim = slow_node.sign_claim(&scene.operator.network, 1, leases.overlay4, Vec::new());
     slow.say(&NodeMessage::Claim(claim)).await;
     // From here on it is a member and reads nothing.

@@ -31,20 +31,14 @@ fn lively(operator: &mut Operator, stage: &mut Stage, count: u32) -> Vec<Node> {
         stage.join(node, &token, &format!("n{index}"));
     }
     for node in nodes.iter_mut().step_by(2) {
-        let leases = node.receipt.as_ref().unwrap().unverified().unwrap().leases;
+        let leases = node.leases();
         stage.claim(node, 2, &leases);
     }
     let gone = nodes.remove(1);
     let departure = gone.departure(&operator.network, stage.now.unix);
     stage.say(&gone, NodeMessage::Leave(departure));
     // The departure's numbers are settled by the next receipt of anybody.
-    let leases = nodes[0]
-        .receipt
-        .as_ref()
-        .unwrap()
-        .unverified()
-        .unwrap()
-        .leases;
+    let leases = nodes[0].leases();
     stage.claim(&mut nodes[0], 3, &leases);
     nodes
 }

@@ -95,13 +95,7 @@ fn a_use_stays_spent_where_a_member_shows_that_others_have_gone() {
     let mut stage = Stage::fresh(&operator);
     let backup = stage.backup();
     let (spent, mut witness) = spent_and_gone(&mut operator, &mut stage);
-    let leases = witness
-        .receipt
-        .as_ref()
-        .unwrap()
-        .unverified()
-        .unwrap()
-        .leases;
+    let leases = witness.leases();
     stage.claim(&mut witness, 2, &leases);
     // Its disk went back without anybody's word.
     stage.restore_as(backup, Origin::Fresh);

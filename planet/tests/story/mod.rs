@@ -241,6 +241,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// What the planet has leased to it.
+    pub(crate) fn leases(&self) -> Leases {
+        self.receipt.as_ref().unwrap().unverified().unwrap().leases
+    }
+
     pub(crate) fn new(number: u32) -> Self {
         Self {
             number,
