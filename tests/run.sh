@@ -16,6 +16,28 @@ part() {
   echo "== $title: ok in $((SECONDS - begin)) s (at $((SECONDS - started)) s)"
 }
 
+# FILE NICE TITLE COMMAND...: a part beside those that follow, up to `joined`, which shows what it said (kept in FILE). One
+# at a time, in a process group of its own, so that all of it ends with this script.
+beside() {
+  said=$1
+  local nice=$2
+  shift 2
+  : > "$said"
+  set -m
+  { [ "$nice" = 0 ] || renice -n "$nice" "$BASHPID" > /dev/null; part "$@"; } > "$said" 2>&1 &
+  background=$!
+  set +m
+  trap 'rc=$?; kill -- "-$background" 2>/dev/null || true; cat "$said"; exit $rc' EXIT
+}
+
+joined() {
+  local failed=0
+  wait "$background" || failed=$?
+  trap - EXIT
+  cat "$said"
+  return "$failed"
+}
+
 # They are a workspace of their own, which nothing else here builds; their inputs are replayed by the tests of the
 # crates. Nothing is linked, so libFuzzer itself, which needs a C++ compiler, may be missing.
 fuzz_compiles() { CUSTOM_LIBFUZZER_PATH=/nowhere "$CARGO" check -q --locked --manifest-path tests/fuzz/Cargo.toml --target-dir target; }
@@ -26,32 +48,25 @@ part "lints" "$CARGO" clippy --locked --workspace --all-targets -- -D warnings
 part "lints of the simulator" "$CARGO" clippy --locked -p podmesh-engine --features virtual-time --all-targets -- -D warnings
 part "documentation" env RUSTDOCFLAGS="-D warnings" "$CARGO" doc -q --locked --workspace --no-deps
 part "fuzz targets" fuzz_compiles
-part "unit and integration tests" \
-  "$CARGO" test -q --locked --profile checked --workspace --exclude podmesh-tests --exclude podmesh-engine
+# Cargo's own lock is held while it builds, not while tests run. These mostly wait, so what is needed next is built beside
+# them, once they have the lock behind them.
+units() { "$CARGO" test -q --locked --profile checked --workspace --exclude podmesh-tests --exclude podmesh-engine "$@"; }
 engine() { "$CARGO" test -q --locked --profile checked -p podmesh-engine --features virtual-time "$@"; }
+part "unit and integration tests, built" units --no-run
+beside target/units.out 0 "unit and integration tests" units
+until grep -q '^running ' target/units.out || ! kill -0 "$background" 2>/dev/null; do sleep 0.2; done
 part "the simulator, built" engine --no-run
 part "the scenarios, built" "$CARGO" test -q --locked --profile checked -p podmesh-tests --no-run
+joined
 part "house rules" "$CARGO" test -q --locked --profile checked -p podmesh-tests --test house
 part "disks that fail" python3 tests/disk/run.py 12 7
 # The simulator only computes, in a time of its own; these scenarios mostly wait for something to be due, so both
 # are played at once, and who waits goes first. The other scenarios want the machine for themselves.
 patient=(trust:: renewal:: ended:: revocation:: cold_boot:: planet_loss:: kube_proxy:: settings:: many_statements::)
-simulator() {
-  renice -n 19 "$BASHPID" > /dev/null
-  part "engine and simulator" engine
-}
-set -m # a process group of its own, so that all of it can be ended
-simulator > target/simulator.out 2>&1 &
-beside=$!
-set +m
-trap 'kill -- "-$beside" 2>/dev/null || true' EXIT
-failed=0
+beside target/simulator.out 19 "engine and simulator" engine
 part "patient scenarios" \
-  "$CARGO" test --locked --profile checked -p podmesh-tests --test scenarios -- --test-threads=3 "${patient[@]}" || failed=$?
-wait "$beside" || failed=$?
-trap - EXIT
-cat target/simulator.out
-[ "$failed" = 0 ] || exit "$failed"
+  "$CARGO" test --locked --profile checked -p podmesh-tests --test scenarios -- --test-threads=3 "${patient[@]}"
+joined
 part "lab and scenarios" \
   "$CARGO" test --locked --profile checked -p podmesh-tests --lib --test scenarios -- --test-threads=1 "${patient[@]/#/--skip=}"
 part "the story of the demo" target/release/lab demo
