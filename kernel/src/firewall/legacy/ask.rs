@@ -8,7 +8,10 @@ use std::{
     ffi::c_int,
     fs, io,
     net::UdpSocket,
-    os::fd::{AsFd as _, AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsFd as _, AsRawFd, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
 };
 
 use super::{Family, Outline, TABLES};
@@ -31,24 +34,32 @@ pub(super) fn present(family: Family) -> Vec<(&'static str, i32)> {
         Family::IpLegacy => ("/proc/thread-self/net/ip_tables_names", "iptable_"),
         _ => ("/proc/thread-self/net/ip6_tables_names", "ip6table_"),
     };
-    let is_there: Box<dyn Fn(&str) -> bool> = match fs::read_to_string(names) {
-        Ok(names) => Box::new(move |table| names.lines().any(|name| name == table)),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            // Root alone is told. The module of a table is loaded by whoever first uses it.
-            let loaded = fs::read_to_string("/proc/modules").unwrap_or_default();
-            Box::new(move |table| {
-                let module = format!("{modules}{table}");
-                loaded
-                    .lines()
-                    .any(|line| line.split(' ').next() == Some(&module))
-            })
-        }
-        Err(_) => return Vec::new(),
+    let Ok(status) = fs::metadata(names) else {
+        return Vec::new();
+    };
+    let is_there: Box<dyn Fn(&str) -> bool> = if may_read(&status) {
+        let told = fs::read_to_string(names).unwrap_or_default();
+        Box::new(move |table| told.lines().any(|name| name == table))
+    } else {
+        // Root alone is told. The module of a table is loaded by whoever first uses it.
+        let loaded = fs::read_to_string("/proc/modules").unwrap_or_default();
+        Box::new(move |table| {
+            let module = format!("{modules}{table}");
+            loaded
+                .lines()
+                .any(|line| line.split(' ').next() == Some(&module))
+        })
     };
     TABLES
         .into_iter()
         .filter(|(table, _)| is_there(table))
         .collect()
+}
+
+/// Asked beforehand: an attempt each time that is refused each time is what auditd fills its log with.
+fn may_read(status: &fs::Metadata) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    user == 0 || status.uid() == user || status.mode() & 0o004 != 0
 }
 
 /// What the kernel says of a table, and its entries.
