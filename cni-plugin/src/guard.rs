@@ -48,7 +48,7 @@ pub(crate) fn check(node: &NodeFile) -> Result<(), Failure> {
         Ok(false) => return Err(damaged("the nftables rules of podmesh are not as wanted")),
         Err(error) => return Err(damaged(&error.to_string())),
     }
-    let protected = node::routable(&node.protected);
+    let protected = node::routable(&node.guarded());
     let missing = with_netlink(async |netlink| {
         host::missing_fail_closed_routes(&netlink, &protected, mark(node))
             .await
@@ -70,7 +70,7 @@ pub(crate) fn check(node: &NodeFile) -> Result<(), Failure> {
 /// The first layer: a rule for every range, and behind it a route that leads nowhere.
 fn ensure_routes(node: &NodeFile) -> Result<(), Failure> {
     with_netlink(async |netlink| {
-        host::ensure_fail_closed_routes(&netlink, &node::routable(&node.protected), mark(node))
+        host::ensure_fail_closed_routes(&netlink, &node::routable(&node.guarded()), mark(node))
             .await
             .map_err(|error| not_yet(&error))?;
         Ok(())
@@ -95,8 +95,8 @@ fn rules(node: &NodeFile) -> GuardRules {
         device: node.device.clone(),
         veth_prefix: HOST_PREFIX.to_owned(),
         local_devices: node.local_devices.clone(),
-        protected: node.protected.clone(),
-        own_pod_cidrs: node.pod_cidrs.clone(),
+        protected: node.guarded(),
+        own_pod_cidrs: node.standing_pod_cidrs(),
         own_overlay: node.overlay_addresses.clone(),
         mark: mark(node),
     }

@@ -4,8 +4,10 @@
 //! somebody changed something, and every half minute. It also tells which underlay addresses the node
 //! has. When meshd ends, all of it stays: pods of one node keep talking, and nothing leaves in plaintext.
 
+mod closing;
 mod errand;
 mod firewalls;
+mod former;
 mod remarks;
 mod settings;
 mod wanted;
@@ -21,7 +23,7 @@ use podmesh_engine::host_plan::HostPlan;
 use podmesh_kernel::firewall::Advice;
 use podmesh_kernel::host::{Change, HostState, Inside, Outcome, Problem, Reconciler};
 use podmesh_kernel::netlink::Netlink;
-use podmesh_kernel::nft::{self, GuardRules};
+use podmesh_kernel::nft;
 use podmesh_kernel::rule::MARK_PRIORITY;
 use podmesh_kernel::veth::{self, Holders};
 use podmesh_kernel::watch::Watcher;
@@ -34,10 +36,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::errand::Errand;
 use self::firewalls::Firewalls;
+use self::former::beside;
 pub(crate) use self::remarks::Remark;
 use self::remarks::shorten;
 use self::settings::{Settings, without_v6};
-use self::wanted::{guard, has_v6, holders, host_state, mark, traffic, usable};
+use self::wanted::{guard, has_v6, holders, host_state, traffic, usable};
 use crate::config::{is_excluded, mark_remark};
 use crate::kept::Kept;
 use crate::node_file::NodeFiles;
@@ -84,6 +87,8 @@ pub(crate) struct HostReport {
     pub(crate) remarks: Vec<Remark>,
     /// How many pods stand.
     pub(crate) pods: usize,
+    /// How many memberships before the present one keep ranges closed, as pods of theirs stand.
+    pub(crate) former: usize,
     /// Firewalls of others that drop packets of pods or tunnels. No reason to attach no pod: a runtime
     /// would take the whole node for broken, and it isn't.
     pub(crate) refusals: Vec<Advice>,
@@ -289,26 +294,7 @@ impl Keeper {
     async fn keep(&mut self, plan: &HostPlan, report: &mut HostReport) {
         let devices = self.config.local_devices.clone();
         match plan.node_file(devices, self.config.mark) {
-            Some(file) => {
-                self.was_member = true;
-                let v6 = match report.device {
-                    Some(_) => self.settings.keep_device(&file, report),
-                    None => has_v6(),
-                };
-                let file = if v6 { file } else { without_v6(file) };
-                self.guard(&file, report);
-                self.settings.keep_forwarding(&file, report);
-                let state = host_state(plan, (self.config.mark, v6));
-                self.apply(&state, Some(&holders(plan)), report).await;
-                match self.files.write(&file) {
-                    Ok(()) => self.files.forget_former(),
-                    Err(trouble) => {
-                        let remarks = trouble.into_iter().map(Remark::of_file);
-                        report.remarks.extend(remarks);
-                    }
-                }
-                report.files = self.files.kept().to_vec();
-            }
+            Some(file) => self.keep_member(plan, file, report).await,
             None if self.was_member || !plan.protected.is_empty() => {
                 self.keep_closed(plan, report).await;
             }
@@ -317,6 +303,30 @@ impl Keeper {
                 self.apply(&state, None, report).await;
             }
         }
+    }
+
+    async fn keep_member(&mut self, plan: &HostPlan, file: NodeFile, report: &mut HostReport) {
+        self.was_member = true;
+        let v6 = match report.device {
+            Some(_) => self.settings.keep_device(&file, report),
+            None => has_v6(),
+        };
+        let file = if v6 { file } else { without_v6(file) };
+        let (former, _) = self.former(Some(&file), report);
+        let file = beside(file, &former);
+        let closed = usable(&file.closed);
+        report.remarks.extend(Remark::of_former(&closed));
+        self.guard(&file, report);
+        self.settings.keep_forwarding(&file, report);
+        let mut state = host_state(plan, (self.config.mark, v6));
+        state.protected.extend(closed);
+        state.local_prefixes.extend(usable(&file.former_pod_cidrs));
+        self.apply(&state, Some(&holders(plan)), report).await;
+        if let Err(trouble) = self.files.write(&file, &former) {
+            let remarks = trouble.into_iter().map(Remark::of_file);
+            report.remarks.extend(remarks);
+        }
+        report.files = self.files.kept().to_vec();
     }
 
     async fn name_overlaps(&self, plan: &HostPlan, report: &mut HostReport) {
@@ -339,74 +349,6 @@ impl Keeper {
             }
             Err(error) => report.remarks.push(Remark::of_kernel(&error)),
         }
-    }
-
-    /// Nothing of a membership that has ended stays, with one exception: while the root or the time has
-    /// put the node out, or pods stand, nothing to or from the mesh's ranges leaves in plaintext.
-    async fn keep_closed(&mut self, plan: &HostPlan, report: &mut HostReport) {
-        self.files.retire();
-        let ends = veth::host_ends(VETH_PREFIX);
-        let pods = ends.map_or_else(
-            |error| {
-                report.problems.push(error.to_string());
-                1
-            },
-            |ends| ends.len(),
-        );
-        let mut state = host_state(plan, (self.config.mark, has_v6()));
-        if pods == 0 && plan.protected.is_empty() {
-            self.apply(&state, None, report).await;
-            match nft::remove() {
-                Ok(_) => {
-                    self.was_member = false;
-                    self.files.forget_former();
-                }
-                Err(error) => report.remarks.push(Remark::of_kernel(&error)),
-            }
-            return;
-        }
-        report.pods = pods;
-        if pods > 0 {
-            report.remarks.push(Remark::of_ended(pods));
-        }
-        let former = self.files.former();
-        if former.is_none() && plan.protected.is_empty() {
-            // Without its file it can't be repaired; it must not be taken away either.
-            return;
-        }
-        let guard = self.closed_guard(plan, former);
-        if let Err(error) = nft::ensure(&guard) {
-            report.problems.push(error.to_string());
-        }
-        state.protected = usable(&guard.protected);
-        state.local_prefixes = usable(&guard.own_pod_cidrs);
-        self.apply(&state, None, report).await;
-    }
-
-    /// The guard that the pods of the last membership were attached under, with the interfaces that
-    /// the configuration names by now; where nothing is known of them, only what the plan says.
-    fn closed_guard(&self, plan: &HostPlan, former: Option<NodeFile>) -> GuardRules {
-        let mut rules = former.as_ref().map_or_else(
-            || GuardRules {
-                device: String::new(),
-                veth_prefix: VETH_PREFIX.to_owned(),
-                local_devices: Vec::new(),
-                protected: Vec::new(),
-                own_pod_cidrs: Vec::new(),
-                own_overlay: Vec::new(),
-                mark: mark(self.config.mark),
-            },
-            guard,
-        );
-        rules.device.clone_from(&plan.device);
-        rules.mark = mark(self.config.mark);
-        rules.local_devices.clone_from(&self.config.local_devices);
-        for range in &plan.protected {
-            if !rules.protected.contains(range) {
-                rules.protected.push(*range);
-            }
-        }
-        rules
     }
 
     /// The guard comes first: no route may lead anywhere before it stands.

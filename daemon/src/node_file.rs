@@ -1,6 +1,7 @@
 //! What other programs read about this node: the file for the CNI plugin, and flannel's
 //! `subnet.env`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
@@ -9,11 +10,12 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use podmesh_proto::node_file::{NODE_FILE_NAME, NodeFile};
+use serde_json::Value;
 
 use crate::kept::Kept;
 use crate::state::replace_file;
 
-/// The last membership's file, for as long as the host must be kept closed after it.
+/// Files of memberships that have ended, newest first, for as long as the host must be kept closed after them.
 const FORMER_NAME: &str = "former-node.json";
 
 /// First line of a `subnet.env` of ours; any other file of that name is somebody else's.
@@ -24,9 +26,12 @@ const OURS: &str = "# written by meshd\n";
 pub(crate) struct NodeFiles {
     runtime: PathBuf,
     state: PathBuf,
-    former: PathBuf,
+    /// In both folders, too: each of the two may be lost.
+    former: [PathBuf; 2],
     subnet_env: Option<PathBuf>,
     written: Option<Vec<u8>>,
+    /// What no disk can lose.
+    remembered: Vec<NodeFile>,
     /// What was written with success.
     kept: Vec<Kept>,
     /// The last call could not write the copy that pods wait for.
@@ -39,19 +44,37 @@ impl NodeFiles {
         Self {
             runtime: runtime.join(NODE_FILE_NAME),
             state: state.join(NODE_FILE_NAME),
-            former: state.join(FORMER_NAME),
+            former: [state, runtime].map(|folder| folder.join(FORMER_NAME)),
             subnet_env,
             written: None,
+            remembered: Vec::new(),
             kept: Vec::new(),
             keeps_waiting: false,
         }
     }
 
-    /// Writes what has changed, the runtime folder's copy first, since pods wait for that one.
+    /// Writes what has changed: first the `former` memberships, since what describes the last of them is
+    /// overwritten, then the runtime folder's copy of the present one, since pods wait for that.
     ///
     /// # Errors
     /// Everything that went wrong, one sentence each; what could be written is.
-    pub(crate) fn write(&mut self, file: &NodeFile) -> Result<(), Vec<String>> {
+    pub(crate) fn write(
+        &mut self,
+        file: &NodeFile,
+        former: &[NodeFile],
+    ) -> Result<(), Vec<String>> {
+        let mut trouble = self.remember(former);
+        match self.write_present(file) {
+            Ok(()) if trouble.is_empty() => Ok(()),
+            Ok(()) => Err(trouble),
+            Err(more) => {
+                trouble.extend(more);
+                Err(trouble)
+            }
+        }
+    }
+
+    fn write_present(&mut self, file: &NodeFile) -> Result<(), Vec<String>> {
         if let Err(error) = file.validate() {
             return Err(vec![error.to_string()]);
         }
@@ -73,12 +96,7 @@ impl NodeFiles {
                 Err(cause) => trouble.push(format!("can't write {}: {cause}", path.display())),
             };
         for path in [&self.runtime, &self.state] {
-            // A disk that takes nothing may have it already.
-            let outcome = match fs::read(path) {
-                Ok(there) if there == bytes => Ok(()),
-                _ => replace_file(path, &bytes),
-            };
-            note(path, outcome);
+            note(path, write_new(path, &bytes));
         }
         if let Some(path) = &self.subnet_env
             && let Some(text) = subnet_env(file)
@@ -105,48 +123,87 @@ impl NodeFiles {
     }
 
     /// Takes away what describes a membership that has ended, so that no pod is added any more, and
-    /// remembers it: pods that still stand need its guard.
-    pub(crate) fn retire(&mut self) {
+    /// remembers those of which pods still stand, which need their guard. Gives what went wrong, one sentence
+    /// each.
+    pub(crate) fn retire(&mut self, former: &[NodeFile]) -> Vec<String> {
+        let trouble = self.remember(former);
         self.written = None;
         self.kept.clear();
         self.keeps_waiting = false;
-        match fs::rename(&self.state, &self.former) {
-            Err(error) if error.kind() == ErrorKind::NotFound => self.rescue(),
-            Err(error) => {
-                complain(&self.state, &error);
-                self.rescue();
-                remove(&self.state);
-            }
-            Ok(()) => {}
-        }
         let ours = self.subnet_env.iter().filter(|path| is_ours(path));
-        for path in [&self.runtime].into_iter().chain(ours) {
+        for path in [&self.runtime, &self.state].into_iter().chain(ours) {
             remove(path);
         }
+        trouble
     }
 
-    /// Where the state folder was lost, the runtime folder's copy is the last one.
-    fn rescue(&self) {
-        if let Ok(bytes) = fs::read(&self.runtime)
-            && NodeFile::parse(&bytes, |bytes| serde_json::from_slice(bytes)).is_ok()
-            && let Err(error) = replace_file(&self.former, &bytes)
-        {
-            tracing::warn!(path = %self.former.display(), reason = %error, "can't write a file");
+    /// The memberships that any file describes, newest first, each set of ranges once: those that have ended,
+    /// and the last that was a present one. Who has joined another network or lost one of the folders since has
+    /// it nowhere else.
+    pub(crate) fn former(&self) -> Vec<NodeFile> {
+        let present = [&self.runtime, &self.state].into_iter();
+        let mut all: Vec<NodeFile> = present.flat_map(|path| read(path)).collect();
+        all.extend(self.remembered.iter().cloned());
+        all.extend(self.former.iter().flat_map(|path| read(path)));
+        let mut known = BTreeSet::new();
+        all.retain_mut(|file| {
+            file.closed.clear();
+            file.former_pod_cidrs.clear();
+            known.insert(file.protected.iter().copied().collect::<BTreeSet<_>>())
+        });
+        all
+    }
+
+    fn remember(&mut self, former: &[NodeFile]) -> Vec<String> {
+        self.remembered = former.to_vec();
+        if former.is_empty() {
+            self.former.iter().for_each(|path| remove(path));
+            return Vec::new();
         }
+        let mut bytes = match serde_json::to_vec_pretty(former) {
+            Ok(bytes) => bytes,
+            Err(error) => return vec![error.to_string()],
+        };
+        bytes.push(b'\n');
+        let outcomes = self.former.iter().filter_map(|path| {
+            let error = write_new(path, &bytes).err()?;
+            Some(format!("can't write {}: {error}", path.display()))
+        });
+        outcomes.collect()
     }
+}
 
-    /// The file of the membership that has ended, if it is remembered.
-    pub(crate) fn former(&self) -> Option<NodeFile> {
-        let bytes = fs::read(&self.former).ok()?;
-        let file = NodeFile::parse(&bytes, |bytes| serde_json::from_slice(bytes));
-        file.inspect_err(|error| tracing::warn!(reason = %error, "the last membership's file"))
-            .ok()
+/// Writes what is not there yet: a disk that takes nothing may have it already.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match fs::read(path) {
+        Ok(there) if there == bytes => Ok(()),
+        _ => replace_file(path, bytes),
     }
+}
 
-    /// Forgets the membership that has ended.
-    pub(crate) fn forget_former(&self) {
-        remove(&self.former);
+/// The memberships that a file describes: one, or a list.
+fn read(path: &Path) -> Vec<NodeFile> {
+    let parsed = match fs::read(path) {
+        Ok(bytes) => parse(&bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Vec::new(),
+        Err(error) => Err(error.to_string()),
+    };
+    parsed.unwrap_or_else(|reason| {
+        tracing::warn!(path = %path.display(), reason, "a membership's file can't be read");
+        Vec::new()
+    })
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<NodeFile>, String> {
+    let words = |error: serde_json::Error| error.to_string();
+    let files = match serde_json::from_slice(bytes).map_err(words)? {
+        list @ Value::Array(_) => serde_json::from_value(list).map_err(words)?,
+        one => vec![serde_json::from_value::<NodeFile>(one).map_err(words)?],
+    };
+    for file in &files {
+        file.validate().map_err(|error| error.to_string())?;
     }
+    Ok(files)
 }
 
 fn remove(path: &Path) {
@@ -240,6 +297,8 @@ mod tests {
             service_ranges: Vec::new(),
             local_devices: Vec::new(),
             mark: Mark::DEFAULT,
+            closed: Vec::new(),
+            former_pod_cidrs: Vec::new(),
         }
     }
 
@@ -251,7 +310,7 @@ mod tests {
         fs::create_dir(&state).unwrap();
         let env = scratch.path("flannel/subnet.env");
         let mut files = NodeFiles::new(&runtime, &state, Some(env.clone()));
-        files.write(&file()).unwrap();
+        files.write(&file(), &[]).unwrap();
         let bytes = fs::read(runtime.join("node.json")).unwrap();
         assert_eq!(bytes, fs::read(state.join("node.json")).unwrap());
         let read = NodeFile::parse(&bytes, |bytes| serde_json::from_slice(bytes)).unwrap();
@@ -266,17 +325,85 @@ mod tests {
              FLANNEL_MTU=1280\n\
              FLANNEL_IPMASQ=false\n"
         );
-        files.retire();
+        retire(&mut files);
         assert!(!env.exists() && !runtime.join("node.json").exists());
         assert!(!state.join("node.json").exists(), "no pod may be added");
-        files.retire();
-        assert_eq!(files.former(), Some(file()), "also after a restart");
-        files.forget_former();
-        assert_eq!(files.former(), None);
-        files.write(&file()).unwrap();
+        retire(&mut files);
+        assert_eq!(files.former(), [file()]);
+        files.retire(&[]);
+        assert_eq!(files.former(), []);
+        files.write(&file(), &[]).unwrap();
         fs::remove_file(state.join("node.json")).unwrap();
-        files.retire();
-        assert_eq!(files.former(), Some(file()), "the state folder was lost");
+        retire(&mut files);
+        assert_eq!(files.former(), [file()], "the state folder was lost");
+    }
+
+    /// While pods of every membership stand.
+    fn retire(files: &mut NodeFiles) {
+        let former = files.former();
+        assert_eq!(files.retire(&former), [""; 0]);
+    }
+
+    fn other(number: u8) -> NodeFile {
+        NodeFile {
+            network: format!("{number}"),
+            pod_cidrs: Vec::new(),
+            overlay_addresses: Vec::new(),
+            protected: vec![format!("10.{number}.0.0/16").parse().unwrap()],
+            ..file()
+        }
+    }
+
+    #[test]
+    fn memberships_that_have_ended_are_known_after_any_crash_and_the_loss_of_a_folder() {
+        for lost in ["run", "state", "neither"] {
+            let scratch = Scratch::new();
+            let folders = ["run", "state"].map(|name| scratch.path(name));
+            let [runtime, state] = &folders;
+            folders
+                .iter()
+                .for_each(|folder| fs::create_dir(folder).unwrap());
+            let begin = || NodeFiles::new(runtime, state, None);
+            begin().write(&other(1), &[]).unwrap();
+            // The second was joined, and nothing was written of that.
+            assert_eq!(begin().former(), [other(1)]);
+            begin().write(&other(2), &[other(1)]).unwrap();
+            let mut third = other(3);
+            third.closed = other(2).protected;
+            begin().write(&third, &begin().former()).unwrap();
+            let all = [other(3), other(2), other(1)];
+            assert_eq!(begin().former(), all);
+            if lost != "neither" {
+                fs::remove_dir_all(scratch.path(lost)).unwrap();
+                fs::create_dir(scratch.path(lost)).unwrap();
+            }
+            assert_eq!(begin().former(), all, "{lost} was lost");
+            let mut files = begin();
+            retire(&mut files);
+            for folder in &folders {
+                fs::remove_dir_all(folder).unwrap();
+                fs::create_dir(folder).unwrap();
+            }
+            assert_eq!(
+                files.former(),
+                all,
+                "both were lost under a meshd that runs"
+            );
+            files.write(&other(1), &files.former()[..2]).unwrap();
+            assert_eq!(begin().former(), [other(1), other(3), other(2)]);
+        }
+    }
+
+    #[test]
+    fn what_an_older_version_has_left_of_a_membership_is_known() {
+        let scratch = Scratch::new();
+        fs::create_dir(scratch.path("state")).unwrap();
+        let path = scratch.path("state/former-node.json");
+        fs::write(&path, serde_json::to_vec(&file()).unwrap()).unwrap();
+        let files = NodeFiles::new(&scratch.path("run"), &scratch.path("state"), None);
+        assert_eq!(files.former(), [file()]);
+        fs::write(&path, "[{}]").unwrap();
+        assert_eq!(files.former(), []);
     }
 
     #[test]
@@ -288,16 +415,16 @@ mod tests {
             fs::create_dir(&state).unwrap();
             let env = Some(scratch.path("flannel/subnet.env"));
             let mut files = NodeFiles::new(&runtime, &state, env);
-            files.write(&file()).unwrap();
+            files.write(&file(), &[]).unwrap();
             assert!(!files.keep_waiting());
             fs::remove_dir_all(scratch.path(lost)).unwrap();
             // Twice, since the first look may come before the second loss is mended.
             for _ in 0..2 {
-                assert_eq!(files.write(&file()).unwrap_err().len(), 1);
+                assert_eq!(files.write(&file(), &[]).unwrap_err().len(), 1);
                 assert_eq!(files.keep_waiting(), lost == "run");
             }
             fs::create_dir(scratch.path(lost)).unwrap();
-            files.write(&file()).unwrap();
+            files.write(&file(), &[]).unwrap();
             assert!(scratch.path(lost).join("node.json").exists(), "{lost}");
             assert!(!files.keep_waiting());
         }
@@ -312,10 +439,10 @@ mod tests {
         let env = scratch.path("subnet.env");
         fs::write(&env, "FLANNEL_MTU=1450\n").unwrap();
         let mut files = NodeFiles::new(&runtime, &state, Some(env.clone()));
-        let trouble = files.write(&file()).unwrap_err();
+        let trouble = files.write(&file(), &[]).unwrap_err();
         assert!(trouble[0].contains("another program's"), "{trouble:?}");
         assert!(runtime.join("node.json").exists());
-        files.retire();
+        retire(&mut files);
         assert_eq!(fs::read_to_string(&env).unwrap(), "FLANNEL_MTU=1450\n");
     }
 }

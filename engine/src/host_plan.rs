@@ -110,7 +110,7 @@ impl HostPlan {
 
     /// What the CNI plugin has to know; `None` for a node that is no member. `local_devices` are
     /// the host's other container interfaces and `mark` is the underlay's, which the engine doesn't
-    /// know.
+    /// know, as little as it does former memberships.
     #[must_use]
     pub fn node_file(&self, local_devices: Vec<String>, mark: Mark) -> Option<NodeFile> {
         let (network, name) = self.member.as_ref()?;
@@ -126,6 +126,8 @@ impl HostPlan {
             service_ranges: self.service_ranges.clone(),
             local_devices,
             mark,
+            closed: Vec::new(),
+            former_pod_cidrs: Vec::new(),
         })
     }
 

@@ -22,6 +22,8 @@ pub const MAX_NODE_FILE_BYTES: usize = 64 * 1024;
 pub const NODE_FILE_NAME: &str = "node.json";
 
 const MAX_RANGES: usize = 64;
+/// What is left of a range from which another one is cut out may be many pieces.
+const MAX_CLOSED: usize = 512;
 const MAX_NAME_BYTES: usize = 253;
 const MIN_MTU: u32 = 1280;
 const MAX_MTU: u32 = 65_535;
@@ -55,9 +57,29 @@ pub struct NodeFile {
     /// The mark of the underlay's datagrams.
     #[serde(default)]
     pub mark: Mark,
+    /// Ranges of memberships that have ended while pods of theirs stand, without what the network has
+    /// of them: packets to them leave by no interface.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed: Vec<IpNet>,
+    /// This node's pod CIDRs of those memberships, as far as they lie in [`Self::closed`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_pod_cidrs: Vec<IpNet>,
 }
 
 impl NodeFile {
+    /// Every range to which no packet may leave unencrypted: the network's, and what stays closed
+    /// after others.
+    #[must_use]
+    pub fn guarded(&self) -> Vec<IpNet> {
+        [&self.protected[..], &self.closed[..]].concat()
+    }
+
+    /// Where this node's pods are, those of former memberships as well.
+    #[must_use]
+    pub fn standing_pod_cidrs(&self) -> Vec<IpNet> {
+        [&self.pod_cidrs[..], &self.former_pod_cidrs[..]].concat()
+    }
+
     /// Reads and checks the bytes of a node file. `decode` turns JSON into the type (this crate
     /// has no JSON decoder of its own); it never sees more than [`MAX_NODE_FILE_BYTES`].
     ///
@@ -107,10 +129,13 @@ impl NodeFile {
         if lists.iter().any(|list| list.len() > MAX_RANGES)
             || self.overlay_addresses.len() > MAX_RANGES
             || self.local_devices.len() > MAX_RANGES
+            || self.former_pod_cidrs.len() > MAX_RANGES
+            || self.closed.len() > MAX_CLOSED
         {
             return Err(NodeFileError::TooManyRanges);
         }
-        for range in lists.into_iter().flatten() {
+        let former = [&self.closed, &self.former_pod_cidrs];
+        for range in lists.into_iter().chain(former).flatten() {
             if *range != range.trunc() {
                 return Err(NodeFileError::HostBits(*range));
             }
@@ -120,6 +145,11 @@ impl NodeFile {
         }
         for cidr in &self.pod_cidrs {
             if !self.protected.iter().any(|range| range.contains(cidr)) {
+                return Err(NodeFileError::Unprotected(*cidr));
+            }
+        }
+        for cidr in &self.former_pod_cidrs {
+            if !self.closed.iter().any(|range| range.contains(cidr)) {
                 return Err(NodeFileError::Unprotected(*cidr));
             }
         }
@@ -264,6 +294,8 @@ mod tests {
             service_ranges: ranges(&["10.96.0.0/12"]),
             local_devices: Vec::new(),
             mark: Mark::DEFAULT,
+            closed: ranges(&["10.50.0.0/16"]),
+            former_pod_cidrs: ranges(&["10.50.7.0/24"]),
         }
     }
 
@@ -321,7 +353,7 @@ mod tests {
     #[test]
     fn each_wrong_field_is_named() {
         type Spoil = fn(&mut NodeFile);
-        let cases: [(Spoil, &str); 9] = [
+        let cases: [(Spoil, &str); 12] = [
             (|file| file.schema = "podmesh.node/v2".to_owned(), "schema"),
             (|file| file.device = "../../x".to_owned(), "interface name"),
             (
@@ -345,6 +377,15 @@ mod tests {
             (
                 |file| file.overlay_addresses = vec!["10.9.0.1".parse().unwrap()],
                 "10.9.0.1/32",
+            ),
+            (
+                |file| file.former_pod_cidrs = ranges(&["10.42.3.0/24"]),
+                "10.42.3.0/24",
+            ),
+            (|file| file.closed = ranges(&["0.0.0.0/0"]), "everything"),
+            (
+                |file| file.closed = ranges(&["10.50.0.1/16"]),
+                "10.50.0.0/16 was expected",
             ),
         ];
         for (spoil, words) in cases {

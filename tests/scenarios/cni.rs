@@ -36,6 +36,8 @@ fn leave_node_file(node: &Node) {
         service_ranges: Vec::new(),
         local_devices: Vec::new(),
         mark: Mark::DEFAULT,
+        closed: Vec::new(),
+        former_pod_cidrs: Vec::new(),
     };
     fs::create_dir_all(node.state_dir()).unwrap();
     let bytes = serde_json::to_vec(&file).unwrap();

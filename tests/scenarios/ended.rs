@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use podmesh_lab::ping::{PATIENCE, PairReport, PingMatrix};
 use podmesh_lab::pod::environment;
-use podmesh_lab::{Lab, Mesh, Nat, Node, Pod, mesh, wait};
+use podmesh_lab::{Lab, Mesh, Nat, Node, Operator, Pod, mesh, wait};
 use podmesh_proto::local_api::{NodeState, StatusView};
 use serde_json::{Value, json};
 
@@ -77,6 +77,7 @@ fn pods_whose_node_is_no_member_any_more_send_nothing_in_plaintext() {
     lab.capture().must_be_clean().unwrap();
     let [_, of_revoked, of_leaves, of_loses] = pods;
     comes_back((&mesh, leaves), &pings, [&of_leaves, &second]);
+    joins_another_network(&lab, (loses, &of_loses), &pings);
     goes_with_its_last_pod(loses, &pings, &of_loses);
     stays_closed_after_a_power_cut(revoked, &pings, of_revoked);
 }
@@ -85,6 +86,7 @@ fn pods_whose_node_is_no_member_any_more_send_nothing_in_plaintext() {
 fn stage() -> Lab {
     let mut plan = Lab::plan("ended");
     plan.planet("planet-1");
+    plan.planet("planet-2");
     plan.site("home").nat(Nat::PortRestricted).ipv6();
     plan.site("cloud").ipv6();
     for (node, site) in [
@@ -169,14 +171,94 @@ fn is_named_out_of_range((mesh, node): (&Mesh<'_>, &Node), pods: &[&Arc<Pod>]) {
         })
     })
     .unwrap();
-    let mut place = node.cni_place().unwrap();
     for pod in pods {
-        place.config["prevResult"] = pod.result().clone();
-        let path = pod.namespace().path().display().to_string();
-        let output = place.call("CHECK", &environment(pod.container_id(), &path));
-        let said = String::from_utf8_lossy(&output.unwrap().stdout).into_owned();
-        assert!(said.contains("present pod CIDRs"), "{said}");
+        is_checked_out_of_range(node, pod);
     }
+}
+
+/// The ranges of the network before stay closed while a pod of it stands, also while meshd is away, and those of
+/// the new one are served beside.
+fn joins_another_network(lab: &Lab, (node, pod): (&Node, &Arc<Pod>), pings: &PingMatrix) {
+    let ranges = ["--pods", "10.50.0.0/16", "--overlay", "10.78.0.0/16"];
+    let planet = lab.planet("planet-2").unwrap();
+    let operator = Operator::found(lab, "two", planet, &ranges).unwrap();
+    // What the node itself sends for the former network, from here to the end.
+    pings.add(node.name(), &node.namespace(), &[]).unwrap();
+    let token = operator.token(node.name(), &[]).unwrap();
+    node.meshctl(&["join", token.to_str().unwrap()]).unwrap();
+    let new = a_pod(node, "loses-n");
+    assert!(
+        new.address(false)
+            .unwrap()
+            .to_string()
+            .starts_with("10.50.")
+    );
+    keeps_closed(node);
+    says_so(node, pod);
+    node.kill();
+    keeps_closed(node);
+    node.start().unwrap();
+    node.wait_online(SOON).unwrap();
+    keeps_closed(node);
+    lab.capture().must_be_clean().unwrap();
+    // Each network's ranges are free when its own last pod is gone.
+    pings.remove(node.name()).unwrap();
+    node.meshctl(&["leave", "--yes"]).unwrap();
+    is_closed(node);
+    node.delete_pod(&new).unwrap();
+    wait::until("the second network to be off the host", AT_ONCE, || {
+        let rules = rules_to(node);
+        Ok(match rules.iter().any(|to| to.starts_with("10.50.")) {
+            true => wait::NotYet(rules.join(" ")),
+            false => wait::Now(()),
+        })
+    })
+    .unwrap();
+    keeps_closed(node);
+}
+
+fn keeps_closed(node: &Node) {
+    is_guarded(node);
+    let rules = rules_to(node);
+    for range in ["10.42.0.0", "10.77.0.0"] {
+        assert!(rules.iter().any(|to| to == range), "{rules:?}");
+    }
+}
+
+/// Ranges that rules of podmesh lead away from the main table.
+fn rules_to(node: &Node) -> Vec<String> {
+    let rules = ip(node, &["-j", "-4", "rule", "show"]);
+    let ours = rules.iter().filter(|rule| rule["priority"] == 5000);
+    ours.filter_map(|rule| rule["dst"].as_str().map(str::to_owned))
+        .collect()
+}
+
+/// Health names the pod and the ranges, and CHECK what to do.
+fn says_so(node: &Node, pod: &Arc<Pod>) {
+    wait::until("the pod of the former network to be named", SOON, || {
+        let health = status(node).health;
+        let names = |code: &str, what: &str| {
+            let mut entries = health.iter().filter(|entry| entry.code == code);
+            entries.any(|entry| entry.message.contains(what))
+        };
+        let address = pod.address(false).unwrap().to_string();
+        let is_named = names("MESH-POD-001", &address) && names("MESH-HOST-002", "10.42.0.0/16");
+        Ok(match is_named {
+            true => wait::Now(()),
+            false => wait::NotYet(format!("{health:?}")),
+        })
+    })
+    .unwrap();
+    is_checked_out_of_range(node, pod);
+}
+
+fn is_checked_out_of_range(node: &Node, pod: &Pod) {
+    let mut place = node.cni_place().unwrap();
+    place.config["prevResult"] = pod.result().clone();
+    let path = pod.namespace().path().display().to_string();
+    let output = place.call("CHECK", &environment(pod.container_id(), &path));
+    let said = String::from_utf8_lossy(&output.unwrap().stdout).into_owned();
+    assert!(said.contains("present pod CIDRs"), "{said}");
 }
 
 fn a_pod(node: &Node, name: &str) -> Arc<Pod> {

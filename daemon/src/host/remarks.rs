@@ -1,10 +1,14 @@
 //! What somebody should look at, each with what helps.
 
+use ipnet::IpNet;
 use podmesh_kernel::host::Obstacle;
 use podmesh_kernel::route;
 use podmesh_kernel::veth::Trouble;
 
 use super::HostReport;
+
+/// Ranges that one line names.
+const MOST_RANGES: usize = 8;
 
 /// Something on the host is not as it should be, without pods being in danger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +78,29 @@ impl Remark {
             "delete what stands (`kubectl delete pod`), or `meshctl join` again: under its name this node gets its \
              pod CIDRs back as long as nobody else needs them",
         )
+    }
+
+    /// Ranges that stay closed beside those of the network.
+    pub(super) fn of_former(closed: &[IpNet]) -> Option<Self> {
+        let named: Vec<_> = closed
+            .iter()
+            .take(MOST_RANGES)
+            .map(IpNet::to_string)
+            .collect();
+        let more = match closed.len().saturating_sub(MOST_RANGES) {
+            0 => String::new(),
+            more => format!(" and {more} more ranges"),
+        };
+        (!named.is_empty()).then(|| {
+            Self::new(
+                format!(
+                    "pods of a membership that has ended still stand, so that packets to its ranges go nowhere: {}{more}",
+                    named.join(", ")
+                ),
+                "delete those pods, which MESH-POD-001 names (`kubectl delete pod`); the ranges are free as soon as \
+                 none is left",
+            )
+        })
     }
 }
 

@@ -105,8 +105,8 @@ pub(super) fn guard(file: &NodeFile) -> GuardRules {
         device: file.device.clone(),
         veth_prefix: VETH_PREFIX.to_owned(),
         local_devices: file.local_devices.clone(),
-        protected: file.protected.clone(),
-        own_pod_cidrs: file.pod_cidrs.clone(),
+        protected: file.guarded(),
+        own_pod_cidrs: file.standing_pod_cidrs(),
         own_overlay: file.overlay_addresses.clone(),
         mark: mark(file.mark),
     }

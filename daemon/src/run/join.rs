@@ -22,6 +22,8 @@ use crate::{clock, overlap, service};
 
 /// Name of the service manager's credential.
 const CREDENTIAL: &str = "join-token";
+/// Memberships that have ended and of which pods stand, with which a node still joins.
+const MOST_FORMER: usize = 8;
 /// Bytes. The longest token file.
 const MAX_TOKEN_FILE: u64 = 64 * 1024;
 
@@ -113,6 +115,7 @@ impl Node {
     pub(super) fn take_checked(&mut self, checked: Checked) {
         let by_itself = checked.answer.is_none();
         let begun = checked.outcome.and_then(|()| {
+            room_for_former(self.report.former)?;
             self.join_waits = by_itself.then_some(Awaited::Disk);
             self.prepare_disk()?;
             self.join_waits = None;
@@ -198,6 +201,21 @@ impl Node {
             format!("the machine's name {host:?} can't name a node; give one with --name")
         })
     }
+}
+
+/// Each of them costs rules of the kernel, which every packet of the node passes.
+fn room_for_former(former: usize) -> Result<(), Failure> {
+    if former < MOST_FORMER {
+        return Ok(());
+    }
+    Err(Failure {
+        code: FailureCode::Failed,
+        message: format!(
+            "not joining, as pods of {former} memberships that have ended stand on this node, whose ranges are kept \
+             closed"
+        ),
+        next: Some("delete those pods (`kubectl delete pod`), then join again".to_owned()),
+    })
 }
 
 async fn check_ranges(ranges: &Ranges, device: &str) -> Result<(), Failure> {
@@ -286,6 +304,14 @@ mod tests {
             fs::set_permissions(&credential, fs::Permissions::from_mode(0o400)).unwrap();
             assert_eq!(token_file(None, Some(credential.clone())), wanted);
         }
+    }
+
+    #[test]
+    fn a_node_full_of_former_memberships_joins_no_other_network() {
+        room_for_former(MOST_FORMER - 1).unwrap();
+        let refused = room_for_former(MOST_FORMER).unwrap_err();
+        assert!(refused.message.contains("pods of 8 memberships"));
+        assert!(refused.next.unwrap().contains("then join again"));
     }
 
     #[test]
