@@ -3,8 +3,9 @@
 //! boringtun 0.7.1 is a state machine with sharp edges, and each of them is taken off here or by the caller:
 //! it panics when a buffer is too small ([`Tunnel`](super::Tunnel) checks every size first), its replay
 //! window overflows on counters near 2^64 (which are refused unseen), it leaves packets that
-//! waited for a session of the other side's making in its queue ([`Boring::flush`]), it takes low-order
-//! keys, and it limits handshakes by one counter for everybody (the engine
+//! waited for a session of the other side's making in its queue ([`Boring::flush`]), it sends on a session
+//! that the other side hasn't confirmed if that falls into the place of the present one ([`Ring`]), it takes
+//! low-order keys, and it limits handshakes by one counter for everybody (the engine
 //! asks [`crate::limiter`] first and gives it a high limit). It reads the clock and the system's
 //! randomness by itself; with the feature `virtual-time` its clock is the simulator's.
 //!
@@ -27,6 +28,79 @@ use crate::limits;
 pub(super) struct Boring {
     tunn: Tunn,
     waiting: usize,
+    ring: Ring,
+}
+
+/// boringtun's sessions lie in a ring of eight by the low bits of their numbers, which each initiation sent and
+/// each one answered use up, whatever becomes of it. It sends on what lies in the place of the session that was
+/// used last (place 0 before there is any). A session that the other side begins is put into its place at once:
+/// in that one it would end a session that works, and be sent on before the other side has confirmed it, which
+/// only a message of data does (`WireGuard` paper §5.4.4 and §5.4.6). This knows what boringtun doesn't show.
+#[derive(Default)]
+struct Ring {
+    /// Place of the last number.
+    last: usize,
+    /// Place of the session that is sent on.
+    current: usize,
+    /// The tick after which the session in each place was made; boringtun's times are those of its ticks.
+    made: [u64; PLACES],
+    ticks: u64,
+}
+
+/// Sessions of a ring.
+const PLACES: usize = 8;
+/// First bytes of handshakes (`WireGuard` paper §5.4).
+const INITIATION: u8 = 1;
+const RESPONSE: u8 = 2;
+
+impl Ring {
+    /// The place of the session whose number stands there in a message.
+    fn place(message: &[u8], at: usize) -> Option<usize> {
+        let low = message.get(at)?;
+        Some(usize::from(*low) % PLACES)
+    }
+
+    /// Whether the next number is in the place of the session that is sent on.
+    const fn is_closed(&self) -> bool {
+        (self.last + 1) % PLACES == self.current
+    }
+
+    /// A message was made, which may have used up a number.
+    fn wrote(&mut self, message: &[u8]) {
+        if let (Some(&INITIATION | &RESPONSE), Some(place)) =
+            (message.first(), Self::place(message, 4))
+        {
+            self.last = place;
+            if message.first() == Some(&RESPONSE)
+                && let Some(made) = self.made.get_mut(place)
+            {
+                *made = self.ticks;
+            }
+        }
+    }
+
+    /// A message of the other side was authentic.
+    fn read(&mut self, message: &[u8]) {
+        match message.first() {
+            Some(&RESPONSE) => {
+                if let Some(place) = Self::place(message, 8)
+                    && let Some(made) = self.made.get_mut(place)
+                {
+                    *made = self.ticks;
+                    self.current = place;
+                }
+            }
+            Some(_) if is_data(message) => {
+                let made = |place: usize| self.made.get(place).copied().unwrap_or(0);
+                if let Some(place) = Self::place(message, 4)
+                    && made(place) >= made(self.current)
+                {
+                    self.current = place;
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Boring {
@@ -44,7 +118,11 @@ impl Boring {
         let tunn = at_the_start_of_the_clock(|| {
             Tunn::new(secret.clone(), peer, None, None, index, limiter)
         });
-        Self { tunn, waiting: 0 }
+        Self {
+            tunn,
+            waiting: 0,
+            ring: Ring::default(),
+        }
     }
 
     pub(super) fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> Result<Sealed, TunnelError> {
@@ -56,9 +134,9 @@ impl Boring {
                 Ok(Sealed::Data(message.len()))
             }
             TunnResult::WriteToNetwork(message) => {
-                let length = message.len();
+                self.ring.wrote(message);
                 self.waiting += 1;
-                Ok(Sealed::Initiation(length))
+                Ok(Sealed::Initiation(message.len()))
             }
             TunnResult::Done => {
                 self.waiting += 1;
@@ -74,27 +152,51 @@ impl Boring {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Opened, TunnelError> {
-        match self.tunn.decapsulate(from, message, out) {
+        if message.first() == Some(&INITIATION) && self.ring.is_closed() {
+            // Uses up the number. Answering ends the attempt that this begins; if the message is a forged one,
+            // the attempt goes on: a handshake more, once in eight numbers.
+            self.initiate(&mut [0; limits::MIN_TUNNEL_BUFFER]);
+        }
+        let opened = match self.tunn.decapsulate(from, message, out) {
             TunnResult::Done => Ok(Opened::Keepalive),
-            TunnResult::WriteToNetwork(reply) => Ok(Opened::Reply(reply.len())),
+            TunnResult::WriteToNetwork(reply) => {
+                self.ring.wrote(reply);
+                Ok(Opened::Reply(reply.len()))
+            }
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 Ok(Opened::Packet(packet.len()))
             }
-            TunnResult::Err(WireGuardError::InvalidPacket) => Err(TunnelError::NotIp),
+            // It says the same of what is no message at all.
+            TunnResult::Err(WireGuardError::InvalidPacket)
+                if Tunn::parse_incoming_packet(message).is_ok() =>
+            {
+                Err(TunnelError::NotIp)
+            }
             TunnResult::Err(_) => Err(TunnelError::NotAuthentic),
+        };
+        if opened != Err(TunnelError::NotAuthentic) {
+            self.ring.read(message);
         }
+        opened
     }
 
     pub(super) fn initiate(&mut self, out: &mut [u8]) -> Option<usize> {
         match self.tunn.format_handshake_initiation(out, true) {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
+            TunnResult::WriteToNetwork(message) => {
+                self.ring.wrote(message);
+                Some(message.len())
+            }
             _ => None,
         }
     }
 
     pub(super) fn tick(&mut self, out: &mut [u8]) -> Option<usize> {
+        self.ring.ticks += 1;
         match self.tunn.update_timers(out) {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
+            TunnResult::WriteToNetwork(message) => {
+                self.ring.wrote(message);
+                Some(message.len())
+            }
             TunnResult::Err(WireGuardError::ConnectionExpired) => {
                 // It has thrown its queue away.
                 self.waiting = 0;

@@ -93,6 +93,33 @@ impl Pair {
         self.keys.iter().for_each(|keys| keys.tell(self.now));
     }
 
+    /// An initiation of an end's, later than any before.
+    fn initiation(&mut self, end: usize) -> Vec<u8> {
+        self.advance(Duration::from_millis(1));
+        let mut out = vec![0; limits::MIN_TUNNEL_BUFFER];
+        let length = self.ends[end].initiate(&mut out).unwrap();
+        out[..length].to_vec()
+    }
+
+    /// An end begins a handshake, and the answer is lost.
+    fn answer_in_vain(&mut self, end: usize) {
+        let initiation = self.initiation(end);
+        let mut out = vec![0; limits::MIN_TUNNEL_BUFFER];
+        let opened = self.ends[1 - end].open(None, &initiation, &mut out);
+        assert!(matches!(opened, Ok(Opened::Reply(_))), "{opened:?}");
+    }
+
+    /// What an end seals, the other one opens.
+    fn check(&mut self, end: usize, number: u32) {
+        let mut out = vec![0; 4_096];
+        let sealed = self.ends[end].seal(&packet(number), &mut out);
+        let Ok(Sealed::Data(length)) = sealed else {
+            panic!("{sealed:?} by {end}, packet {number}");
+        };
+        self.carry(end, out[..length].to_vec());
+        assert_eq!(self.arrived[1 - end].pop(), Some(packet(number)));
+    }
+
     #[cfg(feature = "virtual-time")]
     fn tick(&mut self) {
         for end in 0..2 {
@@ -130,6 +157,71 @@ fn packets_that_waited_for_a_session_go_out_whoever_made_it() {
             [packet(1), packet(2)],
             "initiator {initiator}, {kinds:?}"
         );
+    }
+}
+
+/// `WireGuard` paper §5.4.6: who answers an initiation sends nothing on that session before something came on it.
+#[test]
+fn nothing_is_sent_on_a_session_that_the_other_end_may_not_have() {
+    for (kinds, lost) in KINDS
+        .into_iter()
+        .flat_map(|kinds| (0..9).map(move |lost| (kinds, lost)))
+    {
+        let mut pair = Pair::new(kinds);
+        for _ in 0..lost {
+            pair.initiation(0);
+        }
+        for answer in 0..20 {
+            pair.answer_in_vain(1);
+            assert!(
+                !pair.ends[0].has_session(),
+                "{lost} initiations and answer {answer} lost, {kinds:?}"
+            );
+        }
+        let initiation = pair.initiation(1);
+        pair.carry(1, initiation);
+        pair.check(0, 1);
+    }
+}
+
+/// The session in use carries on, whatever handshakes get lost beside it, and when.
+#[test]
+fn answers_that_are_lost_end_no_session_that_works() {
+    for (kinds, seed) in KINDS
+        .into_iter()
+        .flat_map(|kinds| (0..6).map(move |seed| (kinds, seed)))
+    {
+        let mut pair = Pair::new(kinds);
+        let initiation = pair.initiation(0);
+        pair.carry(0, initiation);
+        let mut random: u32 = seed;
+        for number in 0..100 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let end = usize::from(random >> 31 == 1);
+            match random >> 24 & 0x1f {
+                0 => {
+                    let initiation = pair.initiation(end);
+                    pair.carry(end, initiation);
+                }
+                1..=8 => drop(pair.initiation(end)),
+                9..=12 => {
+                    let mut out = vec![0; 200];
+                    let _ = pair.ends[end].tick(&mut out);
+                }
+                13 | 14 => {
+                    // Something of the former session arrives after the renewal.
+                    let late = sealed(&mut pair.ends[end], 1).remove(0);
+                    let initiation = pair.initiation(end);
+                    pair.carry(end, initiation);
+                    let mut out = vec![0; 4_096];
+                    let opened = pair.ends[1 - end].open(None, &late, &mut out);
+                    assert!(matches!(opened, Ok(Opened::Packet(_))), "{opened:?}");
+                }
+                _ => pair.answer_in_vain(end),
+            }
+            pair.check(end, number);
+            pair.check(1 - end, number);
+        }
     }
 }
 
