@@ -117,6 +117,7 @@ impl Engine {
         }
         let may_reset = peer.is_some_and(|peer| peer.may_reset(now.moment));
         let from = Some(received.from.ip());
+        let mut handover = None;
         let mut state = link.lock();
         let mut opened = match state.coming.as_mut() {
             Some(coming) => coming.open(from, &received.bytes, &mut self.scratch),
@@ -128,16 +129,21 @@ impl Engine {
         }
         if opened == Err(TunnelError::NotAuthentic) && may_reset {
             // A peer whose clock went back with its restart: to a tunnel without memory its
-            // initiation is good. The old tunnel goes only if it is.
+            // initiation is good. A session goes on until the peer has the new one: the answer may be lost.
             if let Some(mut fresh) = Tunnel::new(&self.keys, &key, link.index.0) {
                 opened = fresh.open(from, &received.bytes, &mut self.scratch);
                 if matches!(opened, Ok(Opened::Reply(_))) {
-                    state.end_tunnels();
-                    state.tunnel = Some(fresh);
+                    state.coming = None;
+                    handover = state.make_anew(fresh).then_some(now.moment);
                 }
             }
         }
         drop(state);
+        if let (MemberId::Node(node), Some(since)) = (id, handover)
+            && let Some(peer) = self.peers.get_mut(&node)
+        {
+            peer.handover = Some(since);
+        }
         let opened = opened.map_err(|_| DropReason::NotAuthentic)?;
         match opened {
             Opened::Reply(length) => self.answer_handshake(id, received, length, now),
@@ -156,19 +162,21 @@ impl Engine {
         let (link, _) = self.link_of(id).ok_or(DropReason::UnknownInitiator)?;
         let path = received.path();
         let reply = self.scratch.get(..length).unwrap_or_default().to_vec();
+        let cookie = reply.first() == Some(&COOKIE);
+        // The tunnel has taken it, whether the answer goes out or not.
+        if let (MemberId::Node(node), Some(ephemeral), false) =
+            (id, ephemeral_of(&received.bytes), cookie)
+            && let Some(peer) = self.peers.get_mut(&node)
+        {
+            peer.accepted(ephemeral, now.moment);
+        }
         // Its sender may have put another one's address on it.
         if received.bytes.first() == Some(&INITIATION) && !self.may_reply_over(id, path, now) {
             return Err(DropReason::AnswerLimit);
         }
-        let cookie = reply.first() == Some(&COOKIE);
         self.send_over(&link, path, reply, Passage::Ordinary);
         if cookie {
             return Ok(());
-        }
-        if let (MemberId::Node(node), Some(ephemeral)) = (id, ephemeral_of(&received.bytes))
-            && let Some(peer) = self.peers.get_mut(&node)
-        {
-            peer.accepted(ephemeral, now.moment);
         }
         let answers = received.bytes.first() == Some(&RESPONSE);
         if let (MemberId::Node(node), true) = (id, answers) {

@@ -71,3 +71,19 @@ fn whoever_begins_a_session_with_a_peer_in_a_new_life_forgets_the_former_one() {
     );
     assert!(!is_answered(&mut world, late), "a thief has it");
 }
+
+/// The answer to the first handshake of a new life may be lost, or it is a thief who repeats that handshake.
+#[test]
+fn a_session_goes_on_until_the_peer_has_that_of_its_new_life() {
+    let mut world = World::new(2);
+    world.join_all();
+    let (early, late) = (initiation(&mut world), initiation(&mut world));
+    assert!(is_answered(&mut world, late));
+    world.run(limits::OVERTAKEN + Duration::from_secs(1));
+    begins_a_new_life(&mut world);
+    assert!(is_answered(&mut world, early), "nobody hears the answer");
+    let packet = packet4("10.77.0.2", "10.77.0.1", b"hello");
+    world.send_packet(1, &packet);
+    world.run(Duration::from_millis(50));
+    assert_eq!(world.delivered[0], [packet]);
+}
