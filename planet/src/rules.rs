@@ -357,7 +357,7 @@ impl Planet {
         self.introductions.sweep(now.moment);
         self.allowances.sweep(now.moment);
         for (node, record) in self.allowances.due_records(now.moment) {
-            self.take_record(node, record, now);
+            self.take_late_record(node, record, now);
         }
         self.save_unsaved(now);
         self.expel_expired(now);

@@ -37,6 +37,19 @@ impl Engine {
         Some(record.incarnation)
     }
 
+    /// The number of this node's life and of its last word in it where it can be reached.
+    #[must_use]
+    pub const fn edition(&self) -> (u64, u64) {
+        (self.incarnation, self.sequence)
+    }
+
+    /// The same of the word of a peer's that this node believes; `None` as long as it knows of none.
+    #[must_use]
+    pub fn edition_of(&self, node: &NodeId) -> Option<(u64, u64)> {
+        let (record, _) = self.peers.known(node)?.record.as_ref()?;
+        Some((record.incarnation, record.sequence))
+    }
+
     /// The peers are those of a node that has always had this membership and this standing.
     fn peers_astray(&self) -> Option<String> {
         let (mut served, mut resting) = (BTreeSet::new(), BTreeSet::new());

@@ -149,7 +149,8 @@ impl Engine {
         if let Some((known, _)) = &peer.record
             && !record.is_newer_than(known)
         {
-            if from == node && !known.is_newer_edition(&record) {
+            // It may be behind another machine in one and the same life; if what is known is its own, it sees that.
+            if from == node {
                 self.show_later_life(&node, now);
             }
             return;

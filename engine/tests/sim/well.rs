@@ -48,7 +48,7 @@ impl Life {
     }
 
     /// Pairs that don't have the best path that is possible, or won't have it next time: whoever believes a
-    /// later life of a node than the one it is in believes nothing that the node says.
+    /// later word of a node than its last one believes nothing that the node says.
     pub fn troubles(&self) -> String {
         let mut troubles = String::new();
         for from in 0..self.world.count() {
@@ -74,11 +74,11 @@ impl Life {
                     troubles += &format!("{from} -> {to} {kinds:?} has {path:?} ({why}); ");
                 }
                 let other = &self.world.nodes[to];
-                let own = other.engine.as_ref().map(Engine::life);
-                let believed = engine.life_of(&other.id);
+                let own = other.engine.as_ref().map(Engine::edition);
+                let believed = engine.edition_of(&other.id);
                 if own.is_some() && believed > own {
                     troubles +=
-                        &format!("{from} believes life {believed:?} of {to}, not {own:?}; ");
+                        &format!("{from} believes edition {believed:?} of {to}, not {own:?}; ");
                 }
             }
         }

@@ -210,6 +210,21 @@ impl Planet {
         self.show_other_record(connection, node, &told);
     }
 
+    /// Takes a record that came too early, and says so if another word of the node's is believed.
+    pub(super) fn take_late_record(
+        &mut self,
+        node: NodeId,
+        signed: Signed<EndpointRecord>,
+        now: Now,
+    ) {
+        let told = signed.clone();
+        if self.take_record(node, signed, now)
+            && let Some(connection) = self.online.get(&node).copied()
+        {
+            self.show_other_record(connection, node, &told);
+        }
+    }
+
     /// Whether the last record of a node that is connected is of a later life than the one that is: then
     /// the node's identity has been on another machine, or its disk and its clock have gone back. Nobody
     /// takes its word until it knows.

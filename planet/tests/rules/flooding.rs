@@ -98,6 +98,31 @@ fn of_many_editions_of_a_record_few_are_passed_on_and_the_last_one_is() {
     assert_eq!(passed_on.last(), last.as_ref());
 }
 
+/// Two machines have one identity: what one of them says too early is behind the other's word, and it has to know.
+#[test]
+fn who_said_too_early_what_is_behind_another_word_of_its_own_is_shown_that() {
+    let (operator, mut stage, rogue, _) = members(87);
+    let believed = rogue.endpoints(&operator.network, 101);
+    for _ in 0..8 {
+        stage.say(&rogue, NodeMessage::Publish(believed.clone()));
+    }
+    let is_shown = |told: Vec<Told>| {
+        let records = told.into_iter().filter_map(|told| match told {
+            Told::Message(PlanetMessage::Directory(update)) => Some(update.records),
+            _ => None,
+        });
+        let shown = DirectoryRecord::Endpoints(believed.clone());
+        records.flatten().any(|record| record == shown)
+    };
+    stage.pass(Duration::from_millis(500));
+    stage.told(&rogue);
+    let behind = rogue.endpoints(&operator.network, 50);
+    stage.say(&rogue, NodeMessage::Publish(behind));
+    assert!(!is_shown(stage.told(&rogue)), "it is not too early");
+    stage.pass(Duration::from_secs(8));
+    assert!(is_shown(stage.told(&rogue)));
+}
+
 #[test]
 fn who_leaves_and_joins_all_the_time_does_so_once_in_a_while() {
     let (mut operator, mut stage, mut rogue, _) = members(83);

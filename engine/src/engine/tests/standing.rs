@@ -460,6 +460,43 @@ fn who_hears_of_a_later_life_of_its_own_goes_beyond_it_and_says_so_when_another_
     assert!(!says(&world, 0, "MESH-IDENTITY-002"));
 }
 
+/// Another machine has begun the very life that a node is in and has said more in it, its last word to a member
+/// alone. To that member it seems that the node repeats itself; only the node can tell.
+#[test]
+fn who_has_said_less_than_was_heard_of_its_life_is_shown_the_rest() {
+    let mut world = joined(2);
+    let (record, _) = world.engines[0].record.clone().unwrap();
+    let copy = EndpointRecord {
+        sequence: record.sequence + 5,
+        candidates: Vec::new(),
+        ..record.clone()
+    };
+    let signed = Signed::seal(&copy, &world.engines[0].keys().identity).unwrap();
+    let update = DirectoryUpdate {
+        cursor: DirectoryCursor {
+            epoch: 7,
+            version: 1,
+        },
+        from_start: false,
+        records: vec![DirectoryRecord::Endpoints(signed)],
+    };
+    world.planet_says(1, PlanetMessage::Directory(update));
+    pass(&mut world, 1);
+    let says_again = |world: &mut World| {
+        let now = world.now;
+        world.engines[0].gossip_own_record(now);
+        world.drain(0);
+        pass(world, 1);
+    };
+    says_again(&mut world);
+    let own = world.engines[0].edition();
+    assert_eq!(own.0, record.incarnation + 1, "it goes beyond the other");
+    let id = world.engines[0].node_id();
+    assert_eq!(world.engines[1].edition_of(&id), Some(own));
+    says_again(&mut world);
+    assert_eq!(world.engines[0].edition(), own, "both know the same");
+}
+
 #[test]
 fn a_copy_that_forgets_the_network_puts_nobody_out() {
     let mut world = joined(2);
