@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use podmesh_proto::certificate::Member;
 use podmesh_proto::id::Name;
 use podmesh_proto::local_api::HealthView;
 use podmesh_proto::time::Now;
@@ -51,14 +52,11 @@ impl Engine {
             } else if self.renewing.lost_keys {
                 let message = "this node's membership names keys that this node doesn't have; either \
                                its disk is an old copy, or somebody else holds its identity";
-                let next = if self.planets.connected().next().is_some() {
-                    "`meshctl leave` and join with a new token; if the disk is no old copy, \
-                     revoke this node first"
-                } else {
-                    "let it connect to a planet first, which may know a newer membership that names \
-                     this node's keys; else `meshctl leave` and join with a new token"
-                };
-                entries.push(entry("MESH-NODE-003", message, next));
+                entries.push(entry(
+                    "MESH-NODE-003",
+                    message,
+                    &self.after_lost_keys(&own.member),
+                ));
             }
             entries.extend(self.renewal_health(now));
             if !own.member.groups.is_empty() {
@@ -67,7 +65,10 @@ impl Engine {
                 entries.push(entry("MESH-GROUP-001", message, next));
             }
         }
-        if !members.is_revoked(&self.node_id()) {
+        let own = members.own().map(|own| &own.member);
+        let is_superseded = own.is_some_and(|own| self.is_superseded(own));
+        // Planets let neither in.
+        if !members.is_revoked(&self.node_id()) && !is_superseded {
             entries.extend(self.planet_health(now));
         }
         entries.extend(self.clock_health(now));
@@ -76,6 +77,31 @@ impl Engine {
         entries.extend(self.drop_health());
         tracing::trace!(at = %now.unix, entries = entries.len(), "health");
         entries
+    }
+
+    /// What helps a node without the keys that its membership names.
+    fn after_lost_keys(&self, own: &Member) -> String {
+        if self.is_superseded(own) {
+            // No planet takes its word, not even that it leaves, so that its name stays taken.
+            return format!(
+                "put the disk with the newer keys back; if there is none, or somebody else has them, \
+                 `meshctl node revoke {}`, then {COME_BACK}",
+                own.name
+            );
+        }
+        let next = if self.planets.connected().next().is_some() {
+            "`meshctl leave` and join with a new token; if the disk is no old copy, revoke this node first"
+        } else {
+            "let it connect to a planet first, which may know a newer membership that names this node's \
+             keys; else `meshctl leave` and join with a new token"
+        };
+        next.to_owned()
+    }
+
+    /// Whether this node's identity is one that its membership names as replaced.
+    fn is_superseded(&self, own: &Member) -> bool {
+        let identity = self.config.keys.identity.public();
+        identity != own.identity() && own.identities.contains(&identity)
     }
 
     /// Planets that aren't connected: one line if it is all of them, else one for each.

@@ -353,7 +353,23 @@ fn a_node_whose_keys_were_taken_says_so_and_stops() {
     let newest = (*newest.membership).clone();
     world.tell_all(DirectoryRecord::Member(Box::new(newest)));
     world.run(Duration::from_secs(1));
-    assert_eq!(codes(&world, 1), ["MESH-NODE-003"]);
+    // No planet lets this identity in, nor takes its word that it leaves.
+    for alive in [true, false] {
+        if !alive {
+            world.kill_planet();
+        }
+        assert_eq!(codes(&world, 1), ["MESH-NODE-003"], "{alive}");
+        let next = world.engines[1].status(world.now).health.remove(0).next;
+        let next = next.unwrap();
+        assert!(
+            next.starts_with("put the disk with the newer keys back"),
+            "{next}"
+        );
+        assert!(
+            next.contains("`meshctl node revoke n2`, then `meshctl leave --forget-keys`"),
+            "{next}"
+        );
+    }
     is_out(&world, 1);
     assert!(world.engines[1].peers(world.now).is_empty());
     assert!(world.now.moment > Moment::ZERO && world.now.unix > START);
