@@ -14,7 +14,7 @@ use podmesh_proto::limits::CLOCK_SKEW;
 use podmesh_proto::planet_api::{PlanetMessage, Refusal, RefusalCode};
 use podmesh_proto::renewal::{RenewalReceipt, RenewalRequest, Renewed, Standing};
 use podmesh_proto::signed::Signed;
-use podmesh_proto::time::Now;
+use podmesh_proto::time::{Now, UnixSeconds};
 
 use crate::rules::admission::Court;
 use crate::rules::commits::Then;
@@ -25,7 +25,8 @@ use crate::rules::{Action, ConnectionId, Event, Planet};
 
 /// Bytes of the largest request: sixteen steps of an identity fit.
 const MAX_REQUEST: usize = 6 * 1024;
-/// Seconds between two successors of one node: each is written to disk and told to everybody.
+/// Seconds between two successors of one node: each is written to disk and told to everybody. Where planets'
+/// clocks differ by more, what a node may ask of one planet is the limit.
 const MIN_GAP: u64 = 5;
 
 /// A decision in favour of a renewal.
@@ -69,7 +70,10 @@ impl Court<'_> {
         granting?;
         let last = entry.renewed.as_ref();
         let last = last.and_then(|renewed| renewed.receipt.unverified().ok());
-        if last.is_some_and(|last| self.now < last.time.plus(MIN_GAP)) {
+        // A date in the future is of a clock that was wrong, and says nothing of how old the receipt is.
+        let is_recent =
+            |time: UnixSeconds| time <= self.now.plus(MIN_GAP) && self.now < time.plus(MIN_GAP);
+        if last.is_some_and(|last| is_recent(last.time)) {
             let reason = "the last renewal of this node is seconds old";
             let wait = Duration::from_secs(MIN_GAP);
             return Err(not_now(RefusalCode::Busy, reason, wait));

@@ -394,3 +394,23 @@ fn a_number_that_a_member_only_says_it_has_seen_stops_no_renewal() {
     let (request, _) = request(&stage, &a, |_| {});
     assert_eq!(renew(&mut stage, &mut a, request), Ok(()));
 }
+
+/// The planet's own clock was ahead, or another planet's is.
+#[test]
+fn a_receipt_that_is_dated_ahead_stops_no_renewal() {
+    for ahead in [60, 3 * 3_600, 10 * 24 * 3_600] {
+        let (_, mut stage, _, mut b) = scene(68);
+        let right = stage.now.unix;
+        stage.now.unix = right.plus(ahead);
+        let (first, _) = request(&stage, &b, |_| {});
+        renew(&mut stage, &mut b, first).unwrap();
+        stage.now.unix = right;
+        stage.pass(Duration::from_secs(6));
+        stage.connect(&mut b);
+        let (next, _) = request(&stage, &b, |_| {});
+        assert_eq!(renew(&mut stage, &mut b, next), Ok(()), "{ahead} s ahead");
+        let (soon, _) = request(&stage, &b, |_| {});
+        let soon = renew(&mut stage, &mut b, soon);
+        assert_eq!(soon, Err(RefusalCode::Busy), "{ahead} s ahead");
+    }
+}
