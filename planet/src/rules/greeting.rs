@@ -129,7 +129,7 @@ impl Planet {
         }
         if changes.is_empty() {
             self.greet(connection, now);
-            self.show_later_admission(connection, hello);
+            self.show_later_state(connection, hello, now);
         } else {
             let greet = || vec![Then::Greet(connection)];
             self.remember(changes, greet(), greet());

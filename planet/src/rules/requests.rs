@@ -358,12 +358,12 @@ impl Planet {
         let own = VerifyingKey::from(sender);
         let departure = departure
             .filter(|(of, by)| match self.ahead().entry(&of.node) {
-                Some(entry) => by.last() == Some(&entry.identity()),
+                Some(entry) => entry.goes_on_as(by),
                 None => true,
             })
-            .filter(|(of, by)| {
-                let is_own = of.node == sender || by.last() == Some(&own);
-                is_own || self.may_ask(connection)
+            .filter(|(_, by)| {
+                // By whichever of its identities it has come: the newest one has signed.
+                by.contains(&own) || self.may_ask(connection)
             });
         let Some((Departure { node, time, .. }, _)) = departure else {
             let reason = "the departure is not its node's own, or not passed on by a member";

@@ -78,14 +78,17 @@ impl Planet {
         }
     }
 
-    /// Shows a node its own membership where it was admitted anew since the one that it shows.
-    pub(super) fn show_later_admission(&mut self, connection: ConnectionId, hello: &Hello) {
+    /// Shows a node its own membership where it was admitted anew since the one that it shows, or where that is
+    /// another one and its time is over: then no directory tells it what it has become.
+    pub(super) fn show_later_state(&mut self, connection: ConnectionId, hello: &Hello, now: Now) {
         let entry = self.books.entry(&hello.node);
         let Some((entry, shown)) = entry.zip(hello.membership.as_ref()) else {
             return;
         };
-        let other = shown.application.certificate.hash() != entry.receipt.certificate;
-        if let Some(membership) = entry.membership().filter(|_| other) {
+        let anew = shown.application.certificate.hash() != entry.receipt.certificate;
+        let over = self.books.member(&hello.node, now.unix).is_none();
+        let other = |known: &Membership| anew || (over && *known != **shown);
+        if let Some(membership) = entry.membership().filter(other) {
             self.show(connection, DirectoryRecord::Member(Box::new(membership)));
         }
     }

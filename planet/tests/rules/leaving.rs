@@ -5,6 +5,8 @@ use std::time::Duration;
 use podmesh_proto::certificate::Membership;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::planet_api::{DirectoryRecord, NodeMessage, PlanetMessage, RefusalCode};
+use podmesh_proto::renewal::{RenewalReceipt, Renewed};
+use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 
 use crate::renewals::{renew, step};
@@ -278,4 +280,71 @@ fn who_left_in_silence_with_a_later_identity_frees_its_own_name() {
     assert!(stage.ask(&back, leave).is_empty(), "known already");
     stage.pass(Duration::from_secs(10));
     stage.join(&mut back, &token, "a");
+}
+
+/// Another planet has receipted the last step of its identity, of which this one has yet to hear.
+#[test]
+fn who_left_by_an_identity_that_the_planet_does_not_know_yet_frees_its_own_name() {
+    let (mut operator, mut stage, node) = joined(52);
+    let token = operator.token(9);
+    stage.pass(Duration::from_secs(10));
+    stage.disconnect(&node);
+    let elsewhere = |stage: &Stage, number: u32| {
+        let (mut moved, request) = step(stage, &node, number);
+        let receipt = RenewalReceipt {
+            network: operator.network.id,
+            planet: operator.network.planets[0].id,
+            node: node.id(),
+            renewal: request.renewal.hash(),
+            time: stage.now.unix,
+        };
+        let receipt = Signed::seal(&receipt, &operator.planet_key()).unwrap();
+        moved.renewed = Some(Box::new(Renewed { request, receipt }));
+        moved
+    };
+    let (moved, other) = (elsewhere(&stage, 77), elsewhere(&stage, 78));
+    let (mut back, mut thief) = (Node::new(77), Node::new(78));
+    let leave = leaves(&operator, &moved);
+    stage.connect(&mut back);
+    assert!(stage.ask(&back, leave).is_empty());
+    assert!(stage.planet.books().entry(&node.id()).is_none());
+    stage.pass(Duration::from_secs(10));
+    stage.join(&mut back, &token, "a");
+
+    // Where the planet knows the step, another one from the same identity is nobody's word.
+    let (_, mut stage, _) = joined(52);
+    let mut known = node.clone();
+    stage.connect(&mut known);
+    let (mut known, request) = step(&stage, &known, 77);
+    renew(&mut stage, &mut known, request).unwrap();
+    stage.connect(&mut thief);
+    let answers = stage.ask(&thief, leaves(&operator, &other));
+    assert_eq!(code(&answers), Some(RefusalCode::Unproven));
+    assert!(stage.planet.books().entry(&node.id()).is_some());
+}
+
+/// It has the key that a planet has receipted, and a disk from before that; then its time was over.
+#[test]
+fn whose_disk_is_older_than_its_last_renewal_is_shown_that_also_after_its_end() {
+    let mut operator = Operator::new(53);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token_with(|grant| grant.membership = Some(600));
+    let mut node = Node::new(1);
+    stage.connect(&mut node);
+    stage.join(&mut node, &token, "a");
+    stage.pass(Duration::from_secs(10));
+    let (mut moved, request) = step(&stage, &node, 77);
+    renew(&mut stage, &mut moved, request).unwrap();
+    stage.disconnect(&moved);
+    stage.pass(Duration::from_secs(1_200));
+    let present = DirectoryRecord::Member(Box::new(moved.membership().unwrap()));
+    let mut older = moved.clone();
+    older.renewed = None;
+    stage.connect_quietly(&older);
+    let told = stage.told(&older);
+    assert_eq!(code(&told), Some(RefusalCode::NotMember), "{told:?}");
+    assert!(has(&told, &present) && !is_member(&told), "{told:?}");
+    stage.connect_quietly(&moved);
+    let told = stage.told(&moved);
+    assert!(!has(&told, &present) && !is_member(&told), "{told:?}");
 }

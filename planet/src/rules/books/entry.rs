@@ -51,6 +51,16 @@ impl Entry {
         member.map_or(self.certificate.node.into(), Member::identity)
     }
 
+    /// Whether `identities`, from the first on, are the node's as far as the books know them, and perhaps later
+    /// ones: another planet may have receipted a step of which this one has yet to hear.
+    #[must_use]
+    pub fn goes_on_as(&self, identities: &[VerifyingKey]) -> bool {
+        match &self.member {
+            Some(member) => identities.starts_with(&member.identities),
+            None => identities.first() == Some(&self.certificate.node.into()),
+        }
+    }
+
     /// The node's present WireGuard and probe keys.
     #[must_use]
     pub fn keys(&self) -> (PublicKey, PublicKey) {
