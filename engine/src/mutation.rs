@@ -74,6 +74,8 @@ pub enum Mutant {
     DepartureUnheard,
     /// Who is told of the very life in which it speaks goes beyond it.
     ReplaysRaise,
+    /// A peer's echo over another path than the one in use is a reason to ask for one.
+    EchoesAreTraffic,
 }
 
 #[cfg(feature = "virtual-time")]
@@ -103,7 +105,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 34] = [
+    pub const ALL: [Mutant; 35] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -138,6 +140,7 @@ mod switch {
         Mutant::LeavesByClock,
         Mutant::DepartureUnheard,
         Mutant::ReplaysRaise,
+        Mutant::EchoesAreTraffic,
     ];
 
     thread_local! {

@@ -307,9 +307,13 @@ impl Engine {
             drop(state);
             let sent = counted.sent.saturating_sub(before.sent);
             let on_path = counted.on_path.saturating_sub(before.on_path);
-            if before.talked_until(&counted) {
+            let talks = before.talked_until(&counted);
+            if talks {
                 (peer.busy, peer.talked) = (Some(now.moment), true);
             }
+            // Where nobody talks, what comes over another path is the tunnel's own. Two whose paths differ would
+            // ask each other for echoes for ever, each because of the other's last one.
+            let elsewhere = elsewhere.filter(|_| talks || mutation::is(Mutant::EchoesAreTraffic));
             let idle = peer
                 .busy
                 .is_some_and(|busy| now.moment.since(busy) >= idle_after);

@@ -346,3 +346,27 @@ fn departures_of_nobody_neither_travel_nor_silence_real_ones() {
     assert_eq!(kept.len(), 1);
     assert_eq!(kept[0].unverified().unwrap().node, gone);
 }
+
+/// Two ends may use different paths, one IPv4 and one IPv6, say. Each hears the other's echoes elsewhere than on
+/// its own path, which says nothing as long as nobody talks.
+#[test]
+fn echoes_over_another_path_call_for_no_more_of_them() {
+    let mut world = World::new(2);
+    world.join_all();
+    world.run(Duration::from_secs(60));
+    let relay = PathId::Relay {
+        planet: world.planet_id(),
+    };
+    let counted = |world: &World| world.engines[1].peers.nodes().next().unwrap().counted();
+    let mut heard = Vec::new();
+    for elsewhere in [None, Some(relay)] {
+        let before = counted(&world).on_path;
+        for _ in 0..40 {
+            let peer = world.engines[0].peers.nodes().next().unwrap();
+            peer.link.lock().elsewhere = elsewhere;
+            world.run(Duration::from_millis(500));
+        }
+        heard.push(counted(&world).on_path - before);
+    }
+    assert!(heard[1] <= heard[0] + 2, "{heard:?}");
+}
