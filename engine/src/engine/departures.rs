@@ -2,7 +2,9 @@
 
 use podmesh_proto::certificate::Departure;
 use podmesh_proto::id::PlanetId;
+use podmesh_proto::key::SigningKey;
 use podmesh_proto::planet_api::{NodeMessage, RefusalCode};
+use podmesh_proto::renewal::{self, Succession};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
@@ -53,12 +55,11 @@ impl Engine {
         let apart = members.kept_apart(&node);
         let member = own.map(|own| &own.member).or(apart);
         let admitted = member.map(|member| member.admitted);
-        let renewed = own.and_then(|own| own.membership.renewed.as_ref());
+        let (successions, identity) = self.newest_identity(members);
         let departure = Departure {
             network: members.network().id,
             node,
-            successions: renewed
-                .map_or_else(Vec::new, |renewed| renewed.request.successions.clone()),
+            successions,
             time: match admitted {
                 Some(admitted) if mutation::is(Mutant::LeavesByClock) => admitted.max(now.unix),
                 Some(admitted) => admitted,
@@ -66,7 +67,28 @@ impl Engine {
                 None => self.planets.time(now),
             },
         };
-        Ok(Signed::seal(&departure, &self.config.keys.identity)?)
+        Ok(Signed::seal(&departure, identity)?)
+    }
+
+    /// The steps to the newest identity that may speak for this node, and its key. One that was asked for may be
+    /// in force already: this node did not live to hear that, or its disk has gone back to before it. Whoever
+    /// knows only an identity before it believes it by the steps.
+    fn newest_identity(&self, members: &Members) -> (Vec<Signed<Succession>>, &SigningKey) {
+        let (node, network) = (self.node_id(), members.network().id);
+        let present = &self.config.keys.identity;
+        let coming = self.config.next.as_ref().map(|next| &next.identity);
+        let renewed = members.membership(&node);
+        let renewed = renewed.and_then(|known| known.renewed.as_ref());
+        let asked = self.renewing.request.iter();
+        let requests = asked.chain(renewed.map(|renewed| &renewed.request));
+        let key_of = |steps: &[Signed<Succession>]| {
+            let newest = *renewal::identities(network, node, steps).ok()?.last()?;
+            let mut keys = std::iter::once(present).chain(coming);
+            keys.find(|key| key.public() == newest)
+        };
+        let mut chains = requests.map(|request| &request.successions);
+        let chain = chains.find_map(|steps| Some((steps.clone(), key_of(steps)?)));
+        chain.unwrap_or((Vec::new(), present))
     }
 
     /// Forgets the network and tells nobody, for the copy of a machine: its word would put the machine that
@@ -170,7 +192,7 @@ impl Engine {
         let left = self.left.clone().filter(|left| {
             // Its id was another one then, if its identity has changed since it was admitted.
             let said = network.and_then(|network| Departure::verify(left, network).ok());
-            said.is_some_and(|(_, identities)| identities.last() == Some(&own))
+            said.is_some_and(|(_, identities)| identities.contains(&own))
         });
         // Once: a planet doesn't listen to strangers often, and the join has to be heard, too.
         let connection = self.planets.connection(&planet);

@@ -49,6 +49,10 @@ impl Quarantine {
         self.nodes.get(node).map(|entry| &entry.member)
     }
 
+    pub(super) fn membership(&self, node: &NodeId) -> Option<&Arc<Membership>> {
+        self.nodes.get(node).map(|entry| &entry.membership)
+    }
+
     pub(super) fn has(&self, node: &NodeId) -> bool {
         self.nodes.contains_key(node)
     }
@@ -213,6 +217,15 @@ impl Members {
             self.judge_again(&node);
         }
         self.start_batch();
+    }
+
+    /// The membership of a node, whether it is routed to or not.
+    #[must_use]
+    pub fn membership(&self, node: &NodeId) -> Option<&Membership> {
+        let known = self.known.get(node).map(|known| &known.membership);
+        known
+            .or_else(|| self.quarantine.membership(node))
+            .map(AsRef::as_ref)
     }
 
     /// Judges one quarantined member anew.

@@ -1,5 +1,6 @@
 //! How this node's membership ends, and how it hears that it has.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use podmesh_proto::certificate::Departure;
@@ -11,6 +12,7 @@ use podmesh_proto::planet_api::{
 use podmesh_proto::signed::Signed;
 
 use super::standing::{joined, pass, reaches_all, says, state};
+use crate::membership::lies::Source;
 use crate::output::PlanetEvent;
 use crate::testing::{Keys, START, World, name};
 
@@ -186,4 +188,72 @@ fn a_planets_reason_is_said_and_it_is_asked_ever_less_often() {
     world.connect(0);
     assert!(!says(&world, 0, "MESH-PLANET-003"));
     assert!(reaches_all(&world, 0));
+}
+
+/// How many identities the departure of a node names, and whether another member believes it.
+fn word(world: &mut World, node: usize, other: usize) -> (usize, bool) {
+    let left = world.engines[node].left.clone().unwrap();
+    let verified = Departure::verify(&left, world.authority.network.id);
+    let (departure, identities) = verified.unwrap();
+    let now = world.now;
+    world.engines[other].take_departure(&left, Source::Operator, now);
+    let members = world.engines[other].members.as_ref().unwrap();
+    (identities.len(), members.known(&departure.node).is_none())
+}
+
+/// The disk has the request for the keys that are in force since, and the membership of before.
+#[test]
+fn who_has_a_new_identity_and_an_older_disk_leaves_by_the_new_one() {
+    let mut world = joined(2);
+    world.planet_silent = true;
+    world.rotate(0, 52);
+    world.run(Duration::from_secs(1));
+    let older = world.stored[0].clone();
+    world.planet_silent = false;
+    pass(&mut world, 60);
+    assert_eq!(world.moved.get(&1), Some(&52));
+    world.stored[0] = older;
+    world.kill_planet();
+    world.restart(0);
+    let now = world.now;
+    world.engines[0].handle_leave(now).unwrap();
+    assert_eq!(word(&mut world, 0, 1), (2, true));
+}
+
+/// A planet may have receipted the new one: those who have heard that believe no other, and the rest believes
+/// it by its steps.
+#[test]
+fn who_leaves_while_its_identity_changes_is_believed_by_everybody() {
+    for receipted in [false, true] {
+        let mut world = joined(2);
+        world.planet_silent = true;
+        world.rotate(0, 52);
+        world.run(Duration::from_secs(1));
+        let pending = world.stored[0].clone();
+        if receipted {
+            world.planet_silent = false;
+            pass(&mut world, 60);
+            world.stored[0] = pending;
+            (world.moved, world.next) = (BTreeMap::new(), BTreeMap::from([(1, 52)]));
+            world.restart(0);
+        }
+        world.kill_planet();
+        world.restart(0);
+        let now = world.now;
+        world.engines[0].handle_leave(now).unwrap();
+        assert_eq!(word(&mut world, 0, 1), (2, true), "{receipted}");
+        // It comes back by the identity that it has, and says so before.
+        let said = format!("left {}", Keys::new(1).id().short());
+        assert!(!world.notes.contains(&said));
+        (world.planet_alive, world.next) = (true, BTreeMap::new());
+        let token = world.authority.token(9);
+        world.engines[0]
+            .handle_join(&token, name("n1"), now)
+            .unwrap();
+        world.drain(0);
+        world.connect(0);
+        pass(&mut world, 30);
+        assert!(world.notes.contains(&said), "{:?}", world.notes);
+        assert_eq!(state(&world, 0), NodeState::Online, "{receipted}");
+    }
 }
