@@ -58,6 +58,8 @@ pub enum Mutant {
     TwinUnheard,
     /// A later life of its own that a node hears of soon after another is forgotten.
     TwinForgotten,
+    /// A record by an identity that its node has replaced stands against those by the present one.
+    FormerRecordStands,
     /// That another machine has this node's identity is not said.
     TwinUnsaid,
     /// Each life of a node begins with the same random numbers.
@@ -105,7 +107,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 35] = [
+    pub const ALL: [Mutant; 36] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -132,6 +134,7 @@ mod switch {
         Mutant::NeverWakes,
         Mutant::TwinUnheard,
         Mutant::TwinForgotten,
+        Mutant::FormerRecordStands,
         Mutant::TwinUnsaid,
         Mutant::SeedRepeats,
         Mutant::CounterRepeats,

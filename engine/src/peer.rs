@@ -194,6 +194,14 @@ impl Peer {
         self.deadline = None;
     }
 
+    /// Its membership is another one from now on. What a former identity said and still waits is of no use.
+    pub(crate) fn set_member(&mut self, member: Arc<Member>) {
+        if member.identity() != self.member.identity() {
+            self.editions.forget_held();
+        }
+        self.member = member;
+    }
+
     /// The number of the next probe to this peer.
     pub(crate) fn next_probe(&mut self) -> u64 {
         self.counter = self.counter.saturating_add(1);

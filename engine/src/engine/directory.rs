@@ -19,6 +19,7 @@ use crate::limits;
 use crate::membership::Members;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::{Lie, Source};
+use crate::mutation::{self, Mutant};
 use crate::timers::Timer;
 
 /// What became of a statement that the operator handed over.
@@ -140,6 +141,17 @@ impl Engine {
             })
     }
 
+    /// The record of the same node that counts more than this one. What an identity said that the node has
+    /// replaced counts against nothing: whoever has its key could speak as a later life for good.
+    pub(super) fn record_against(&self, record: &EndpointRecord) -> Option<&EndpointRecord> {
+        let known = self.peers.known(&record.node)?;
+        let (known, signed) = known.record.as_ref()?;
+        let members = self.members.as_ref()?;
+        let stands =
+            || members.verify_record(signed).is_ok() || mutation::is(Mutant::FormerRecordStands);
+        (!record.is_newer_than(known) && stands()).then_some(known)
+    }
+
     /// A verified endpoint record of a member: it counts at once, or, if there were very many of them, in
     /// a while, unless a later one comes.
     pub(super) fn take_record(
@@ -149,16 +161,15 @@ impl Engine {
         now: Now,
     ) {
         let node = record.node;
-        let Some(peer) = self.peers.known_mut(&node) else {
-            return;
-        };
-        let known = peer.record.as_ref().map(|(known, _)| known);
-        if let Some(known) = known.filter(|known| !record.is_newer_than(known)) {
+        if let Some(known) = self.record_against(&record) {
             if !known.is_newer_edition(&record) {
                 self.show_later_life(&node, now);
             }
             return;
         }
+        let Some(peer) = self.peers.known_mut(&node) else {
+            return;
+        };
         if peer.editions.take(now.moment) {
             self.follow_record(record, signed, now);
         } else {

@@ -143,12 +143,10 @@ impl Engine {
         if node == self.node {
             return self.heard_own(&record, now);
         }
-        let Some(peer) = self.peers.known(&node) else {
+        if self.peers.known(&node).is_none() {
             return;
-        };
-        if let Some((known, _)) = &peer.record
-            && !record.is_newer_than(known)
-        {
+        }
+        if self.record_against(&record).is_some() {
             // It may be behind another machine in one and the same life; if what is known is its own, it sees that.
             if from == node {
                 self.show_later_life(&node, now);

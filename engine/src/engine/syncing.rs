@@ -180,7 +180,7 @@ impl Engine {
         if let Some(peer) = self.peers.get_mut(&node) {
             let same =
                 peer.member.wireguard == member.wireguard && peer.member.probe == member.probe;
-            peer.member = member;
+            peer.set_member(member);
             if !same {
                 self.rekey(&node, now);
             }
@@ -209,7 +209,7 @@ impl Engine {
             self.peers.rest(peer);
         }
         match self.peers.known_mut(&member.node) {
-            Some(peer) => peer.member = member,
+            Some(peer) => peer.set_member(member),
             None => {
                 if let Some(peer) = self.new_peer(&member) {
                     self.peers.rest(peer);

@@ -62,6 +62,11 @@ impl Editions {
         self.held.take_if(|_| self.credit >= EDITION_GAP)
     }
 
+    /// Lets go of the edition that is kept.
+    pub(crate) fn forget_held(&mut self) {
+        self.held = None;
+    }
+
     /// Whether an edition is kept.
     pub(crate) fn is_waiting(&self) -> bool {
         self.held.is_some()
