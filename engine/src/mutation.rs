@@ -60,6 +60,9 @@ pub enum Mutant {
     TwinForgotten,
     /// A record by an identity that its node has replaced stands against those by the present one.
     FormerRecordStands,
+    /// Of two machines of one identity that began in the same second, the one that has said less isn't shown
+    /// what is believed in the place of its own word.
+    SameLifeUnshown,
     /// That another machine has this node's identity is not said.
     TwinUnsaid,
     /// Each life of a node begins with the same random numbers.
@@ -107,7 +110,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 36] = [
+    pub const ALL: [Mutant; 37] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -135,6 +138,7 @@ mod switch {
         Mutant::TwinUnheard,
         Mutant::TwinForgotten,
         Mutant::FormerRecordStands,
+        Mutant::SameLifeUnshown,
         Mutant::TwinUnsaid,
         Mutant::SeedRepeats,
         Mutant::CounterRepeats,

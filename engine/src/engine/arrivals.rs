@@ -129,7 +129,9 @@ impl Engine {
             .map_err(|_| DropReason::UnknownProbe)?;
         let news = peer.judge_probe(&probe);
         if news == ProbeNews::Stale && !mutation::is(Mutant::NoReplayCheck) {
-            if probe.incarnation < peer.incarnation() {
+            // Another machine that began in the same second may have had that number.
+            let former = probe.incarnation < peer.incarnation();
+            if former || !mutation::is(Mutant::SameLifeUnshown) {
                 self.show_later_life(&node, now);
             }
             return Err(DropReason::StaleProbe);

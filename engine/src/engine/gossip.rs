@@ -12,6 +12,7 @@ use crate::engine::Engine;
 use crate::limits;
 use crate::membership::Members;
 use crate::membership::lies::Source;
+use crate::mutation::{self, Mutant};
 
 impl Engine {
     /// Tells a peer, whose path has just come up, what it may have missed.
@@ -146,9 +147,10 @@ impl Engine {
         if self.peers.known(&node).is_none() {
             return;
         }
-        if self.record_against(&record).is_some() {
+        if let Some(known) = self.record_against(&record) {
             // It may be behind another machine in one and the same life; if what is known is its own, it sees that.
-            if from == node {
+            let overtaken = known.is_newer_edition(&record);
+            if from == node && !(overtaken && mutation::is(Mutant::SameLifeUnshown)) {
                 self.show_later_life(&node, now);
             }
             return;
