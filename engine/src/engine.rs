@@ -392,6 +392,7 @@ impl Engine {
         self.forget_spent_revocations(now);
         self.take_held_editions(now);
         self.look_for_twins(now);
+        self.settle_lives(now);
         self.end_pings(now);
         self.forget_waiting(now);
     }

@@ -58,6 +58,8 @@ pub enum Mutant {
     TwinUnheard,
     /// A later life of its own that a node hears of soon after another is forgotten.
     TwinForgotten,
+    /// What peers have to know of lives that are over is said once, whether or not it is heard.
+    LivesSaidOnce,
     /// A record by an identity that its node has replaced stands against those by the present one.
     FormerRecordStands,
     /// Of two machines of one identity that began in the same second, the one that has said less isn't shown
@@ -110,7 +112,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 37] = [
+    pub const ALL: [Mutant; 38] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -137,6 +139,7 @@ mod switch {
         Mutant::NeverWakes,
         Mutant::TwinUnheard,
         Mutant::TwinForgotten,
+        Mutant::LivesSaidOnce,
         Mutant::FormerRecordStands,
         Mutant::SameLifeUnshown,
         Mutant::TwinUnsaid,

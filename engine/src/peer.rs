@@ -24,8 +24,10 @@ use crate::paths::Paths;
 use crate::stored::ActivePath;
 
 mod editions;
+mod repeats;
 
 use self::editions::Editions;
+use self::repeats::Repeats;
 
 /// A node that this one has or may have a tunnel to.
 pub(crate) struct Peer {
@@ -72,10 +74,12 @@ pub(crate) struct Peer {
     pub(crate) mtu: u16,
     /// When [`crate::timers`] wakes its paths.
     pub(crate) deadline: Option<Moment>,
-    /// When it was told last that its word is of a life that is over.
-    pub(crate) shown: Option<Moment>,
+    /// That its word is of a life that is over.
+    pub(crate) showing: Repeats,
     /// To it, this node's life is at least this one.
     pub(crate) raised: u64,
+    /// This node's present record, to which it answers with that of a later life if it believes one.
+    pub(crate) asking: Repeats,
     counter: u64,
     incarnation: u64,
     seen: ReplayWindow,
@@ -142,8 +146,9 @@ impl Peer {
             talked: false,
             mtu: limits::MIN_MTU,
             deadline: None,
-            shown: None,
+            showing: Repeats::default(),
             raised: 0,
+            asking: Repeats::default(),
             counter: 0,
             incarnation: 0,
             seen: ReplayWindow::default(),
@@ -164,8 +169,9 @@ impl Peer {
             began: before.began,
             initiations: before.initiations,
             mtu: before.mtu,
-            shown: before.shown,
+            showing: before.showing,
             raised: before.raised,
+            asking: before.asking,
             counter: before.counter,
             incarnation: before.incarnation,
             seen: before.seen,
@@ -200,6 +206,11 @@ impl Peer {
             self.editions.forget_held();
         }
         self.member = member;
+    }
+
+    /// Whether what is said to it goes somewhere.
+    pub(crate) fn hears(&self) -> bool {
+        self.session && self.link.lock().path.is_some()
     }
 
     /// The number of the next probe to this peer.

@@ -15,12 +15,18 @@ use podmesh_proto::time::{Moment, Now};
 use crate::control::ControlMessage;
 use crate::engine::Engine;
 use crate::mutation::{self, Mutant};
+use crate::peer::Peer;
 
 /// Between two times that this node goes beyond another: two machines that take turns cost their peers no
 /// more than a node that starts anew so often.
 const GAP: Duration = Duration::from_secs(10);
 /// Between two times that a peer is told that it speaks as a former life of its own.
 const SHOWN: Duration = Duration::from_secs(5);
+/// How often, until its word is a later one: what comes may have been lost, or what was overtaken.
+const SHOWS: u8 = 4;
+/// How often a peer is asked in vain for the later life that it has named: whoever knew of it by probes alone
+/// believes the record with which it is asked, and is silent.
+const ASKS: u8 = 20;
 /// How long after the last sign of another life this node says again and again where it is. Whoever believes
 /// a later life shows it then; the last word of a machine that is gone may have reached members alone, and
 /// what they showed may have been lost.
@@ -113,15 +119,23 @@ impl Engine {
     }
 
     /// A peer speaks as one whose later life this node knows: it can't make itself heard until it knows, too.
-    /// Its own record is the proof; of probes there is none, so that it believes this node only for itself.
     pub(super) fn show_later_life(&mut self, node: &NodeId, now: Now) {
         let Some(peer) = self.peers.get_mut(node) else {
             return;
         };
-        if peer.shown.is_some_and(|at| now.moment.since(at) < SHOWN) {
-            return;
+        peer.showing.begin(SHOWS);
+        if !peer.showing.said_within(SHOWN, now.moment) {
+            self.show(node, now);
         }
-        peer.shown = Some(now.moment);
+    }
+
+    /// Its own record is the proof; of probes there is none, so that it believes this node only for itself.
+    /// What can't be sent waits for a path.
+    fn show(&mut self, node: &NodeId, now: Now) {
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.hears()) else {
+            return;
+        };
+        peer.showing.said(now.moment);
         let incarnation = peer.incarnation();
         let record = peer.record.as_ref().map(|(_, signed)| signed.clone());
         if let Some(signed) = record {
@@ -138,6 +152,9 @@ impl Engine {
         let Some(peer) = self.peers.get_mut(node) else {
             return;
         };
+        if incarnation > own {
+            peer.asking.begin(ASKS);
+        }
         let present = own.max(peer.raised);
         let later =
             incarnation > present || (incarnation == present && mutation::is(Mutant::ReplaysRaise));
@@ -150,6 +167,37 @@ impl Engine {
             self.twins.raised = self.twins.raised.max(peer.raised);
             self.trust_changed(now);
         }
+    }
+
+    /// Says again what peers have to know of lives that are over, theirs and this node's: by itself nobody
+    /// would, and it may have been lost.
+    pub(super) fn settle_lives(&mut self, now: Now) {
+        if mutation::is(Mutant::LivesSaidOnce) {
+            return;
+        }
+        let showing = |peer: &&Peer| peer.showing.is_due(now.moment);
+        for node in self.hearing(showing) {
+            self.show(&node, now);
+        }
+        let own = self.incarnation;
+        let asking = |peer: &&Peer| peer.raised > own && peer.asking.is_due(now.moment);
+        let asked = self.hearing(asking);
+        let Some((_, signed)) = self.record.as_ref().filter(|_| !asked.is_empty()) else {
+            return;
+        };
+        let question = ControlMessage::Endpoints(Box::new(signed.clone()));
+        for node in asked {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.asking.said(now.moment);
+            }
+            self.send_control(&node, &question, now);
+        }
+    }
+
+    fn hearing(&self, whom: impl Fn(&&Peer) -> bool) -> Vec<NodeId> {
+        let peers = self.peers.nodes().filter(whom);
+        let peers = peers.filter(|peer| peer.hears());
+        peers.map(|peer| peer.member.node).collect()
     }
 
     /// The latest life (seconds since 1970, or beyond one that was) as which this node has spoken to anybody; the
