@@ -1,6 +1,7 @@
 mod bounds;
 mod ending;
 mod joins;
+mod later_lives;
 mod leaving;
 mod reborn;
 mod standing;

@@ -12,7 +12,7 @@ use podmesh_engine::mutation::{self, Mutant};
 use crate::bounds::{ASIDE, most};
 use crate::faults::Fault;
 use crate::life::{Life, Report};
-use crate::twins::copy_goes;
+use crate::twins::{copy_goes, left_behind};
 use crate::walk::Walk;
 
 pub fn number(variable: &str, default: u64) -> u64 {
@@ -79,11 +79,17 @@ fn walk(seed: u64) -> Report {
 
 fn copied(seed: u64) -> Report {
     copy_goes(seed);
+    left_behind(seed);
     Report::default()
 }
 
-/// Rules whose breach shows when a copy is switched off within few seconds, which is rare in random lives.
-const COPIED: [Mutant; 1] = [Mutant::TwinForgotten];
+/// Rules whose breach shows when a copy is switched off at a bad moment, which is rare in random lives.
+const COPIED: [Mutant; 4] = [
+    Mutant::TwinForgotten,
+    Mutant::LivesSaidOnce,
+    Mutant::FormerRecordStands,
+    Mutant::SameLifeUnshown,
+];
 
 /// Rules of lives, disks, clocks and large meshes.
 const WALKED: [Mutant; 13] = [

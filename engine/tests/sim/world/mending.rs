@@ -62,6 +62,23 @@ impl World {
         }
     }
 
+    /// Cuts all ways to and from a node's site, or mends them.
+    pub fn isolate(&mut self, node: usize, cut: bool) {
+        let site = self.net.hosts[self.nodes[node].host].site;
+        for ((from, to), link) in &mut self.net.links {
+            if *from == site || *to == site {
+                link.cut = cut;
+            }
+        }
+    }
+
+    /// So many of a hundred datagrams get lost on every way.
+    pub fn lose(&mut self, percent: f64) {
+        for link in self.net.links.values_mut() {
+            link.loss = percent;
+        }
+    }
+
     /// Puts everything right but memberships that have ended.
     pub fn put_right(&mut self) {
         self.end_twin();
