@@ -75,7 +75,9 @@ start_container() {
     case $state in running|degraded) echo "ok: container $1 is $state"; return 0 ;; esac
     sleep 0.2
   done
-  echo "container $1 did not boot, see $root.log" >&2
+  echo "container $1 did not boot (it is ${state:-not there}):" >&2
+  tail -n 20 "$root.log" >&2
+  inside "$1" systemctl list-jobs --no-pager >&2 || true
   return 1
 }
 
@@ -106,8 +108,10 @@ stop_container() {
   pid=$(leader "$1")
   outer=$(cat "$work/$id-$1.pid" 2>/dev/null) || return 0
   [ -z "$pid" ] || kill -RTMIN+4 "$pid" 2>/dev/null || true
-  for _ in $(seq 100); do kill -0 "$outer" 2>/dev/null || break; sleep 0.1; done
+  # A unit that doesn't stop has 10 s of its own before it is killed; the folder is locked until the container is gone.
+  for _ in $(seq 200); do kill -0 "$outer" 2>/dev/null || break; sleep 0.1; done
   kill -KILL "$outer" 2>/dev/null || true
+  for _ in $(seq 50); do kill -0 "$outer" 2>/dev/null || break; sleep 0.1; done
   rm -f "$work/$id-$1.pid"
 }
 
