@@ -221,14 +221,14 @@ impl Join {
         Signed::seal(&claim, identity)
     }
 
-    /// The planet has receipted the claim: gives the membership, verified as every peer will.
+    /// The planet has receipted the claim: gives the membership, proven as every peer will. It may be over by this
+    /// clock, which may be wrong, or the receipt has come late: the member that this node is then says what to do.
     ///
     /// # Errors
     /// Nothing was claimed, or some link doesn't hold.
     pub fn claimed(
         &self,
         claim_receipt: &Signed<ClaimReceipt>,
-        now: UnixSeconds,
     ) -> Result<Membership, CertificateError> {
         let missing = CertificateError::Mismatch {
             document: "claim receipt",
@@ -241,7 +241,7 @@ impl Join {
             claim_receipt: claim_receipt.clone(),
             renewed: None,
         };
-        membership.verify(&self.network, now)?;
+        membership.prove(&self.network)?;
         Ok(membership)
     }
 

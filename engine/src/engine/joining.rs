@@ -119,7 +119,7 @@ impl Engine {
             entry.error = None;
         }
         if let Some(join) = &self.join {
-            match join.claimed(receipt, now.unix) {
+            match join.claimed(receipt) {
                 Ok(membership) => self.become_member(planet, membership, now),
                 Err(error) => self.nonsense(planet, "a claim receipt", &error, now),
             }

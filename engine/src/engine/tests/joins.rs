@@ -130,3 +130,25 @@ fn a_token_that_cant_be_used_is_refused_before_anything_happens() {
     );
     assert!(world.engines[0].poll_output().is_none());
 }
+
+/// It was off, or its planet was, for longer than the membership lasts that it asked for.
+#[test]
+fn a_join_that_is_answered_after_its_time_ends_as_an_ended_membership() {
+    let mut world = World::new(1);
+    let token = world.authority.token_for(1, Some(600));
+    let now = world.now;
+    world.engines[0]
+        .handle_join(&token, name("n1"), now)
+        .unwrap();
+    world.drain(0);
+    world.run(Duration::from_secs(1_200));
+    world.restart(0);
+    world.run(Duration::from_secs(10));
+    let status = world.engines[0].status(world.now);
+    assert_eq!(status.state, NodeState::Ended, "{:?}", status.health);
+    assert_eq!(world.notes, ["join 0 Ok(())"]);
+    let now = world.now;
+    world.engines[0].handle_leave(now).unwrap();
+    world.drain(0);
+    assert_eq!(world.engines[0].status(now).state, NodeState::NotJoined);
+}
