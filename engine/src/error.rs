@@ -124,7 +124,7 @@ const fn after(code: RefusalCode) -> &'static str {
         RefusalCode::NotArbiter => "the network's first planet has to be reachable",
         RefusalCode::NotMember => "`meshctl join` with a new token",
         RefusalCode::Invalid => {
-            "compare the clocks and versions of both machines; else it is a bug of one program"
+            "compare the clocks and versions of both machines, and join again; else it is a bug of one program"
         }
     }
 }

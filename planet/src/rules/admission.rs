@@ -73,13 +73,14 @@ impl Court<'_> {
         }
         self.not_under_another_name(node, &certificate)?;
         self.in_time(&grant)?;
-        if certificate.expires.is_some() && certificate.issued > self.now.plus(CLOCK_SKEW) {
-            let reason = format!(
-                "the certificate begins at {}, and this planet's clock says {}; check both clocks",
-                certificate.issued, self.now
-            );
-            return Err(refuse(RefusalCode::Invalid, reason));
-        }
+        self.is_of_use(certificate.issued, certificate.expires)
+            .map_err(|reason| {
+                let next = "check both clocks, then join again; nothing is spent";
+                refuse(
+                    RefusalCode::Invalid,
+                    format!("the membership {reason}; {next}"),
+                )
+            })?;
         self.may_be_dated(node, &grant)?;
         granting?;
         let number = self.use_number(&grant)?;
@@ -154,6 +155,36 @@ impl Court<'_> {
                 grant.issued, self.now
             );
             return Err(refuse(RefusalCode::Invalid, reason));
+        }
+        Ok(())
+    }
+
+    /// Whether a life that is asked for lies in the present. One that begins later would be longer than was
+    /// granted. One that is over would cost a use and a place, and put out a member that has a life before it:
+    /// the node's clock is behind, this one's is ahead, or the planet was away for so long.
+    ///
+    /// # Errors
+    /// It doesn't; in words, how far it is from it.
+    pub(super) fn is_of_use(
+        &self,
+        issued: UnixSeconds,
+        expires: Option<UnixSeconds>,
+    ) -> Result<(), String> {
+        let Some(expires) = expires else {
+            return Ok(());
+        };
+        let now = self.now;
+        if issued > now.plus(CLOCK_SKEW) {
+            let ahead = issued.0.saturating_sub(now.0);
+            return Err(format!(
+                "would begin at {issued}, {ahead} s after this planet's {now}"
+            ));
+        }
+        if expires <= now {
+            let behind = now.0.saturating_sub(issued.0);
+            return Err(format!(
+                "would be over since {expires}: it was asked for {behind} s before this planet's {now}"
+            ));
         }
         Ok(())
     }

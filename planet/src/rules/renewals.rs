@@ -67,6 +67,7 @@ impl Court<'_> {
             });
         }
         self.still_lives(member)?;
+        self.prolongs(member, &request)?;
         granting?;
         let last = entry.renewed.as_ref();
         let last = last.and_then(|renewed| renewed.receipt.unverified().ok());
@@ -104,6 +105,19 @@ impl Court<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A successor for new keys has the life of the document before it, which was judged.
+    fn prolongs(&self, member: &Member, request: &RenewalRequest) -> Result<(), Refusal> {
+        let next = request.renewal.unverified();
+        let next = next.map_err(|error| refuse(RefusalCode::Unproven, error))?;
+        if (next.issued, next.expires) == (member.issued, member.expires) {
+            return Ok(());
+        }
+        self.is_of_use(next.issued, next.expires).map_err(|reason| {
+            let reason = format!("the renewed membership {reason}; check both clocks");
+            refuse(RefusalCode::Unproven, reason)
+        })
     }
 
     /// Whether the successor is the next one of `member`, and takes nothing that it may not have.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use podmesh_proto::certificate::Grant;
 use podmesh_proto::planet_api::{DirectoryRecord, NodeMessage, PlanetMessage, RefusalCode};
 
 use crate::story::{Node, Operator, Stage, Told};
@@ -215,4 +216,62 @@ fn every_bad_application_is_refused_with_its_own_code() {
     );
     stage.join(&mut n, &good, "n");
     assert_single_owners(&[&holder, &n]);
+}
+
+#[test]
+fn a_membership_that_would_be_over_costs_nothing_and_is_refused_in_words() {
+    let mut operator = Operator::new(6);
+    let mut stage = Stage::fresh(&operator);
+    let hour = |grant: &mut Grant| grant.membership = Some(3_600);
+    let token = operator.token_with(hour);
+    let mut n = Node::new(2);
+    stage.connect(&mut n);
+    for apart in [10_800, 3_600] {
+        let application = n.application(&token, "n", stage.now.unix.minus(apart));
+        let answers = stage.ask(&n, NodeMessage::Join(Box::new(application)));
+        assert_eq!(code(&answers), Some(RefusalCode::Invalid), "{apart}");
+        let words = format!("{answers:?}");
+        for part in [
+            "check both clocks",
+            &format!("{apart} s before"),
+            "join again",
+        ] {
+            assert!(words.contains(part), "{words}");
+        }
+        stage.pass(Duration::from_secs(2));
+    }
+    assert_eq!(stage.planet.books().entries().count(), 0);
+    // It was asked for in good time, and the planet is late.
+    let late = n.application(&token, "n", stage.now.unix.minus(3_590));
+    let answers = stage.ask(&n, NodeMessage::Join(Box::new(late.clone())));
+    assert_eq!(code(&answers), None, "{answers:?}");
+    // Whoever asks again what was granted hears it again, whatever the time is.
+    let admitted = |answers: &[Told]| match answers {
+        [Told::Message(PlanetMessage::Admitted(receipt))] => receipt.clone(),
+        other => panic!("{other:?}"),
+    };
+    let receipt = admitted(&answers);
+    stage.pass(Duration::from_secs(7_200));
+    stage.connect(&mut n);
+    let again = stage.ask(&n, NodeMessage::Join(Box::new(late)));
+    assert_eq!(admitted(&again), receipt);
+}
+
+/// Its state is lost, its clock has gone back, and its token has uses left.
+#[test]
+fn a_member_whose_clock_is_behind_does_not_put_itself_out() {
+    let mut operator = Operator::new(7);
+    let mut stage = Stage::fresh(&operator);
+    let token = operator.token_with(|grant| (grant.uses, grant.membership) = (9, Some(3_600)));
+    let mut a = Node::new(1);
+    stage.connect(&mut a);
+    stage.join(&mut a, &token, "a");
+    let before = stage.planet.books().entry(&a.id()).unwrap().receipt.clone();
+    let bare = Node::new(1);
+    stage.connect_quietly(&bare);
+    let application = bare.application(&token, "a", stage.now.unix.minus(7_200));
+    let answers = stage.ask(&bare, NodeMessage::Join(Box::new(application)));
+    assert_eq!(code(&answers), Some(RefusalCode::Invalid));
+    let after = &stage.planet.books().entry(&a.id()).unwrap().receipt;
+    assert_eq!(*after, before);
 }

@@ -178,7 +178,7 @@ type Wrong = (&'static str, fn(&mut Renewal), RefusalCode);
 
 #[test]
 fn what_no_planet_receipts() {
-    let wrong: [Wrong; 7] = [
+    let wrong: [Wrong; 8] = [
         (
             "beyond the grant",
             |r| r.expires = Some(r.issued.plus(LIFE + 1)),
@@ -189,6 +189,14 @@ fn what_no_planet_receipts() {
             "dated ahead",
             |r| {
                 r.issued = r.issued.plus(1_000);
+                r.expires = Some(r.issued.plus(LIFE));
+            },
+            RefusalCode::Unproven,
+        ),
+        (
+            "over already",
+            |r| {
+                r.issued = r.issued.minus(LIFE);
                 r.expires = Some(r.issued.plus(LIFE));
             },
             RefusalCode::Unproven,
