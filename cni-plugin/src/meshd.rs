@@ -1,13 +1,8 @@
 //! What is asked of meshd, and told to it, over its local socket.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader, Read, Write},
-    os::unix::net::UnixStream,
-    path::Path,
-    time::Duration,
-};
+use std::{fs, os::unix::net::UnixStream, path::Path, time::Duration};
 
+use podmesh_proto::conversation::converse;
 use podmesh_proto::local_api::{ReadyView, Request, Response};
 
 use crate::warn;
@@ -76,16 +71,12 @@ fn ask(runtime_dir: &Path, request: &Request) -> Result<Response, String> {
     let path = runtime_dir.join(SOCKET);
     let silent =
         |cause: std::io::Error| format!("meshd does not answer on {}: {cause}", path.display());
-    let mut stream = UnixStream::connect(&path).map_err(silent)?;
+    let stream = UnixStream::connect(&path).map_err(silent)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(silent)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(silent)?;
     let mut question = serde_json::to_vec(request).map_err(|error| error.to_string())?;
     question.push(b'\n');
-    stream.write_all(&question).map_err(silent)?;
-    let mut answer = Vec::new();
-    BufReader::new(stream.take(MAX_ANSWER_BYTES))
-        .read_until(b'\n', &mut answer)
-        .map_err(silent)?;
+    let answer = converse(stream, &question, MAX_ANSWER_BYTES).map_err(silent)?;
     match serde_json::from_slice(&answer) {
         Ok(Response::Failed(failure)) => Err(failure.message),
         Ok(response) => Ok(response),

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use podmesh_proto::conversation::may_be_answered;
 use podmesh_proto::local_api::{
     PeerDetail, PeerView, ReadyView, RegistryView, Request, Response, RouteView, StatusView,
 };
@@ -188,8 +189,7 @@ impl Client {
             .set_write_timeout(Some(patience))
             .and_then(|()| stream.write_all(line));
         match sent {
-            // A daemon that refuses the caller says so without reading, then closes.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if may_be_answered(&error) => Ok(()),
             Err(error) if is_timeout(error.kind()) => Err(self.silent(patience)),
             Err(error) => Err(self.unreachable(&error)),
             Ok(()) => Ok(()),

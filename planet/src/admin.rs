@@ -8,12 +8,13 @@ mod meshctl;
 mod places;
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podmesh_proto::caller::{Callers, Group, Right};
+use podmesh_proto::conversation;
 use podmesh_proto::id::{NetworkId, PlanetId};
 use podmesh_proto::local_api::RegistryView;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ const READERS: usize = 24;
 /// The same of those who may change something, apart from the readers' so that none keeps them out.
 const OWNERS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
+const NOT_PERMITTED: &str =
+    "only root, the planet's user and members of the socket's group may ask; try it with sudo";
+const NO_PLACE: &str = "too many ask this planet at once; try again in a moment";
 
 /// What the operator asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,6 +95,7 @@ pub enum Response {
         content: String,
     },
     /// Not done; one sentence.
+    #[serde(alias = "Failed")]
     Failed {
         /// The sentence.
         message: String,
@@ -163,7 +168,7 @@ impl AdminSocket {
             });
             if right == Right::None {
                 // Whoever this is takes nobody's place, and is not waited for.
-                let _ = stream.try_write(&not_permitted());
+                let _ = stream.try_write(&refusal(NOT_PERMITTED, true));
                 continue;
             }
             let may_change = right == Right::Change;
@@ -173,6 +178,7 @@ impl AdminSocket {
                 &mut readers
             };
             let Some(mut place) = places.take() else {
+                let _ = stream.try_write(&refusal(NO_PLACE, false));
                 continue;
             };
             let questions = questions.clone();
@@ -184,14 +190,18 @@ impl AdminSocket {
     }
 }
 
-fn not_permitted() -> Vec<u8> {
-    let message =
-        "only root, the planet's user and members of the socket's group may ask; try it with sudo";
-    let refusal = Response::Failed {
+/// An answer to whoever is not heard, and has said in nobody's words what it wants: both `planet` and meshctl
+/// understand it.
+fn refusal(message: &str, permission: bool) -> Vec<u8> {
+    let refusal = meshctl::response(Response::Failed {
         message: message.to_owned(),
-        permission: true,
-    };
-    let mut bytes = serde_json::to_vec(&refusal).unwrap_or_default();
+        permission,
+    });
+    let mut refusal = serde_json::to_value(&refusal).unwrap_or_default();
+    if let Some(fields) = refusal.as_object_mut() {
+        fields.insert("permission".to_owned(), permission.into());
+    }
+    let mut bytes = refusal.to_string().into_bytes();
     bytes.push(b'\n');
     bytes
 }
@@ -272,19 +282,24 @@ async fn answer(request: Request, may_change: bool, questions: &mpsc::Sender<Ask
 /// Nobody answers there, or not in time.
 pub fn ask(runtime_dir: &Path, request: &Request) -> io::Result<Response> {
     let path = runtime_dir.join(SOCKET);
-    let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+    ask_on(std::os::unix::net::UnixStream::connect(path)?, request)
+}
+
+fn ask_on(stream: std::os::unix::net::UnixStream, request: &Request) -> io::Result<Response> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut bytes = serde_json::to_vec(request)?;
     bytes.push(b'\n');
-    stream.write_all(&bytes)?;
-    let mut line = String::new();
-    BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut line)?;
-    serde_json::from_str(&line).map_err(io::Error::other)
+    let answer = conversation::converse(stream, &bytes, MAX_ANSWER)?;
+    serde_json::from_slice(&answer).map_err(io::Error::other)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use podmesh_proto::local_api;
+
     use super::*;
 
     async fn answered(path: &Path) -> String {
@@ -339,6 +354,32 @@ mod tests {
         assert!(answer.contains("try it with sudo"), "{answer}");
         assert!(receiver.try_recv().is_err(), "nobody was asked");
         let _ = fs::remove_dir_all(&folder);
+    }
+
+    #[test]
+    fn a_caller_that_is_refused_unheard_hears_why() {
+        for (reason, is_permission) in [(NOT_PERMITTED, true), (NO_PLACE, false)] {
+            let (caller, mut planet) = std::os::unix::net::UnixStream::pair().unwrap();
+            let said = refusal(reason, is_permission);
+            planet.write_all(&said).unwrap();
+            drop(planet);
+            let Response::Failed {
+                message,
+                permission,
+            } = ask_on(caller, &Request::Status).unwrap()
+            else {
+                panic!("another answer");
+            };
+            assert_eq!((message.as_str(), permission), (reason, is_permission));
+            // The same in the words of meshctl, which may have asked.
+            let local_api::Response::Failed(failure) = serde_json::from_slice(&said).unwrap()
+            else {
+                panic!("another answer");
+            };
+            assert_eq!(failure.message, reason);
+            let refused = failure.code == local_api::FailureCode::Permission;
+            assert_eq!(refused, is_permission);
+        }
     }
 
     #[tokio::test]

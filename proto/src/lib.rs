@@ -14,6 +14,7 @@ pub mod armor;
 pub mod caller;
 pub mod candidate;
 pub mod certificate;
+pub mod conversation;
 pub mod datagram;
 pub mod error;
 pub mod frame;
