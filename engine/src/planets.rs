@@ -82,6 +82,15 @@ impl Planet {
     }
 }
 
+/// This node's own departure, as a planet was told of it before a join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnDeparture {
+    /// It bears another id than this node has, and the planet may yet refuse it.
+    pub as_another: bool,
+    /// The planet had no time for something: it may not have heard of it, and is told again.
+    pub again: bool,
+}
+
 /// A control connection that is up.
 #[derive(Debug)]
 pub struct Connection {
@@ -104,9 +113,10 @@ pub struct Connection {
     pub refusal: Option<String>,
     /// Questions where the planet sees a socket, by counter.
     pub asked: BTreeMap<u64, SocketId>,
-    /// It was told of this node's own departure; whether that bears another id than this node has, and the
-    /// planet may yet refuse it.
-    pub departed: Option<bool>,
+    /// What it was told of this node's own departure.
+    pub departed: Option<OwnDeparture>,
+    /// How often it was told again of departures for which it had no time.
+    pub departures_again: u32,
     /// Tries since the last answer.
     pub tries: u32,
     /// When this node last repeated a token of the planet.
@@ -130,6 +140,7 @@ impl Connection {
             refusal: None,
             asked: BTreeMap::new(),
             departed: None,
+            departures_again: 0,
             tries: 0,
             proved: None,
             report: None,

@@ -24,6 +24,8 @@ pub(crate) enum Timer {
     Statements,
     /// A join or claim is tried again at this planet.
     Join(PlanetId),
+    /// Departures are told again to this planet.
+    Departures(PlanetId),
     /// A renewal is handed in again to this planet.
     Renew(PlanetId),
     /// The forwarding table and the host plan are built anew.

@@ -1,9 +1,11 @@
 //! Leaving: a node says so itself, and who hears it passes it on, to peers and planets.
 
+use std::time::Duration;
+
 use podmesh_proto::certificate::Departure;
 use podmesh_proto::id::PlanetId;
 use podmesh_proto::key::SigningKey;
-use podmesh_proto::planet_api::{NodeMessage, RefusalCode};
+use podmesh_proto::planet_api::{NodeMessage, Refusal, RefusalCode};
 use podmesh_proto::renewal::{self, Succession};
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
@@ -11,6 +13,7 @@ use podmesh_proto::time::Now;
 use super::directory::about;
 use crate::control::ControlMessage;
 use crate::engine::Engine;
+use crate::engine::joining::JOIN_RETRY;
 use crate::error::{JoinError, RequestError};
 use crate::join::Join;
 use crate::limits;
@@ -18,6 +21,15 @@ use crate::membership::lies::{Lie, Source};
 use crate::membership::{Members, Parting};
 use crate::mutation::{self, Mutant};
 use crate::output::Output;
+use crate::planets::OwnDeparture;
+use crate::timers::Timer;
+
+/// A join follows this long after a departure that is told again: a planet hears a stranger once in two seconds,
+/// and a slow disk takes its time.
+const AFTER_DEPARTURE: Duration = Duration::from_millis(2_500);
+/// Between two tellings of departures for which a planet had no time, and how many there are.
+const TELL_RETRY: Duration = Duration::from_secs(10);
+const TELLINGS: u32 = 8;
 
 impl Engine {
     pub(super) fn leave(&mut self, now: Now) -> Result<(), RequestError> {
@@ -184,9 +196,43 @@ impl Engine {
         }
     }
 
+    /// What a refusal means for the departures that the planet was told; whether it answers nothing else.
+    pub(super) fn answers_departure(
+        &mut self,
+        planet: PlanetId,
+        refusal: &Refusal,
+        now: Now,
+    ) -> bool {
+        if self.refuses_departure(&planet, refusal.code) {
+            let next = now.moment + JOIN_RETRY;
+            self.timers.set(Timer::Join(planet), next);
+            return true;
+        }
+        self.tell_departures_later(planet, refusal, now);
+        self.misses_departure(&planet, refusal.code)
+    }
+
+    /// A planet that had no time is told again, a few times: one that has a reason not to take a departure says
+    /// nothing to it.
+    fn tell_departures_later(&mut self, planet: PlanetId, refusal: &Refusal, now: Now) {
+        let members = self.members.as_ref();
+        let untold = members.map(|members| members.last_departures(1, Some(planet)));
+        let any = untold.is_some_and(|untold| !untold.is_empty());
+        let connection = self.planets.connection(&planet);
+        if let Some(known) = connection.filter(|_| any && refusal.code == RefusalCode::Busy)
+            && known.departures_again < TELLINGS
+            && !self.timers.is_set(Timer::Departures(planet))
+        {
+            known.departures_again += 1;
+            let wait = self.patience(refusal.retry_in, TELL_RETRY).max(TELL_RETRY);
+            let next = now.moment + wait;
+            self.timers.set(Timer::Departures(planet), next);
+        }
+    }
+
     /// A node that left while no planet could hear it says so before it comes back: its admission
-    /// must be the later one of the two, also if its clock is ahead.
-    pub(super) fn tell_own_departure(&mut self, planet: PlanetId) {
+    /// must be the later one of the two, also if its clock is ahead. Whether the join may be said at once.
+    pub(super) fn tell_own_departure(&mut self, planet: PlanetId, now: Now) -> bool {
         let own = self.config.keys.identity.public();
         let network = self.join.as_ref().map(|join| Join::network(join).id);
         let left = self.left.clone().filter(|left| {
@@ -194,33 +240,52 @@ impl Engine {
             let said = network.and_then(|network| Departure::verify(left, network).ok());
             said.is_some_and(|(_, identities)| identities.contains(&own))
         });
+        let Some((left, known)) = left.zip(self.planets.connection(&planet)) else {
+            return true;
+        };
         // Once: a planet doesn't listen to strangers often, and the join has to be heard, too.
-        let connection = self.planets.connection(&planet);
-        let told = connection.is_some_and(|known| known.departed.is_some());
-        if let Some(left) = left.filter(|_| !told) {
-            let as_another = left.unverified().is_ok_and(|said| said.node != self.node);
-            if let Some(known) = self.planets.connection(&planet) {
-                known.departed = Some(as_another);
-            }
-            self.say(planet, NodeMessage::Leave(left));
+        let first = known.departed.is_none();
+        if known.departed.is_some_and(|told| !told.again) {
+            return true;
         }
+        let as_another = left.unverified().is_ok_and(|said| said.node != self.node);
+        known.departed = Some(OwnDeparture {
+            as_another,
+            again: false,
+        });
+        self.say(planet, NodeMessage::Leave(left));
+        if !first {
+            // Who answers is known only if nothing else is said meanwhile.
+            let next = now.moment + AFTER_DEPARTURE;
+            self.timers.set(Timer::Join(planet), next);
+        }
+        first
     }
 
     /// Whether a refusal is the answer to the departure that was told before the join: there are planets that
     /// take none from a node that they knew by another id.
-    pub(super) fn refuses_departure(&mut self, planet: &PlanetId, code: RefusalCode) -> bool {
+    fn refuses_departure(&mut self, planet: &PlanetId, code: RefusalCode) -> bool {
         let connection = self.planets.connection(planet);
-        connection.is_some_and(|known| {
-            code == RefusalCode::Unproven
-                && known.departed.replace(false).is_some_and(|waits| waits)
+        let told = connection.and_then(|known| known.departed.as_mut());
+        told.is_some_and(|told| {
+            code == RefusalCode::Unproven && std::mem::take(&mut told.as_another)
         })
+    }
+
+    /// Whether a refusal says no more than that the planet has not heard this node's departure: it had no time for
+    /// that, and judged the join that was said after it as that of a member.
+    fn misses_departure(&mut self, planet: &PlanetId, code: RefusalCode) -> bool {
+        let connection = self.planets.connection(planet);
+        let Some(told) = connection.and_then(|known| known.departed.as_mut()) else {
+            return false;
+        };
+        told.again |= code == RefusalCode::Busy;
+        told.again && code == RefusalCode::Conflict
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use podmesh_proto::local_api::NodeState;
 
     use super::*;
@@ -314,6 +379,41 @@ mod tests {
         }
         assert!(world.engines[0].left.is_none());
         assert!(world.stored[0].as_ref().unwrap().departures.is_empty());
+    }
+
+    /// The planet's disk was full, or it had heard enough of this node for the moment.
+    #[test]
+    fn a_departure_for_which_a_planet_has_no_time_is_said_again_before_the_join() {
+        for busy in [1, 3] {
+            let mut world = left_in_silence();
+            world.restart(0);
+            world.planet_alive = true;
+            (world.busy_to_leave, world.names_are_held) = (busy, true);
+            let (token, now) = (world.authority.token(9), world.now);
+            world.engines[0]
+                .handle_join(&token, name("n1"), now)
+                .unwrap();
+            world.drain(0);
+            world.connect(0);
+            world.run(Duration::from_secs(40));
+            assert_eq!(world.busy_to_leave, 0);
+            let status = world.engines[0].status(world.now);
+            assert_eq!(status.state, NodeState::Online, "{:?}", world.notes);
+            let said = format!("left {}", Keys::new(1).id().short());
+            let count = world.notes.iter().filter(|note| **note == said).count();
+            assert_eq!(count, 1, "once it was heard: {:?}", world.notes);
+        }
+    }
+
+    #[test]
+    fn what_a_planet_had_no_time_to_hear_of_others_is_told_again() {
+        let mut world = left_in_silence();
+        let said = format!("left {}", Keys::new(1).id().short());
+        world.planet_alive = true;
+        world.busy_to_leave = 2;
+        world.connect(1);
+        world.run(Duration::from_secs(60));
+        assert!(world.notes.contains(&said), "{:?}", world.notes);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::timers::Timer;
 /// Between two tries when a planet's answer makes no sense.
 const AFTER_NONSENSE: Duration = Duration::from_secs(10);
 /// Between two tries to join when the planet doesn't say.
-const JOIN_RETRY: Duration = Duration::from_secs(5);
+pub(super) const JOIN_RETRY: Duration = Duration::from_secs(5);
 
 impl Engine {
     pub(super) fn begin_join(
@@ -56,9 +56,9 @@ impl Engine {
     }
 
     /// Says again to one planet what the join or claim is waiting for.
-    pub(super) fn ask_again(&mut self, planet: PlanetId) {
+    pub(super) fn ask_again(&mut self, planet: PlanetId, now: Now) {
         if self.planets.connected().any(|one| one == planet) {
-            self.ask(planet);
+            self.ask(planet, now);
         }
     }
 
@@ -72,11 +72,10 @@ impl Engine {
     }
 
     /// Tells one planet what this node wants to become or to claim.
-    pub(super) fn ask(&mut self, planet: PlanetId) {
-        if let Some(join) = &self.join {
-            let message = join.message();
-            if matches!(message, NodeMessage::Join(_)) {
-                self.tell_own_departure(planet);
+    pub(super) fn ask(&mut self, planet: PlanetId, now: Now) {
+        if let Some(message) = self.join.as_ref().map(Join::message) {
+            if matches!(message, NodeMessage::Join(_)) && !self.tell_own_departure(planet, now) {
+                return;
             }
             self.say(planet, message);
         } else if let Some(claim) = self.claim.clone() {
@@ -211,9 +210,8 @@ impl Engine {
             self.outputs.push_back(Output::Reconnect(planet));
             return;
         }
-        if self.refuses_departure(&planet, refusal.code) {
-            let next = now.moment + JOIN_RETRY;
-            return self.timers.set(Timer::Join(planet), next);
+        if self.answers_departure(planet, &refusal, now) {
+            return;
         }
         // Who joins wants to know what a planet that is connected waits for.
         let counts = ends || self.join.is_some();

@@ -220,7 +220,7 @@ impl Engine {
             self.claim_configured(now);
             self.observe(planet, now);
         }
-        self.ask(planet);
+        self.ask(planet, now);
         if granted {
             self.ask_renewal(planet, now);
         }

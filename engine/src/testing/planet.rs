@@ -108,6 +108,10 @@ impl World {
                     self.planet_hears(node, NodeMessage::Statement(Box::new(statement)));
                 }
             }
+            NodeMessage::Leave(_) if self.busy_to_leave > 0 => {
+                self.busy_to_leave -= 1;
+                self.refuse(node, RefusalCode::Busy, "no time");
+            }
             NodeMessage::Leave(departure) => {
                 let gone = departure.unverified().unwrap().node;
                 self.notes.push(format!("left {}", gone.short()));
@@ -264,8 +268,21 @@ impl World {
         }
     }
 
+    fn refuse(&mut self, node: usize, code: RefusalCode, reason: &str) {
+        let refusal = Refusal {
+            code,
+            reason: reason.to_owned(),
+            retry_in: None,
+        };
+        self.planet_says(node, PlanetMessage::Refused(refusal));
+    }
+
     fn admit(&mut self, node: usize, application: Application) {
         let id = self.engines[node].node_id();
+        let left = format!("left {}", id.short());
+        if self.names_are_held && !self.notes.contains(&left) {
+            return self.refuse(node, RefusalCode::Conflict, "a member has the name");
+        }
         let (grant, certificate) = application.verify(&self.authority.network).unwrap();
         self.planet.next += 1;
         let number = self.planet.next;

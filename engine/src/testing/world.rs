@@ -62,6 +62,10 @@ pub(crate) struct World {
     pub(crate) next: BTreeMap<u8, u8>,
     /// The planet doesn't answer renewals.
     pub(crate) planet_silent: bool,
+    /// So many departures the planet has no time for.
+    pub(crate) busy_to_leave: u32,
+    /// The planet admits nobody who has not left.
+    pub(crate) names_are_held: bool,
     pub(super) planet: PlanetStub,
     wire: Vec<(Moment, u64, usize, Received)>,
     pub(super) order: u64,
@@ -100,6 +104,8 @@ impl World {
             moved: BTreeMap::new(),
             next: BTreeMap::new(),
             planet_silent: false,
+            busy_to_leave: 0,
+            names_are_held: false,
             planet: PlanetStub::default(),
             wire: Vec::new(),
             order: 0,
