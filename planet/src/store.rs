@@ -79,6 +79,14 @@ pub enum StoreError {
         /// The file.
         path: String,
     },
+    /// A write has failed, and the next one opens the file anew.
+    #[error(
+        "{path} was closed after a write that failed; it is tried again every ten seconds, and `planet status` says why it fails"
+    )]
+    Closed {
+        /// The file.
+        path: String,
+    },
     /// Written by a program of another version.
     #[error("{path} has a format that this version of planet doesn't know; use a newer one")]
     Format {
@@ -101,6 +109,8 @@ pub enum StoreError {
 pub struct DiskStore {
     path: PathBuf,
     database: Option<Database>,
+    /// The file once more, so that it can be read after it was closed and taken away.
+    file: Option<File>,
     /// Device and inode of the file that is open.
     place: Option<(u64, u64)>,
     /// What has to be put back before the next commit, because the last one failed half way.
@@ -142,9 +152,11 @@ impl DiskStore {
             .mode(0o600)
             .open(&unfinished)
             .map_err(|error| refused(&path, &error))?;
+        let again = reopened(&unfinished).map_err(|error| refused(&path, &error))?;
         let mut store = Self {
             path: path.clone(),
             database: None,
+            file: Some(again),
             place: None,
             undo: Vec::new(),
         };
@@ -181,6 +193,7 @@ impl DiskStore {
         let mut store = Self {
             path,
             database: None,
+            file: None,
             place: None,
             undo: Vec::new(),
         };
@@ -193,6 +206,7 @@ impl DiskStore {
         }
         store.check_format(&database)?;
         store.place = place_of(&store.path).map_err(|error| refused(&store.path, &error))?;
+        store.file = Some(reopened(&store.path).map_err(|error| refused(&store.path, &error))?);
         store.database = Some(database);
         Ok(store)
     }
@@ -276,7 +290,7 @@ impl DiskStore {
         let path = self.path.clone();
         let failed = |error: io::Error| refused(&path, &error);
         if self.database.is_none() {
-            return Err(failed(io::ErrorKind::NotFound.into()));
+            self.database = Some(self.open_what_was_taken()?);
         }
         let folder = path.parent().unwrap_or(Path::new("."));
         match DirBuilder::new().mode(0o700).create(folder) {
@@ -291,13 +305,29 @@ impl DiskStore {
         fs::rename(&unfinished, &path)
             .and_then(|()| File::open(folder)?.sync_all())
             .map_err(failed)?;
-        *self = store;
+        // What has to be undone was written anew with the rest.
+        let undo = std::mem::take(&mut self.undo);
+        *self = Self { undo, ..store };
         tracing::warn!(path = %path.display(), "the store was taken away and is written anew");
         Ok(())
     }
 
     fn open_file(&self) -> Result<Database, StoreError> {
         Database::open(&self.path).map_err(|error| self.judge(error))
+    }
+
+    /// The store that an error has closed, out of a file that has no name any more.
+    fn open_what_was_taken(&self) -> Result<Database, StoreError> {
+        let failed = |error: io::Error| refused(&self.path, &error);
+        let file = self.file.as_ref();
+        let file = file.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        // An empty file would be taken for a new store, and everything in it for forgotten.
+        if file.metadata().map_err(failed)?.len() == 0 {
+            return Err(self.damaged("it was taken away, and is empty"));
+        }
+        let again = file.try_clone().map_err(failed)?;
+        let opened = Database::builder().create_file(again);
+        opened.map_err(|error| self.judge(error))
     }
 
     fn check_format(&self, database: &Database) -> Result<(), StoreError> {
@@ -400,6 +430,10 @@ fn keep_aside(path: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
+fn reopened(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
 /// Device and inode of a file, if there is one.
 fn place_of(path: &Path) -> io::Result<Option<(u64, u64)>> {
     match fs::metadata(path) {
@@ -419,7 +453,8 @@ fn refused(path: &Path, error: &io::Error) -> StoreError {
 impl Store for DiskStore {
     fn load(&mut self) -> Result<Vec<Record>, StoreError> {
         let Some(database) = &self.database else {
-            return Err(self.damaged("it was closed after an error"));
+            let path = self.path.display().to_string();
+            return Err(StoreError::Closed { path });
         };
         let read = database.begin_read().map_err(|error| self.judge(error))?;
         let table = read

@@ -257,11 +257,13 @@ impl Planet {
         self.commits.next.inputs.push(decided);
     }
 
-    /// Tries again what the store refused, when it is time.
+    /// Tries again what the store refused, when it is time. A store that refused a grant alone is tried, too: it
+    /// has to undo what of that may have reached the disk, and nobody else may ask for long.
     pub(super) fn save_unsaved(&mut self, now: Now) {
         let commits = &self.commits;
         let idle = commits.under_way.is_none() && commits.next.inputs.is_empty();
-        if idle && !commits.unsaved.is_empty() && now.moment >= commits.retry_at {
+        let waits = !commits.unsaved.is_empty() || commits.error.is_some();
+        if idle && waits && now.moment >= commits.retry_at {
             self.remember(Vec::new(), Vec::new(), Vec::new());
         }
     }

@@ -272,3 +272,38 @@ fn a_store_in_whose_place_is_another_one_takes_nothing() {
     fs::rename(&away, folder.file()).unwrap();
     store.commit(&[Change::Put(spent(2, 1))]).unwrap();
 }
+
+#[test]
+fn a_store_that_was_closed_and_taken_away_is_written_anew_from_what_is_open() {
+    let folder = Folder::new();
+    let mut store = DiskStore::create(&folder.0, Origin::Fresh).unwrap();
+    let mut all = vec![Record::Origin(Origin::Fresh)];
+    for number in 1_u8..4 {
+        store.commit(&[Change::Put(spent(number, 1))]).unwrap();
+        all.push(spent(number, 1));
+        // A commit that nobody was told of reached the disk, which then failed.
+        let half = [encode(&Change::Put(spent(99, 1))).unwrap()];
+        let before = store.before(&half).unwrap();
+        store.write(&half).unwrap();
+        store.undo = before;
+        store.database = None;
+        let said = store.load().unwrap_err().to_string();
+        assert!(said.contains("tried again"), "{said}");
+        fs::remove_file(folder.file()).unwrap();
+        if number == 1 {
+            assert!(store.stand().unwrap(), "a look alone writes it");
+        }
+        store.commit(&[Change::Put(spent(number + 10, 1))]).unwrap();
+        all.push(spent(number + 10, 1));
+        drop(store);
+        // As a start finds it.
+        store = DiskStore::open(&folder.0).unwrap();
+        assert_eq!(sorted(store.load().unwrap()), sorted(all.clone()));
+    }
+    // What is left of a file that was emptied before is no store.
+    store.database = None;
+    fs::write(folder.file(), []).unwrap();
+    fs::remove_file(folder.file()).unwrap();
+    store.commit(&[Change::Put(spent(50, 1))]).unwrap_err();
+    assert!(!folder.file().exists());
+}

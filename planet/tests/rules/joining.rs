@@ -93,7 +93,18 @@ fn nothing_leaves_before_it_is_durable_and_a_full_disk_grants_nothing() {
     assert_eq!(code(&answers), Some(RefusalCode::Busy));
     assert_eq!(stage.planet.books().entries().count(), 0);
     assert!(stage.status().write_error.is_some());
+    // The disk is tried again by itself, and as long as it fails that is said.
+    let before = stage.commits;
+    stage.pass(Duration::from_secs(25));
+    assert!((1..=3).contains(&(stage.commits - before)));
+    assert!(stage.status().write_error.is_some());
     stage.disk_full = false;
+    stage.pass(Duration::from_secs(12));
+    assert_eq!(stage.status().write_error, None);
+    let before = stage.commits;
+    stage.pass(Duration::from_secs(25));
+    assert_eq!(stage.commits, before, "a sound disk is left alone");
+    stage.connect(&mut a);
     stage.hold_commits = true;
     stage.say(&a, NodeMessage::Join(Box::new(application)));
     assert!(stage.told(&a).is_empty(), "the answer waits for the disk");
