@@ -19,7 +19,7 @@ use crate::restore::{self, Confirm};
 use crate::rules::records::Origin;
 use crate::rules::view::PlanetStatus;
 use crate::run;
-use crate::store::{self, DiskStore, StoreError, write_private};
+use crate::store::{self, Backup, DiskStore, StoreError, write_private};
 
 /// The root server of a podmesh network: admits nodes, tells them about each other, introduces them
 /// and relays for them. It can't read their traffic and can't add a member.
@@ -222,7 +222,7 @@ fn backup(file: &Path, place: &Place) -> Result<(), Problem> {
     let state_dir = &place.state.state_dir;
     let planet = planet_of(state_dir)?;
     let content = match open(state_dir) {
-        Ok(mut store) => store.backup()?,
+        Ok(mut store) => store.backup(&planet)?,
         Err(StoreError::InUse { .. }) => {
             match ask(&place.runtime.runtime_dir, &Request::Backup { planet })? {
                 Response::Backup { content } => STANDARD
@@ -260,13 +260,13 @@ fn restore(file: &Path, state_dir: &Path, confirm: &Confirm) -> Result<(), Probl
         key => key?.planet_id(),
     };
     let content = std::fs::read(file).map_err(|error| Problem::file(file, &error))?;
-    let backup = store::read_backup(&content)?;
-    let newer = restore::judge(backup, DiskStore::present(state_dir)?, &planet)?;
-    if !newer.is_empty() {
-        let newer = newer.join(", ");
-        confirm.ask(&format!(
-            "the books here have what the backup lacks: {newer}"
-        ))?;
+    let backup = Backup::read(&content)?;
+    if backup.planet.is_none() {
+        hint("planet: this backup is of an older version and doesn't say of which planet it is");
+    }
+    let doubts = restore::judge(backup, DiskStore::present(state_dir)?, &planet)?;
+    if !doubts.is_empty() {
+        confirm.ask(&doubts.join("; "))?;
     }
     let aside = DiskStore::restore(state_dir, &content)?;
     let aside = aside.map_or_else(String::new, |aside| {

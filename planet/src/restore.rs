@@ -10,56 +10,79 @@ use podmesh_proto::renewal::Standing;
 use crate::problem::{Problem, USAGE};
 use crate::rules::books::{Books, Entry};
 use crate::rules::records::Record;
+use crate::store::Backup;
 
-/// What is in the books and not in the backup, in words; empty if that is nothing, or if there are no books
-/// that can be read.
+/// What speaks against a restore, in words, and its operator may want all the same: the backup is of another planet
+/// of this one's network, or lacks what is in the books. Empty if that is nothing.
 ///
-/// A backup doesn't say whose it is, but its document names planets, the retired ones as well. One that was
-/// made before this planet was added names it nowhere: the books of the same network vouch for that.
+/// A backup of the first format doesn't say whose it is, but its document names planets, the retired ones as well.
+/// One that was made before this planet was added names it nowhere: the books of the same network vouch for that.
 ///
 /// # Errors
 /// The backup is of another network than the books, of a network that doesn't know this planet, or holds no
 /// network where the books have one.
 pub fn judge(
-    backup: Vec<Record>,
+    backup: Backup,
     present: Option<Vec<Record>>,
     planet: &PlanetId,
 ) -> Result<Vec<String>, Problem> {
-    let backup = books(backup).map_err(|error| {
+    let of = backup.planet;
+    let backup = books(backup.records).map_err(|error| {
         Problem::failed(format!(
             "the backup can't be used ({error}); use another one"
         ))
     })?;
     // Books that make no sense are what a backup is for.
     let present = present.and_then(|records| books(records).ok().flatten());
+    let mut doubts = Vec::new();
+    if let Some(other) = of.filter(|of| of != planet) {
+        let network = backup.as_ref().or(present.as_ref());
+        let name = |planet| named_planet(network.map(|books| &books.network), planet);
+        doubts.push(format!(
+            "the backup is of planet {}, and this one is {}",
+            name(&other),
+            name(planet)
+        ));
+    }
     match (backup, present) {
-        (None, None) => Ok(Vec::new()),
-        (None, Some(present)) => Err(Problem::failed(format!(
-            "the backup is of a planet that served no network yet, and this one serves {}; use another one",
-            named(&present.network)
-        ))),
-        (Some(backup), None) if !knows(&backup.network, planet) => {
+        (None, None) => {}
+        (None, Some(present)) => {
+            return Err(Problem::failed(format!(
+                "the backup is of a planet that served no network yet, and this one serves {}; use another one",
+                named(&present.network)
+            )));
+        }
+        (Some(backup), None) if of != Some(*planet) && !knows(&backup.network, planet) => {
             let network = &backup.network;
-            Err(Problem::failed(format!(
+            return Err(Problem::failed(format!(
                 "the backup is of a planet of network {}, whose edition {} names {} and not this planet, {planet}; \
                  use this planet's own backup, or put the planet.key of the right one into the state \
                  directory; if this planet was added later, `planet adopt` the network's newest document first",
                 named(network),
                 network.version,
                 planets(network)
-            )))
+            )));
         }
-        (Some(_), None) => Ok(Vec::new()),
+        (Some(_), None) => {}
         (Some(backup), Some(present)) if backup.network.id != present.network.id => {
-            Err(Problem::failed(format!(
+            return Err(Problem::failed(format!(
                 "the backup is of network {}, and this planet serves {}; use this planet's own backup, or name \
                  the planet that the backup is of by --state-dir",
                 named(&backup.network),
                 named(&present.network)
-            )))
+            )));
         }
-        (Some(backup), Some(present)) => Ok(newer(&present, &backup)),
+        (Some(backup), Some(present)) => {
+            let newer = newer(&present, &backup);
+            if !newer.is_empty() {
+                let newer = newer.join(", ");
+                doubts.push(format!(
+                    "the books here have what the backup lacks: {newer}"
+                ));
+            }
+        }
     }
+    Ok(doubts)
 }
 
 /// The books in these records; none if they hold no network.
@@ -75,6 +98,16 @@ fn books(records: Vec<Record>) -> Result<Option<Books>, CertificateError> {
 
 fn named(network: &Network) -> String {
     format!("{} ({})", network.name, network.id)
+}
+
+/// A planet's name and id, or its id alone where the network doesn't name it.
+fn named_planet(network: Option<&Network>, planet: &PlanetId) -> String {
+    let mut entries = network.iter().flat_map(|network| &network.planets);
+    let entry = entries.find(|entry| entry.id == *planet);
+    entry.map_or_else(
+        || planet.to_string(),
+        |entry| format!("{} ({planet})", entry.name),
+    )
 }
 
 fn knows(network: &Network, planet: &PlanetId) -> bool {

@@ -2,11 +2,16 @@
 //!
 //! Behind a small trait, so that another store can take its place where one machine is not enough.
 
+mod backup;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+pub use self::backup::Backup;
+
+use podmesh_proto::id::PlanetId;
 use podmesh_proto::key::digest;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -19,7 +24,6 @@ const FORMAT: &[u8] = &[1];
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const CHECKSUM: usize = 8;
-const BACKUP_MAGIC: &[u8] = b"podmesh planet backup v1\n";
 
 /// A key, and the value that it gets; none takes the key away.
 type Write = (Vec<u8>, Option<Vec<u8>>);
@@ -211,13 +215,13 @@ impl DiskStore {
         Ok(store)
     }
 
-    /// Everything in the store as one file's content, with a checksum.
+    /// Everything in the store as one file's content, with the planet whose it is and a checksum.
     ///
     /// # Errors
     /// The store can't be read.
-    pub fn backup(&mut self) -> Result<Vec<u8>, StoreError> {
+    pub fn backup(&mut self, planet: &PlanetId) -> Result<Vec<u8>, StoreError> {
         let records = self.load()?;
-        encode_backup(&records).map_err(|reason| self.damaged(&reason))
+        backup::encode(planet, &records).map_err(|reason| self.damaged(&reason))
     }
 
     /// What a state directory's store holds; none if there is no store, or none that can be read.
@@ -245,7 +249,7 @@ impl DiskStore {
     /// The backup is damaged, a planet is running, or the disk refuses; nothing has changed then.
     pub fn restore(state_dir: &Path, backup: &[u8]) -> Result<Option<PathBuf>, StoreError> {
         let path = state_dir.join(FILE);
-        let records = read_backup(backup)?;
+        let records = Backup::read(backup)?.records;
         if let Err(error @ StoreError::InUse { .. }) = Self::open(state_dir) {
             return Err(error);
         }
@@ -527,36 +531,6 @@ fn checksum(key: &[u8], value: &[u8]) -> Vec<u8> {
     let bytes = [length.as_slice(), key, value].concat();
     let hash = digest("podmesh planet record v1", &bytes);
     hash.iter().take(CHECKSUM).copied().collect()
-}
-
-fn encode_backup(records: &[Record]) -> Result<Vec<u8>, String> {
-    let body = postcard::to_allocvec(records).map_err(|error| error.to_string())?;
-    let hash = digest("podmesh planet backup v1", &body);
-    Ok([BACKUP_MAGIC, hash.as_slice(), &body].concat())
-}
-
-/// What a backup holds.
-///
-/// # Errors
-/// It is damaged, or none.
-pub fn read_backup(backup: &[u8]) -> Result<Vec<Record>, StoreError> {
-    decode_backup(backup).map_err(|reason| StoreError::Io {
-        path: "the backup".to_owned(),
-        reason,
-        permission: false,
-    })
-}
-
-fn decode_backup(backup: &[u8]) -> Result<Vec<Record>, String> {
-    let rest = backup
-        .strip_prefix(BACKUP_MAGIC)
-        .ok_or("it is no backup of a planet")?;
-    let damaged = "it is damaged; use another one";
-    let (hash, body) = rest.split_first_chunk::<32>().ok_or(damaged)?;
-    if digest("podmesh planet backup v1", body) != *hash {
-        return Err(damaged.to_owned());
-    }
-    postcard::from_bytes(body).map_err(|_| damaged.to_owned())
 }
 
 /// Writes a file that only its owner may read, so that a crash leaves the old one or the new one.

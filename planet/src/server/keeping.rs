@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use podmesh_proto::id::PlanetId;
 use podmesh_proto::key::SigningKey;
 
 use crate::identity;
@@ -33,8 +34,8 @@ impl Store for Kept {
 }
 
 impl BackupStore for Kept {
-    fn backup(&mut self) -> Result<Vec<u8>, StoreError> {
-        self.store.backup()
+    fn backup(&mut self, planet: &PlanetId) -> Result<Vec<u8>, StoreError> {
+        self.store.backup(planet)
     }
 
     fn stand(&mut self) -> Result<Vec<&'static str>, String> {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use podmesh_proto::id::PlanetId;
 use podmesh_proto::local_api::RegistryView;
 use podmesh_proto::network::RootStatement;
 use podmesh_proto::signed::Signed;
@@ -69,11 +70,11 @@ pub enum Question {
 
 /// Gives everything that a store holds as one file's content.
 pub trait BackupStore: Store {
-    /// The content.
+    /// The content, as the books of `planet`.
     ///
     /// # Errors
     /// The store can't be read.
-    fn backup(&mut self) -> Result<Vec<u8>, StoreError>;
+    fn backup(&mut self, planet: &PlanetId) -> Result<Vec<u8>, StoreError>;
 
     /// Writes anew what was taken away of what the next start needs, and gives the names of these files.
     ///
@@ -83,8 +84,8 @@ pub trait BackupStore: Store {
 }
 
 impl BackupStore for DiskStore {
-    fn backup(&mut self) -> Result<Vec<u8>, StoreError> {
-        Self::backup(self)
+    fn backup(&mut self, planet: &PlanetId) -> Result<Vec<u8>, StoreError> {
+        Self::backup(self, planet)
     }
 
     fn stand(&mut self) -> Result<Vec<&'static str>, String> {
@@ -213,8 +214,9 @@ impl Mind {
         if self.store.is_busy() {
             return;
         }
+        let planet = self.planet.id();
         for asker in std::mem::take(&mut self.backups) {
-            let _ = asker.send(self.store.backup());
+            let _ = asker.send(self.store.backup(&planet));
         }
     }
 

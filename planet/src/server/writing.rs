@@ -1,5 +1,6 @@
 //! The store on a thread of its own: the mind hears on while the disk takes its time.
 
+use podmesh_proto::id::PlanetId;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::rules::records::Change;
@@ -58,15 +59,15 @@ impl Writing {
         Some(tokio::task::block_in_place(|| store.stand()))
     }
 
-    /// Everything in the store as one file's content.
+    /// Everything in the store of `planet` as one file's content.
     ///
     /// # Errors
     /// The store can't be read, or is being written.
-    pub(super) fn backup(&mut self) -> Result<Vec<u8>, String> {
+    pub(super) fn backup(&mut self, planet: &PlanetId) -> Result<Vec<u8>, String> {
         let Self::Rest(store) = self else {
             return Err("the store is being written".to_owned());
         };
-        let backup = tokio::task::block_in_place(|| store.backup());
+        let backup = tokio::task::block_in_place(|| store.backup(planet));
         backup.map_err(|error| error.to_string())
     }
 }

@@ -5,6 +5,8 @@ use podmesh_proto::id::{NodeId, TokenId};
 
 use super::*;
 
+const PLANET: PlanetId = PlanetId([7; 32]);
+
 struct Folder(PathBuf);
 
 impl Folder {
@@ -137,7 +139,7 @@ fn a_backup_comes_back_marked_and_a_damaged_one_is_refused() {
     let (folder, other) = (Folder::new(), Folder::new());
     let mut store = DiskStore::create(&folder.0, Origin::Fresh).unwrap();
     store.commit(&[Change::Put(spent(1, 1))]).unwrap();
-    let backup = store.backup().unwrap();
+    let backup = store.backup(&PLANET).unwrap();
     store.commit(&[Change::Put(spent(2, 1))]).unwrap();
     let in_use = DiskStore::restore(&folder.0, &backup).unwrap_err();
     assert!(matches!(in_use, StoreError::InUse { .. }));
@@ -181,7 +183,7 @@ fn a_commit_that_failed_is_undone_by_the_next_one() {
 fn no_restore_destroys_what_was_there() {
     let folder = Folder::new();
     let mut store = DiskStore::create(&folder.0, Origin::Fresh).unwrap();
-    let backup = store.backup().unwrap();
+    let backup = store.backup(&PLANET).unwrap();
     store.commit(&[Change::Put(spent(1, 1))]).unwrap();
     drop(store);
     for number in 1_u8..4 {
@@ -306,4 +308,22 @@ fn a_store_that_was_closed_and_taken_away_is_written_anew_from_what_is_open() {
     fs::remove_file(folder.file()).unwrap();
     store.commit(&[Change::Put(spent(50, 1))]).unwrap_err();
     assert!(!folder.file().exists());
+}
+
+#[test]
+fn a_backup_says_whose_it_is_and_one_of_the_first_format_is_read() {
+    let folder = Folder::new();
+    let mut store = DiskStore::create(&folder.0, Origin::Fresh).unwrap();
+    let backup = store.backup(&PLANET).unwrap();
+    let records = store.load().unwrap();
+    let read = Backup::read(&backup).unwrap();
+    assert_eq!((read.planet, &read.records), (Some(PLANET), &records));
+    let body = postcard::to_allocvec(&records).unwrap();
+    let sum = digest("podmesh planet backup v1", &body);
+    let first = [b"podmesh planet backup v1\n", sum.as_slice(), &body].concat();
+    let read = Backup::read(&first).unwrap();
+    assert_eq!((read.planet, read.records), (None, records));
+    let later = [b"podmesh planet backup v3\n", sum.as_slice(), &body].concat();
+    let said = Backup::read(&later).unwrap_err().to_string();
+    assert!(said.contains("newer"), "{said}");
 }

@@ -4,6 +4,7 @@ use std::fs;
 
 use podmesh_planet::rules::records::{Change, Record};
 use podmesh_planet::store::{self, DiskStore, Store as _};
+use podmesh_proto::key::digest;
 use podmesh_proto::network::RetiredPlanet;
 
 use crate::Place;
@@ -83,8 +84,12 @@ fn a_planet_that_was_named_later_or_retired_since_takes_its_own_backup() {
     let place = Place::with_key(&operator.other_planet_key(), &operator);
     let early = backup(&place, "early");
     place.succeed(&["restore", &early]);
-    // With its books gone nothing vouches for the backup, until the newest document does.
+    // With its books gone the backup vouches for itself. For one that doesn't say whose it is nothing does,
+    // until the newest document does.
     fs::remove_file(place.state().join(store::FILE)).unwrap();
+    place.succeed(&["restore", &early]);
+    fs::remove_file(place.state().join(store::FILE)).unwrap();
+    let early = of_first_format(&place, &early);
     let said = refused(&place, &early, 1);
     assert!(
         said.contains("planet adopt") && said.contains("planet-1"),
@@ -110,6 +115,48 @@ fn a_planet_that_was_named_later_or_retired_since_takes_its_own_backup() {
     let late = backup(&place, "late");
     fs::remove_file(place.state().join(store::FILE)).unwrap();
     place.succeed(&["restore", &late]);
+}
+
+/// The same backup as planets made it that said nothing of themselves in it.
+fn of_first_format(place: &Place, backup: &str) -> String {
+    let records = store::Backup::read(&fs::read(backup).unwrap())
+        .unwrap()
+        .records;
+    let body = postcard::to_allocvec(&records).unwrap();
+    let sum = digest("podmesh planet backup v1", &body);
+    let content = [b"podmesh planet backup v1\n", sum.as_slice(), &body].concat();
+    place.file("first", &content)
+}
+
+#[test]
+fn a_backup_of_another_planet_of_the_network_wants_to_be_meant() {
+    let mut operator = Operator::new(215);
+    operator.add_planet_in_front();
+    let first = Place::with_key(&operator.other_planet_key(), &operator);
+    let second = Place::found(&operator);
+    let saved = backup(&first, "saved");
+    let said = refused(&second, &saved, 3);
+    for part in [
+        "planet-0 (",
+        "planet-1 (",
+        "--yes",
+        &operator.other_planet_key().planet_id().to_string(),
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    // Also where its own books are gone, and the network alone vouches for nothing.
+    fs::remove_file(second.state().join(store::FILE)).unwrap();
+    let said = refused(&second, &saved, 3);
+    assert!(said.contains("of planet planet-0"), "{said}");
+    second.succeed(&["restore", &saved, "--yes"]);
+    first.succeed(&["restore", &saved]);
+    let old = of_first_format(&second, &saved);
+    let restored = second.run(&["restore", &old]);
+    let said = String::from_utf8(restored.stderr).unwrap();
+    assert!(
+        restored.status.success() && said.contains("doesn't say"),
+        "{said}"
+    );
 }
 
 #[test]

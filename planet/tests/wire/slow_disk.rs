@@ -3,6 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 
 use podmesh_planet::store::{Store, StoreError};
+use podmesh_proto::id::PlanetId;
 
 #[allow(clippy::wildcard_imports, reason = "the other half of one story")]
 use super::*;
@@ -71,8 +72,8 @@ impl Store for Gated {
 }
 
 impl BackupStore for Gated {
-    fn backup(&mut self) -> Result<Vec<u8>, StoreError> {
-        self.0.backup()
+    fn backup(&mut self, planet: &PlanetId) -> Result<Vec<u8>, StoreError> {
+        self.0.backup(planet)
     }
 
     fn stand(&mut self) -> Result<Vec<&'static str>, String> {
