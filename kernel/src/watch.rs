@@ -1,4 +1,4 @@
-//! Notices when somebody changes links, addresses, routes, rules, forwarding, or podmesh's nftables table.
+//! Notices when somebody changes links, addresses, routes, rules, forwarding, nftables or policies of `IPsec`.
 #![allow(
     unsafe_code,
     reason = "forcing a buffer size and registering a foreign socket have no safe form"
@@ -9,7 +9,7 @@ use std::mem;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use netlink_sys::{Socket, SocketAddr};
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
@@ -42,6 +42,9 @@ const NEW_GENERATION: u16 = NFTABLES_SUBSYSTEM << 8 | 15;
 /// The table's name in notices about tables, chains and rules.
 const TABLE_NAME: u16 = 1;
 
+/// `XFRMNLGRP_POLICY`. Kinds of its messages have numbers that other kinds have in other families.
+const IPSEC_POLICIES: u32 = 4;
+
 /// What was changed since the last notice, whoever did it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Change {
@@ -60,6 +63,8 @@ pub struct Change {
     pub guard: bool,
     /// Nftables tables of others.
     pub firewall: bool,
+    /// Policies of `IPsec`.
+    pub policies: bool,
     /// Notices were lost, so anything may have changed.
     pub overrun: bool,
 }
@@ -109,6 +114,8 @@ pub struct Watcher {
     socket: AsyncFd<Socket>,
     /// Absent where the kernel has no nftables, or the caller may not listen to it.
     guard: Option<AsyncFd<Socket>>,
+    /// Absent where the kernel has no `IPsec`, or the caller may not listen to it.
+    policies: Option<AsyncFd<Socket>>,
     settle: Duration,
     buffer: Vec<u8>,
     pending: Change,
@@ -138,9 +145,14 @@ impl Watcher {
         if let Err(error) = &guard {
             tracing::debug!(%error, "changes of nftables are not noticed");
         }
+        let policies = listen(NETLINK_XFRM, &[IPSEC_POLICIES]);
+        if let Err(error) = &policies {
+            tracing::debug!(%error, "changes of IPsec policies are not noticed");
+        }
         Ok(Self {
             socket,
             guard: guard.ok(),
+            policies: policies.ok(),
             settle,
             buffer: Vec::with_capacity(1 << 16),
             pending: Change::default(),
@@ -157,6 +169,7 @@ impl Watcher {
             tokio::select! {
                 ready = self.socket.readable() => ready?.clear_ready(),
                 ready = readable(self.guard.as_ref()) => ready?.clear_ready(),
+                ready = readable(self.policies.as_ref()) => ready?.clear_ready(),
             }
             self.take()?;
         }
@@ -173,19 +186,31 @@ impl Watcher {
         {
             take_from(socket.get_ref(), &mut self.buffer, &mut self.pending)?;
         }
+        if let Some(socket) = &self.policies {
+            let mut all = Change::default();
+            self.pending.policies |= take_from(socket.get_ref(), &mut self.buffer, &mut all)?;
+        }
         Ok(())
     }
 }
 
-fn take_from(socket: &Socket, buffer: &mut Vec<u8>, pending: &mut Change) -> io::Result<()> {
+/// Whether there were any, be it that they were lost.
+fn take_from(socket: &Socket, buffer: &mut Vec<u8>, pending: &mut Change) -> io::Result<bool> {
+    let mut is_news = false;
     loop {
         buffer.clear();
         match socket.recv(buffer, libc::MSG_DONTWAIT) {
-            Ok(_) => note_all(buffer, pending),
+            Ok(_) => {
+                is_news = true;
+                note_all(buffer, pending);
+            }
             Err(error) => match error.raw_os_error() {
-                Some(libc::EAGAIN) => return Ok(()),
+                Some(libc::EAGAIN) => return Ok(is_news),
                 Some(libc::EINTR) => {}
-                Some(libc::ENOBUFS) => pending.overrun = true,
+                Some(libc::ENOBUFS) => {
+                    is_news = true;
+                    pending.overrun = true;
+                }
                 _ => return Err(error),
             },
         }

@@ -85,6 +85,30 @@ fn each_kind_of_change_is_noticed_and_a_burst_is_one_notice() {
 }
 
 #[test]
+fn policies_of_ipsec_are_noticed_and_taken_for_nothing_else() {
+    isolated_async(|| async {
+        let mut watcher = Watcher::start(Duration::from_millis(30)).expect("a watcher");
+        let policy = "dir out src 10.0.0.0/8 dst 10.0.0.0/8";
+        let tunnel = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel";
+        for change in [
+            format!("xfrm policy add {policy} action block"),
+            format!("xfrm policy update {policy} {tunnel}"),
+            format!("xfrm policy delete {policy}"),
+            format!("xfrm policy add {policy} action block"),
+            "xfrm policy flush".to_owned(),
+        ] {
+            ip(&change);
+            let noticed = next(&mut watcher).await;
+            let policies = Change {
+                policies: true,
+                ..Change::default()
+            };
+            assert_eq!(noticed, policies, "{change}");
+        }
+    });
+}
+
+#[test]
 fn forwarding_that_is_switched_off_is_noticed_in_both_families_and_of_one_interface() {
     isolated_async(|| async {
         ip("link add up0 type veth peer name gw0");
