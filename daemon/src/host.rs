@@ -277,14 +277,16 @@ impl Keeper {
             self.keep(plan, &mut report).await;
             self.name_overlaps(plan, &mut report).await;
         }
-        match self.underlay(plan).await {
-            Ok(addresses) => report.underlay = addresses,
-            Err(error) => report.remarks.push(Remark::of_kernel(&error)),
-        }
+        let uplinks = self.uplinks(plan).await.unwrap_or_else(|error| {
+            report.remarks.push(Remark::of_kernel(&error));
+            Vec::new()
+        });
+        report.underlay = uplinks.iter().map(|(_, address)| *address).collect();
+        report.underlay.sort_unstable();
+        report.underlay.dedup();
         report.refusals = match plan {
             Some(plan) if report.device.is_some() => {
-                self.firewalls
-                    .look(&traffic(plan, &self.config, &report.underlay))
+                self.firewalls.look(&traffic(plan, &self.config, &uplinks))
             }
             _ => Vec::new(),
         };
@@ -448,24 +450,19 @@ impl Keeper {
         }
     }
 
-    async fn underlay(&self, plan: Option<&HostPlan>) -> anyhow::Result<Vec<IpAddr>> {
+    /// Interfaces with the addresses by which others might reach this node.
+    async fn uplinks(&self, plan: Option<&HostPlan>) -> anyhow::Result<Vec<(String, IpAddr)>> {
         let inside: Vec<IpNet> = plan
             .iter()
             .flat_map(|plan| plan.protected.iter().chain(&plan.service_ranges))
             .copied()
             .collect();
-        let mut addresses: Vec<IpAddr> = self
-            .netlink
-            .underlay_addresses()
-            .await?
-            .into_iter()
+        let addresses = self.netlink.underlay_addresses().await?.into_iter();
+        Ok(addresses
             .filter(|found| found.is_usable(&self.config.device, &inside))
             .filter(|found| !is_excluded(&self.config.exclude_interfaces, &found.interface))
-            .map(|found| found.address.addr())
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        Ok(addresses)
+            .map(|found| (found.interface, found.address.addr()))
+            .collect())
     }
 }
 

@@ -7,7 +7,9 @@
 //! tunnels; keep the kernel from tracking what pods send to the world; or mark packets of pods as datagrams of
 //! the tunnels. A condition that can't be judged may
 //! let packets pass, and so may one that names podmesh's interfaces or ranges together with a port.
-//! A rule about ports or protocols alone lets nothing pass that was not meant.
+//! A rule about ports or protocols alone lets nothing pass that was not meant. A chain that refuses everybody who
+//! begins a conversation with this machine, and lets the answers to its own pass, is how machines are kept, and is
+//! not reported: tunnels, pods and other nodes need no more.
 //!
 //! Rules of iptables-legacy are outside of nftables, and are judged as its are. The kernel announces no change of
 //! them, but [`legacy_print`] tells.
@@ -50,16 +52,20 @@ pub struct Traffic {
     pub port: Option<u16>,
     /// The mark on their datagrams.
     pub mark: Mark,
-    /// Whether this node has addresses of IPv4, and of IPv6, by which its tunnels reach others.
-    pub underlay: [bool; 2],
+    /// The interfaces with addresses of IPv4, and of IPv6, by which this node's tunnels reach others.
+    pub uplinks: [Vec<String>; 2],
 }
 
 impl Traffic {
+    fn uplinks(&self, is_ipv4: bool) -> &[String] {
+        let [v4, v6] = &self.uplinks;
+        if is_ipv4 { v4 } else { v6 }
+    }
+
     /// Whether this node has addresses of a family by which packets go that way.
     fn has_family(&self, way: Way, is_ipv4: bool) -> bool {
-        let [v4, v6] = self.underlay;
         if Way::TUNNEL.contains(&way) {
-            return if is_ipv4 { v4 } else { v6 };
+            return !self.uplinks(is_ipv4).is_empty();
         }
         let mut own = self.own_overlay.iter();
         own.any(|address| address.is_ipv4() == is_ipv4)
@@ -79,6 +85,8 @@ pub struct Refusal {
     pub(crate) ways: BTreeSet<Way>,
     /// Whether nothing but its policy does.
     pub(crate) by_policy: bool,
+    /// Whether it is meant to translate, so that nothing should be let past it.
+    pub(crate) translates: bool,
     /// A chain that is asked first and is kept for rules like ours.
     pub(crate) entrance: Option<String>,
     /// The tunnels' port.

@@ -1,5 +1,6 @@
 //! What the plan of the engine asks of the kernel: pure but for the question which families there are.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -83,7 +84,19 @@ pub(super) fn mark(mark: UnderlayMark) -> Mark {
 }
 
 /// What passes this node, for the judgement of others' firewalls.
-pub(super) fn traffic(plan: &HostPlan, config: &HostConfig, underlay: &[IpAddr]) -> Traffic {
+/// `uplinks` are interfaces with the addresses by which tunnels reach others.
+pub(super) fn traffic(
+    plan: &HostPlan,
+    config: &HostConfig,
+    uplinks: &[(String, IpAddr)],
+) -> Traffic {
+    let with = |is_ipv4: bool| {
+        let of_family = uplinks
+            .iter()
+            .filter(|(_, address)| address.is_ipv4() == is_ipv4);
+        let names: BTreeSet<&String> = of_family.map(|(name, _)| name).collect();
+        names.into_iter().cloned().collect()
+    };
     Traffic {
         device: plan.device.clone(),
         veth_prefix: VETH_PREFIX.to_owned(),
@@ -92,10 +105,7 @@ pub(super) fn traffic(plan: &HostPlan, config: &HostConfig, underlay: &[IpAddr])
         protected: usable(&plan.protected),
         port: config.ports.first().copied(),
         mark: mark(config.mark),
-        underlay: [
-            underlay.iter().any(IpAddr::is_ipv4),
-            underlay.iter().any(IpAddr::is_ipv6),
-        ],
+        uplinks: [with(true), with(false)],
     }
 }
 

@@ -42,6 +42,11 @@ impl Refusal {
                 self.command(),
                 self.veth_prefix
             ),
+            Harm::Drops if self.translates && !self.by_policy => format!(
+                "`{}` shows the rule: delete it, and refuse in a chain that filters; this one is there to \
+                 translate, and whatever is let past it isn't translated",
+                self.command()
+            ),
             _ => format!(
                 "`{}`, and have the program that made the chain keep it",
                 self.command()
@@ -49,7 +54,7 @@ impl Refusal {
         };
         // A machine may be closed to its pods for a reason.
         let is_of_node_alone = self.ways.iter().all(|way| way.is_of_node());
-        let or = if is_of_node_alone && self.harm == Harm::Drops {
+        let or = if is_of_node_alone && self.harm == Harm::Drops && !self.translates {
             "; or, if they are to be refused, a rule of that chain that drops what comes by these interfaces, which \
              says so"
         } else {
@@ -76,11 +81,20 @@ impl Refusal {
             table,
             chain,
         } = &self.chain;
-        match (self.tables_program(), self.harm) {
-            (Some(program), Harm::Untracks) => format!("{program} -t {table} -S {chain}"),
-            (None, Harm::Untracks) => format!("nft list chain {family} {table} {chain}"),
-            (Some(program), _) => self.for_iptables(program),
-            (None, _) => self.for_nft(),
+        let is_to_be_read = self.harm == Harm::Untracks || self.translates && !self.by_policy;
+        match self.tables_program() {
+            Some(program) if is_to_be_read => format!("{program} -t {table} -S {chain}"),
+            None if self.harm == Harm::Untracks => {
+                format!("nft list chain {family} {table} {chain}")
+            }
+            // With the numbers by which rules are deleted.
+            None if is_to_be_read => format!("nft -a list chain {family} {table} {chain}"),
+            Some(program) if self.translates => format!("{program} -t {table} -P {chain} ACCEPT"),
+            None if self.translates => {
+                format!("nft 'chain {family} {table} {chain} {{ policy accept; }}'")
+            }
+            Some(program) => self.for_iptables(program),
+            None => self.for_nft(),
         }
     }
 
@@ -131,7 +145,7 @@ impl Refusal {
     /// Which of the programs a chain is of, if it is of one: their names are not those that others
     /// give.
     fn tables_program(&self) -> Option<&'static str> {
-        let tables = ["filter", "mangle", "raw", "security"];
+        let tables = ["filter", "mangle", "raw", "security", "nat"];
         let is_theirs = self
             .chain
             .chain
@@ -198,6 +212,11 @@ impl Refusal {
         let (pods, device) = match self.hook {
             Hook::Input => (has(Way::PodToNode), has(Way::PeerToNode)),
             Hook::Output => (has(Way::NodeToPod), has(Way::NodeToPeer)),
+            Hook::Ingress | Hook::Egress => {
+                let is_inside = |way: &Way| !Way::TUNNEL.contains(way);
+                let concerns = self.ways.iter().any(is_inside);
+                (concerns, concerns)
+            }
             _ => (self.concerns_pods(), self.concerns_pods()),
         };
         let (first, second) = match self.hook {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Harm, Place, Refusal, Traffic, compat,
+    Harm, Hook, Place, Refusal, Traffic, compat,
     condition::{self, Answer, Judged, UNKNOWN},
     expression::{Comparison, Expression, Verdict},
     packet::{self, Nature, Packet, Value, Way},
@@ -24,6 +24,9 @@ pub(super) fn refusals(ruleset: &mut Ruleset, traffic: &Traffic) -> io::Result<V
     let mut found = BTreeMap::new();
     let mut refused = BTreeSet::new();
     for base in ruleset.base_chains() {
+        if base.translates {
+            ruleset.spare_translating();
+        }
         for (way, is_ipv4) in Way::ALL
             .into_iter()
             .flat_map(|way| [(way, true), (way, false)])
@@ -64,6 +67,7 @@ fn blank(base: &BaseChain, harm: Harm, traffic: &Traffic) -> Refusal {
         harm,
         ways: BTreeSet::new(),
         by_policy: true,
+        translates: base.translates,
         entrance: None,
         port: traffic.port,
         device: traffic.device.clone(),
@@ -77,6 +81,16 @@ struct Course {
     entrance: Option<String>,
 }
 
+/// What a chain does to all packets of a kind, or to none.
+#[derive(Debug, Default)]
+struct Effect {
+    is_refused: bool,
+    falls_into_drop: bool,
+    is_marked: bool,
+    is_untracked: bool,
+    entrance: Option<String>,
+}
+
 /// `None` if packets of that kind aren't certainly harmed by this chain.
 fn play(
     ruleset: &mut Ruleset,
@@ -84,15 +98,62 @@ fn play(
     base: &BaseChain,
     (way, is_ipv4): (Way, bool),
 ) -> Option<(Harm, Course)> {
-    let mut devices = base.devices.iter();
-    let comes_by = match base.devices[..] {
+    let comes_by = match &base.devices[..] {
         [] => way.passes(base.hook),
-        _ => devices.any(|device| way.uses(base.hook, device, traffic)),
+        devices => way.uses(base.hook, devices, traffic, is_ipv4),
     };
-    if !comes_by || !base.place.family.has(is_ipv4) {
+    let is_asked = comes_by && (!base.translates || way.begins_anew());
+    if !is_asked || !base.place.family.has(is_ipv4) {
         return None;
     }
     let packet = Packet::of(way, is_ipv4, (base.hook, base.priority), traffic)?;
+    let effect = pass(ruleset, traffic, base, (way, packet.clone()));
+    let goes_to_mesh = way != Way::World && !Way::TUNNEL.contains(&way);
+    let harm = if effect.is_refused {
+        // Pods may be kept from the world on purpose.
+        let is_meant = way == Way::World || is_closed(ruleset, traffic, base, (way, packet));
+        (!is_meant).then_some(Harm::Drops)
+    } else if base.translates {
+        None
+    } else if effect.is_untracked && way == Way::World && base.priority <= packet::TRACKING {
+        Some(Harm::Untracks)
+    } else if effect.is_marked && goes_to_mesh && base.hook.is_before_routing() {
+        Some(Harm::Marks)
+    } else {
+        None
+    };
+    let course = Course {
+        by_policy: effect.falls_into_drop,
+        entrance: effect.entrance,
+    };
+    Some((harm?, course))
+}
+
+/// Whether this machine is kept so that nobody begins a conversation with it, as far as no port is named, while
+/// the answers to its own pass: who keeps it so means pods and other nodes, too.
+fn is_closed(
+    ruleset: &mut Ruleset,
+    traffic: &Traffic,
+    base: &BaseChain,
+    (way, packet): (Way, Packet),
+) -> bool {
+    let comes_in = matches!(way, Way::PodToNode | Way::PeerToNode) && base.hook == Hook::Input;
+    if !comes_in || base.translates {
+        return false;
+    }
+    let stranger = Packet::of_stranger(packet.is_ipv4);
+    let answer = packet.answered();
+    !pass(ruleset, traffic, base, (way, answer)).is_refused
+        && pass(ruleset, traffic, base, (Way::TunnelIn, stranger)).is_refused
+}
+
+/// Has a packet pass a chain.
+fn pass(
+    ruleset: &mut Ruleset,
+    traffic: &Traffic,
+    base: &BaseChain,
+    (way, packet): (Way, Packet),
+) -> Effect {
     let mut player = Player {
         ruleset,
         traffic,
@@ -105,23 +166,13 @@ fn play(
     };
     let ends = player.chain(&base.place, (0, false));
     let falls_into_drop = ends.may_fall && base.drops_by_policy;
-    let is_refused = !ends.may_pass && (!ends.may_fall || falls_into_drop);
-    let goes_to_mesh = way != Way::World && !Way::TUNNEL.contains(&way);
-    let harm = if is_refused {
-        // Pods may be kept from the world on purpose.
-        (way != Way::World).then_some(Harm::Drops)
-    } else if player.is_untracked && way == Way::World && base.priority <= packet::TRACKING {
-        Some(Harm::Untracks)
-    } else if player.is_marked && goes_to_mesh && base.hook.is_before_routing() {
-        Some(Harm::Marks)
-    } else {
-        None
-    };
-    let course = Course {
-        by_policy: falls_into_drop,
+    Effect {
+        is_refused: !ends.may_pass && (!ends.may_fall || falls_into_drop),
+        falls_into_drop,
+        is_marked: player.is_marked,
+        is_untracked: player.is_untracked,
         entrance: player.entrance,
-    };
-    Some((harm?, course))
+    }
 }
 
 /// How a chain may end for some packets of the kind.

@@ -203,6 +203,8 @@ impl Expression {
                 to: register(data, 2)?,
             },
             "exthdr" => register(data, 1).map_or(Self::Neutral, |to| Self::Load { to }),
+            // Translates, and lets pass.
+            "nat" | "masq" | "redir" => Self::Verdict(Verdict::Accept),
             "queue" | "fwd" => Self::Verdict(Verdict::Unknown),
             _ => Self::Unknown,
         })

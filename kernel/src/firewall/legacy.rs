@@ -17,7 +17,7 @@ use super::{
     ruleset::{BaseChain, Rule},
 };
 
-/// Tables that can drop, and the priorities of their hooks. The one that translates hardly ever does.
+/// Tables that can drop, and the priorities of their hooks. In the one that translates the program refuses to.
 const TABLES: [(&str, i32); 4] = [
     ("raw", -300),
     ("mangle", -150),
@@ -147,6 +147,7 @@ impl Chains {
                 priority,
                 drops_by_policy: policy_of.and_then(Entry::verdict) == Some(-1),
                 devices: Vec::new(),
+                translates: false,
             });
             bases.push((begin, policy, name.to_owned()));
         }

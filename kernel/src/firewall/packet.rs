@@ -76,18 +76,30 @@ impl Way {
         }
     }
 
-    /// Whether its packets come in, or go out, by an interface with a chain of its own. Those of the tunnels
-    /// may have another.
-    pub(super) fn uses(self, hook: Hook, device: &str, traffic: &Traffic) -> bool {
-        let is_pods = device.starts_with(&traffic.veth_prefix);
+    /// Whether its packets come in, or go out, by interfaces with a chain of their own. Those of the tunnels
+    /// may have another uplink unless all are among these.
+    pub(super) fn uses(self, hook: Hook, devices: &[String], traffic: &Traffic, v4: bool) -> bool {
+        let has_pods = || {
+            devices
+                .iter()
+                .any(|one| one.starts_with(&traffic.veth_prefix))
+        };
+        let has_mesh = || devices.contains(&traffic.device);
+        let uplinks = traffic.uplinks(v4);
+        let has_uplinks = || !uplinks.is_empty() && uplinks.iter().all(|one| devices.contains(one));
         match (self, hook) {
-            (Self::Outward | Self::Between, Hook::Ingress) => is_pods,
-            (Self::Inward | Self::Between, Hook::Egress) => is_pods,
-            (Self::Inward, Hook::Ingress) | (Self::Outward, Hook::Egress) => {
-                device == traffic.device
-            }
+            (Self::Outward | Self::Between | Self::PodToNode, Hook::Ingress) => has_pods(),
+            (Self::Inward | Self::Between | Self::NodeToPod, Hook::Egress) => has_pods(),
+            (Self::Inward | Self::PeerToNode, Hook::Ingress)
+            | (Self::Outward | Self::NodeToPeer, Hook::Egress) => has_mesh(),
+            (Self::TunnelIn, Hook::Ingress) | (Self::TunnelOut, Hook::Egress) => has_uplinks(),
             _ => false,
         }
+    }
+
+    /// Whether its packets are asked about by chains that translate, as the first of a connection is.
+    pub(super) fn begins_anew(self) -> bool {
+        self != Self::TunnelIn
     }
 }
 
@@ -211,6 +223,23 @@ impl Packet {
             destination_port: Some(Value::new(OTHER_PORT.to_be_bytes(), Nature::Any)),
             mark: Some(Value::new([0; 4], Nature::Certain)),
             state: Some(NEW),
+        }
+    }
+
+    /// One of a stranger who begins a conversation with this machine.
+    pub(super) fn of_stranger(is_ipv4: bool) -> Self {
+        Self {
+            incoming: Some(underlay()),
+            outgoing: Some(Value::new([0; NAME_BYTES], Nature::Certain)),
+            ..Self::plain(is_ipv4)
+        }
+    }
+
+    /// The same, as an answer to one that was sent before.
+    pub(super) fn answered(self) -> Self {
+        Self {
+            state: Some(ESTABLISHED),
+            ..self
         }
     }
 
@@ -379,12 +408,11 @@ fn tunnel(way: Way, is_ipv4: bool, traffic: &Traffic) -> Option<Packet> {
     let is_out = way == Way::TunnelOut;
     let mark = if is_out { traffic.mark.value } else { 0 };
     let mark = Value::new(mark.to_ne_bytes(), Nature::Certain);
-    let underlay = || Some(Value::new([b'?'; NAME_BYTES], Nature::Underlay));
     let (source_port, destination_port) = if is_out { (port, None) } else { (None, port) };
     Some(Packet {
         is_ipv4,
-        incoming: underlay(),
-        outgoing: underlay(),
+        incoming: Some(underlay()),
+        outgoing: Some(underlay()),
         source: None,
         destination: None,
         protocol: Value::new([UDP], Nature::Certain),
@@ -393,6 +421,10 @@ fn tunnel(way: Way, is_ipv4: bool, traffic: &Traffic) -> Option<Packet> {
         mark: Some(mark),
         state: Some(if is_out { NEW } else { ESTABLISHED }),
     })
+}
+
+fn underlay() -> Value {
+    Value::new([b'?'; NAME_BYTES], Nature::Underlay)
 }
 
 fn address(range: IpNet, address: IpAddr) -> Value {

@@ -57,6 +57,8 @@ const LINK_HEADER_BYTES: usize = 16;
 
 /// Rules that one look reads at most; chains beyond them are not judged.
 const MOST_RULES: usize = 20_000;
+/// The same of chains that translate, which are long where there are many services.
+const MOST_TRANSLATING_RULES: usize = 2_000;
 /// Elements of a set that are looked through at most.
 const MOST_ELEMENTS: usize = 10_000;
 
@@ -69,6 +71,8 @@ pub(super) struct BaseChain {
     pub(super) drops_by_policy: bool,
     /// The interfaces whose packets alone it is asked about; all, where there are none.
     pub(super) devices: Vec<String>,
+    /// It is asked about the first packet of each connection alone, and is meant to translate.
+    pub(super) translates: bool,
 }
 
 /// The steps of one rule.
@@ -80,6 +84,8 @@ pub(super) struct Ruleset {
     base_chains: Vec<BaseChain>,
     rules: HashMap<Place, Option<Rc<Vec<Rule>>>>,
     read: usize,
+    /// How many rules may be read.
+    most: usize,
 }
 
 impl Ruleset {
@@ -105,11 +111,20 @@ impl Ruleset {
                 .map(|(place, rules)| (place, Some(Rc::new(rules))))
                 .collect(),
             read: 0,
+            most: MOST_RULES,
         })
     }
 
+    /// Those that filter first.
     pub(super) fn base_chains(&self) -> Vec<BaseChain> {
-        self.base_chains.clone()
+        let mut chains = self.base_chains.clone();
+        chains.sort_by_key(|chain| chain.translates);
+        chains
+    }
+
+    /// From here on only chains that translate are asked about.
+    pub(super) fn spare_translating(&mut self) {
+        self.most = self.most.min(self.read + MOST_TRANSLATING_RULES);
     }
 
     /// The rules of a chain; `None` if they can't be had or are too many.
@@ -117,10 +132,10 @@ impl Ruleset {
         if let Some(known) = self.rules.get(place) {
             return known.clone();
         }
-        let may_ask = self.read < MOST_RULES && !place.family.is_legacy();
+        let may_ask = self.read < self.most && !place.family.is_legacy();
         let rules = may_ask.then(|| self.ask_rules(place).ok()).flatten();
         self.read += rules.as_ref().map_or(0, Vec::len);
-        let rules = rules.filter(|_| self.read <= MOST_RULES).map(Rc::new);
+        let rules = rules.filter(|_| self.read <= self.most).map(Rc::new);
         self.rules.insert(place.clone(), rules.clone());
         rules
     }
@@ -236,7 +251,7 @@ fn dormant_tables(conversation: &mut Conversation) -> io::Result<HashSet<(Family
     Ok(dormant.collect())
 }
 
-/// One that filters, and may be asked for IP packets.
+/// One that may be asked for IP packets.
 fn base_chain(family: Family, chain: Attributes<'_>) -> Option<BaseChain> {
     let hook = chain.nested(NFTA_CHAIN_HOOK);
     let kind = chain.text(NFTA_CHAIN_TYPE)?;
@@ -250,9 +265,8 @@ fn base_chain(family: Family, chain: Attributes<'_>) -> Option<BaseChain> {
         priority: hook.be32(NFTA_HOOK_PRIORITY)?.cast_signed(),
         drops_by_policy: chain.be32(NFTA_CHAIN_POLICY) == Some(0),
         devices: devices(hook),
+        translates: kind == "nat",
     })
-    // Chains that translate are long on nodes with many services, and hardly ever drop.
-    .filter(|_| kind != "nat")
 }
 
 fn devices(hook: Attributes<'_>) -> Vec<String> {

@@ -2,6 +2,7 @@
 //! that nobody is accused who lets podmesh pass.
 
 mod cases;
+mod closed;
 
 use std::time::Instant;
 
@@ -22,7 +23,7 @@ fn traffic() -> Traffic {
         protected: ranges(&["10.42.0.0/16", "10.77.0.0/16", "fd12:3456:789a::/48"]),
         port: Some(7077),
         mark: MARK,
-        underlay: [true, true],
+        uplinks: [vec!["eth0".to_owned()], vec!["eth0".to_owned()]],
     }
 }
 
@@ -223,7 +224,7 @@ fn what_is_told_is_what_happens_to_packets() {
     load(&scene.node, FIREWALLD);
     assert!(!passes());
     let found = refusals(&scene.node);
-    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found.len(), 1, "{found:?}");
     obey(&scene.node, &found[0].1);
     assert!(passes());
     scene.node.command("nft delete table inet firewalld");

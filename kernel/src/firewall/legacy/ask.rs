@@ -29,6 +29,11 @@ const MOST_BYTES: usize = 8 << 20;
 
 /// The tables that exist, with the priorities of their hooks. A table is made by the first question for
 /// it, and nothing that isn't podmesh's is to be made: only those are asked for that are there already.
+///
+/// Not seen are the tables of a kernel that has them built in (`CONFIG_IP_NF_FILTER=y`), where the caller isn't
+/// root: it tells their names to root alone, has no module that would be loaded for them, and every question that
+/// `CAP_NET_ADMIN` is enough for makes them. A kernel that lists its hooks (`CONFIG_NETFILTER_NETLINK_HOOK`)
+/// would tell, but loads a module for that.
 pub(super) fn present(family: Family) -> Vec<(&'static str, i32)> {
     let (names, modules) = match family {
         Family::IpLegacy => ("/proc/thread-self/net/ip_tables_names", "iptable_"),

@@ -103,15 +103,12 @@ pub(super) const CASES: [Case; 17] = [
     },
     Case {
         rules: Rules::Nft(FIREWALLD),
+        // Its INPUT is closed to everybody.
         said: &[
             "drops all packets of pods: chain filter_FORWARD of table inet firewalld (forward hook), a rule",
-            "packets of pods and other nodes to this machine itself: \
-             chain filter_INPUT of table inet firewalld (input hook), a rule",
         ],
         commands: &[
             "nft 'insert rule inet firewalld filter_FORWARD iifname \"pm*\" accept; insert rule",
-            "nft 'insert rule inet firewalld filter_INPUT iifname \"pm*\" accept; insert rule inet firewalld \
-             filter_INPUT iifname \"mesh0\" accept'",
         ],
     },
     Case {
@@ -149,7 +146,7 @@ pub(super) const CASES: [Case; 17] = [
         commands: &["insert rule inet t out udp sport 7077 accept"],
     },
     Case {
-        // What every guide to a closed machine ends with.
+        // Open to its network, and closed to pods.
         rules: Rules::Nft(
             "table inet f { chain i { type filter hook input priority 0; policy drop
                 iifname eth0 accept; iifname lo accept; ct state established,related accept; }\n}",
@@ -177,7 +174,8 @@ pub(super) const CASES: [Case; 17] = [
                 ip protocol icmp accept; }\n}",
         ),
         said: &[
-            "drops packets of other nodes to pods: chain i of table netdev fv (ingress hook), its policy",
+            "drops packets of other nodes to pods and packets of other nodes to this machine itself: \
+             chain i of table netdev fv (ingress hook), its policy",
         ],
         commands: &["insert rule netdev fv i iifname \"mesh0\" accept"],
     },
@@ -186,7 +184,10 @@ pub(super) const CASES: [Case; 17] = [
             "table netdev fw { chain e { type filter hook egress devices = { lo, mesh0 } priority 0
                 meta protocol { ip, ip6 } drop; }\n}",
         ),
-        said: &["drops packets of pods to other nodes: chain e of table netdev fw (egress hook)"],
+        said: &[
+            "drops packets of pods to other nodes and packets of this machine itself to other nodes: \
+             chain e of table netdev fw (egress hook)",
+        ],
         commands: &["insert rule netdev fw e oifname \"mesh0\" accept"],
     },
     Case {
