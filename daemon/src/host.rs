@@ -244,6 +244,8 @@ impl Keeper {
             };
             if change.guard || change.overrun {
                 self.strays.ask();
+                // An ADD that began before the end of a membership puts its guard back, and its pod not.
+                self.was_member = true;
             }
             if change.firewall || change.overrun {
                 self.firewalls.errand.ask();

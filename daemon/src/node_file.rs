@@ -122,19 +122,35 @@ impl NodeFiles {
         &self.kept
     }
 
-    /// Takes away what describes a membership that has ended, so that no pod is added any more, and
-    /// remembers those of which pods still stand, which need their guard. Gives what went wrong, one sentence
-    /// each.
-    pub(crate) fn retire(&mut self, former: &[NodeFile]) -> Vec<String> {
-        let trouble = self.remember(former);
+    /// Takes away what describes a membership that has ended, so that no pod is added any more: what is not the
+    /// `present` one, or has ranges that the present one hasn't. All memberships that are known are remembered
+    /// before, whether pods of theirs stand or not. An ADD that has read such a file looks for it again when it has
+    /// made its pod, so that pods which are looked for afterwards are all that will ever stand: only then may a
+    /// membership be forgotten.
+    ///
+    /// # Errors
+    /// Everything that went wrong, one sentence each. As long as a file stays, pods may be added.
+    pub(crate) fn set_aside(&mut self, present: Option<&NodeFile>) -> Result<(), Vec<String>> {
+        let folders = [&self.runtime, &self.state];
+        let described: Vec<NodeFile> = folders.into_iter().flat_map(|path| read(path)).collect();
+        let is_over = |file: &NodeFile| present.is_none_or(|present| !covers(present, file));
+        if present.is_some() && !described.iter().any(is_over) {
+            return Ok(());
+        }
+        let known = self.former();
+        let mut trouble = self.remember(&known);
         self.written = None;
         self.kept.clear();
         self.keeps_waiting = false;
+        let all = [&self.runtime, &self.state];
         let ours = self.subnet_env.iter().filter(|path| is_ours(path));
-        for path in [&self.runtime, &self.state].into_iter().chain(ours) {
-            remove(path);
+        let ours = ours.filter(|_| present.is_none());
+        trouble.extend(all.into_iter().chain(ours).filter_map(|path| remove(path)));
+        if trouble.is_empty() {
+            Ok(())
+        } else {
+            Err(trouble)
         }
-        trouble
     }
 
     /// The memberships that any file describes, newest first, each set of ranges once: those that have ended,
@@ -154,10 +170,12 @@ impl NodeFiles {
         all
     }
 
-    fn remember(&mut self, former: &[NodeFile]) -> Vec<String> {
+    /// Makes these the memberships that need their guard. Gives what went wrong, one sentence each.
+    pub(crate) fn remember(&mut self, former: &[NodeFile]) -> Vec<String> {
         self.remembered = former.to_vec();
         if former.is_empty() {
-            self.former.iter().for_each(|path| remove(path));
+            // One that stays closes what could be open, no more.
+            self.former.iter().for_each(|path| drop(remove(path)));
             return Vec::new();
         }
         let mut bytes = match serde_json::to_vec_pretty(former) {
@@ -206,16 +224,21 @@ fn parse(bytes: &[u8]) -> Result<Vec<NodeFile>, String> {
     Ok(files)
 }
 
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
-        complain(path, &error);
+/// Gives what went wrong, as a sentence.
+fn remove(path: &Path) -> Option<String> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), reason = %error, "can't remove a file");
+            Some(format!("can't remove {}: {error}", path.display()))
+        }
+        _ => None,
     }
 }
 
-fn complain(path: &Path, error: &io::Error) {
-    if error.kind() != ErrorKind::NotFound {
-        tracing::warn!(path = %path.display(), reason = %error, "can't remove a file");
-    }
+/// Whether all ranges of a membership are also the other one's.
+fn covers(file: &NodeFile, other: &NodeFile) -> bool {
+    let mut ranges = other.protected.iter();
+    ranges.all(|range| file.protected.iter().any(|own| own.contains(range)))
 }
 
 /// Flannel's form: shell variables, the subnet with the address of its first host as gateway.
@@ -330,7 +353,7 @@ mod tests {
         assert!(!state.join("node.json").exists(), "no pod may be added");
         retire(&mut files);
         assert_eq!(files.former(), [file()]);
-        files.retire(&[]);
+        files.remember(&[]);
         assert_eq!(files.former(), []);
         files.write(&file(), &[]).unwrap();
         fs::remove_file(state.join("node.json")).unwrap();
@@ -341,7 +364,31 @@ mod tests {
     /// While pods of every membership stand.
     fn retire(files: &mut NodeFiles) {
         let former = files.former();
-        assert_eq!(files.retire(&former), [""; 0]);
+        files.set_aside(None).unwrap();
+        assert_eq!(files.former(), former);
+    }
+
+    #[test]
+    fn what_describes_the_present_membership_is_not_set_aside() {
+        let scratch = Scratch::new();
+        let (runtime, state) = (scratch.path("run"), scratch.path("state"));
+        fs::create_dir(&runtime).unwrap();
+        fs::create_dir(&state).unwrap();
+        let mut files = NodeFiles::new(&runtime, &state, None);
+        files.write(&file(), &[]).unwrap();
+        let moved = NodeFile {
+            pod_cidrs: vec!["10.42.9.0/24".parse().unwrap()],
+            ..file()
+        };
+        files.set_aside(Some(&moved)).unwrap();
+        assert!(runtime.join("node.json").exists(), "pods need not wait");
+        files.set_aside(Some(&other(1))).unwrap();
+        assert!(!runtime.join("node.json").exists());
+        assert_eq!(files.former(), [file()]);
+        // A file that can't be taken away is said.
+        fs::create_dir(runtime.join("node.json")).unwrap();
+        let trouble = files.set_aside(None).unwrap_err();
+        assert!(trouble[0].contains("can't remove"), "{trouble:?}");
     }
 
     fn other(number: u8) -> NodeFile {
