@@ -6,6 +6,7 @@
 
 mod closing;
 mod errand;
+mod fights;
 mod firewalls;
 mod former;
 mod remarks;
@@ -23,7 +24,7 @@ use podmesh_engine::host_plan::HostPlan;
 use podmesh_kernel::firewall::Advice;
 use podmesh_kernel::host::{Change, HostState, Inside, Outcome, Problem, Reconciler};
 use podmesh_kernel::netlink::Netlink;
-use podmesh_kernel::nft;
+use podmesh_kernel::nft::{self, GuardRules};
 use podmesh_kernel::rule::MARK_PRIORITY;
 use podmesh_kernel::veth::{self, Holders};
 use podmesh_kernel::watch::Watcher;
@@ -35,6 +36,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use self::errand::Errand;
+use self::fights::Fights;
 use self::firewalls::Firewalls;
 use self::former::beside;
 pub(crate) use self::remarks::Remark;
@@ -167,6 +169,9 @@ struct Keeper {
     /// Connections that began while the guard was away are forgotten.
     strays: Errand,
     firewalls: Firewalls,
+    fights: Fights,
+    /// The guard as it last was.
+    guarded: Option<GuardRules>,
 }
 
 impl Keeper {
@@ -184,6 +189,8 @@ impl Keeper {
             was_member: true,
             strays: Errand::new(),
             firewalls: Firewalls::new(),
+            fights: Fights::default(),
+            guarded: None,
         })
     }
 
@@ -360,7 +367,13 @@ impl Keeper {
         let rules = guard(file);
         match nft::ensure(&rules) {
             Ok(false) => {}
-            Ok(true) => self.strays.ask(),
+            Ok(true) => {
+                self.strays.ask();
+                if self.guarded.as_ref() == Some(&rules) {
+                    self.fights
+                        .note("wrote the nftables table podmesh".to_owned());
+                }
+            }
             Err(error) => report.problems.push(error.to_string()),
         }
         let begin = Instant::now();
@@ -380,6 +393,7 @@ impl Keeper {
             }
             self.strays.end(begin, Instant::now());
         }
+        self.guarded = Some(rules);
     }
 
     async fn apply(
@@ -391,6 +405,7 @@ impl Keeper {
         match self.reconciler.apply(state).await {
             Ok(outcome) => {
                 note(&outcome, report);
+                self.fights.note_changes(state, &outcome.changes);
                 let mark = Some(state.mark);
                 if outcome.changes.iter().any(|change| {
                     matches!(change, Change::RuleRemoved(rule)
@@ -411,6 +426,8 @@ impl Keeper {
             Err(error) => report.problems.push(error.to_string()),
         }
         self.mend_pods(holders, report);
+        let fights = self.fights.remarks(&state.device, VETH_PREFIX);
+        shorten(report, fights, MOST_TROUBLES, "more of that kind");
     }
 
     /// Brings the node's ends of pods back into the state that the plugin made.
@@ -428,13 +445,14 @@ impl Keeper {
         }
         for repair in &mended.repaired {
             tracing::debug!(reason = repair, "repaired a pod's pair");
+            self.fights.note(repair.clone());
         }
         self.pods_are_young = mended.is_young;
         report.pods = mended.pods;
         let strays = mended.strays.into_iter().map(Remark::stray).collect();
-        shorten(report, strays, MOST_TROUBLES);
+        shorten(report, strays, MOST_TROUBLES, "more pods like these");
         let troubles = mended.troubles.into_iter().map(Remark::from).collect();
-        shorten(report, troubles, MOST_TROUBLES);
+        shorten(report, troubles, MOST_TROUBLES, "more pods like these");
     }
 
     /// The sockets had another mark before, and somebody's rules may have taken their datagrams for

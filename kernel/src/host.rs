@@ -467,3 +467,46 @@ fn is_stale(other: &InterfaceAddress, state: &HostState) -> bool {
         .any(|range| range.contains(&other.address.addr()));
     (other.ours || in_range) && !state.addresses.contains(&other.address)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_leaves_what_it_was_made_a_part_of_before_anything_else_of_it_is_changed() {
+        let state = HostState {
+            device: "mesh0".to_owned(),
+            mtu: 1280,
+            addresses: Vec::new(),
+            protected: Vec::new(),
+            peer_routes: Vec::new(),
+            local_prefixes: Vec::new(),
+            source_v4: None,
+            source_v6: None,
+            mark: Mark {
+                value: 0x101c,
+                mask: 0x101c,
+            },
+        };
+        let link = |master| Link {
+            index: 7,
+            name: "mesh0".to_owned(),
+            kind: Some("tun".to_owned()),
+            unfit: None,
+            mtu: 1280,
+            tx_queue_length: 500,
+            most_segments: MOST_SEGMENTS,
+            up: false,
+            carrier: true,
+            loopback: false,
+            master,
+        };
+        let done = |link| {
+            let changes = device_changes(&link, &state).into_iter();
+            changes.map(|(_, done)| done).collect::<Vec<_>>()
+        };
+        assert_eq!(done(link(None)), [Change::DeviceUp]);
+        let both = [Change::DeviceReleased, Change::DeviceUp];
+        assert_eq!(done(link(Some(3))), both);
+    }
+}

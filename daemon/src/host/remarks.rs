@@ -116,13 +116,13 @@ impl From<&Obstacle> for Remark {
     }
 }
 
-/// The first `most` of these lines, and how many more there are.
-pub(super) fn shorten(report: &mut HostReport, lines: Vec<Remark>, most: usize) {
+/// The first `most` of these lines, and how many `others` there are.
+pub(super) fn shorten(report: &mut HostReport, lines: Vec<Remark>, most: usize, others: &str) {
     let more = lines.len().saturating_sub(most);
     let last = lines.get(most).cloned();
     report.remarks.extend(lines.into_iter().take(most));
     report.remarks.extend(last.map(|last| Remark {
-        message: format!("and {more} more pods like these"),
+        message: format!("and {more} {others}"),
         ..last
     }));
 }

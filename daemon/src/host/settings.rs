@@ -8,20 +8,16 @@ use std::time::{Duration, Instant};
 use podmesh_kernel::sysctl::{self, IpFamily, OwnInterfaces, SysctlError};
 use podmesh_proto::node_file::NodeFile;
 
+use super::fights::Fights;
 use super::{HostReport, Remark, VETH_PREFIX};
 
 /// Routers say that they are there at least this often (RFC 4861 §6.2.1).
 const ADVERTISEMENTS: Duration = Duration::from_secs(1800);
-/// Repairs of one setting are counted for so long.
-const MEMORY: Duration = Duration::from_secs(60);
-/// So many repairs within [`MEMORY`] are somebody's who will go on.
-const FIGHT: usize = 5;
-
 /// What is remembered about the settings from look to look.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
-    /// When each setting was last put back, newest last, [`FIGHT`] times at most.
-    repairs: BTreeMap<String, Vec<Instant>>,
+    /// Those that were put back.
+    fights: Fights,
     /// Interfaces whose default route was lost, and since when that is known.
     missed: BTreeMap<String, Instant>,
 }
@@ -62,8 +58,10 @@ impl Settings {
             }
         }
         self.keep_learning(own, report);
-        let fights = self.fights().into_iter();
         let next = "look at the network manager, sysctl.d and hardening tools of this machine";
+        let fights = self.fights.going_on().into_iter().map(|setting| {
+            format!("somebody changes {setting} again and again, and packets are lost until it is put back")
+        });
         report
             .remarks
             .extend(fights.map(|fight| Remark::new(fight, next)));
@@ -103,33 +101,9 @@ impl Settings {
 
     /// A setting was not as wanted, and is. Whoever changes it again and again gets a few lines a minute.
     fn note(&mut self, setting: String) {
-        let times = self.repairs.entry(setting.clone()).or_default();
-        times.retain(|at| at.elapsed() < MEMORY);
-        if times.len() < FIGHT {
+        if self.fights.note(setting.clone()) {
             tracing::info!(setting, "put a kernel setting in order");
-        } else {
-            times.remove(0);
         }
-        times.push(Instant::now());
-    }
-
-    /// Settings that somebody takes away as often as they are put back.
-    fn fights(&mut self) -> Vec<String> {
-        self.repairs.retain(|_, times| {
-            times.retain(|at| at.elapsed() < MEMORY);
-            !times.is_empty()
-        });
-        let often = self
-            .repairs
-            .iter()
-            .filter(|(_, times)| times.len() >= FIGHT);
-        often
-            .map(|(setting, _)| {
-                format!(
-                    "somebody changes {setting} again and again, and packets are lost until it is put back"
-                )
-            })
-            .collect()
     }
 }
 
@@ -156,30 +130,4 @@ pub(super) fn without_v6(mut file: NodeFile) -> NodeFile {
     file.pod_cidrs.retain(|cidr| cidr.addr().is_ipv4());
     file.overlay_addresses.retain(std::net::IpAddr::is_ipv4);
     file
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_setting_that_is_taken_away_again_and_again_is_said_and_remembered_for_a_minute() {
-        let mut settings = Settings::default();
-        for times in 1..10 {
-            settings.note("net.ipv4.ip_forward = 1".to_owned());
-            assert_eq!(settings.fights().len(), usize::from(times >= FIGHT));
-        }
-        assert_eq!(
-            settings.repairs.values().map(Vec::len).sum::<usize>(),
-            FIGHT
-        );
-        assert!(settings.fights()[0].contains("net.ipv4.ip_forward = 1"));
-        let long_ago = Instant::now()
-            .checked_sub(MEMORY)
-            .expect("an uptime of a minute");
-        for at in settings.repairs.values_mut().flatten() {
-            *at = long_ago;
-        }
-        assert!(settings.fights().is_empty() && settings.repairs.is_empty());
-    }
 }

@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use podmesh_kernel::host::{
     Change, HostState, Outcome, PeerRoute, Problem, Reconciler, ensure_fail_closed_routes,
 };
+use podmesh_kernel::link::LinkChange;
 use podmesh_kernel::mark::Mark;
 use podmesh_kernel::netlink::Netlink;
 use podmesh_kernel::tun::{Offloads, TunDevice};
@@ -512,5 +513,26 @@ fn a_device_that_no_process_holds_waits_for_its_carrier() {
         assert_eq!(node.settle(&state()).await, 0);
         node.device = Some(TunDevice::open("mesh0", 2, Offloads::default()).expect("a device"));
         assert_eq!(node.settle(&state()).await, 0);
+    });
+}
+
+#[test]
+fn an_interface_that_was_made_a_part_of_another_says_so_and_is_taken_out() {
+    isolated_async(|| async {
+        let netlink = Netlink::connect().expect("a connection");
+        ip("link add b0 type bridge");
+        ip("link add up0 type veth peer name gw0");
+        ip("link set up0 master b0");
+        let look = async || netlink.link("up0").await.expect("an answer").expect("it");
+        let found = look().await;
+        assert!(found.master.is_some());
+        let released = LinkChange {
+            released: true,
+            ..LinkChange::default()
+        };
+        let done = netlink.change_link(found.index, released).await;
+        done.expect("it is ours");
+        assert_eq!(look().await.master, None);
+        assert!(!ip("link show up0").contains("master"));
     });
 }
