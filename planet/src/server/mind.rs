@@ -107,6 +107,8 @@ pub struct Mind {
     next_request: u64,
     backups: Vec<oneshot::Sender<Result<Vec<u8>, String>>>,
     looks: Looks,
+    /// Why the store couldn't be written last, if it couldn't.
+    trouble: Option<String>,
 }
 
 impl Mind {
@@ -128,6 +130,7 @@ impl Mind {
             next_request: 0,
             backups: Vec::new(),
             looks: Looks::default(),
+            trouble: None,
         }
     }
 
@@ -228,9 +231,7 @@ impl Mind {
 
     /// The store has answered.
     fn written(&mut self, result: Result<(), String>) {
-        if let Err(reason) = &result {
-            tracing::warn!(reason, "the store can't be written: nothing is granted");
-        }
+        self.note_writing(result.as_ref().err());
         self.back_up();
         self.planet.committed(result, self.clock.now());
         self.act();
@@ -239,6 +240,20 @@ impl Mind {
             permits.truncate(planet.waiting(*connection));
             !permits.is_empty()
         });
+    }
+
+    /// A store that can't be written is tried again all the time: its reason is said once.
+    fn note_writing(&mut self, trouble: Option<&String>) {
+        if self.trouble.as_ref() == trouble {
+            return;
+        }
+        match trouble {
+            Some(reason) => {
+                tracing::warn!(reason, "the store can't be written: nothing is granted");
+            }
+            None => tracing::info!("the store can be written again"),
+        }
+        self.trouble = trouble.cloned();
     }
 
     fn carry_out(&mut self, action: Action) {
