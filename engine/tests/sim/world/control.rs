@@ -56,12 +56,14 @@ impl World {
     pub(super) fn dial(&mut self, (node, life): (usize, u32), planet: usize, tries: u32) {
         let host = &self.nodes[node];
         let gone = host.life != life || host.engine.is_none() || !host.wanted.contains(&planet);
+        // One is begun when the one before has ended for the node: what is said of one never comes after the
+        // next has begun.
+        let mine = |one: &Control| one.node == node && one.node_life == life;
         if gone
-            || !self
-                .of(|one| {
-                    one.node == node && one.node_life == life && one.planet == planet && !one.broken
-                })
-                .is_empty()
+            || self
+                .controls
+                .values()
+                .any(|one| mine(one) && one.planet == planet)
         {
             return;
         }
@@ -167,21 +169,20 @@ impl World {
             let id = self.planets[control.planet].id;
             let reason = "timed out".to_owned();
             self.tell_node(node, id, PlanetEvent::Disconnected { reason });
-            let work = Work::Dial {
-                node,
-                life: control.node_life,
-                planet: control.planet,
-                tries: 0,
-            };
-            self.net
-                .schedule(self.net.now + Duration::from_millis(200), work);
         }
+        let work = Work::Dial {
+            node: control.node,
+            life: control.node_life,
+            planet: control.planet,
+            tries: 0,
+        };
+        self.net
+            .schedule(self.net.now + Duration::from_millis(200), work);
     }
 
+    /// The first that ends it is the one that counts.
     pub(super) fn break_after(&mut self, connection: u64, after: Duration) {
-        if let Some(control) = self.controls.get_mut(&connection)
-            && !control.broken
-        {
+        if let Some(control) = self.controls.get_mut(&connection) {
             control.broken = true;
             self.net
                 .schedule(self.net.now + after, Work::Broken { connection });
