@@ -83,6 +83,8 @@ pub enum Mutant {
     ReplaysRaise,
     /// A peer's echo over another path than the one in use is a reason to ask for one.
     EchoesAreTraffic,
+    /// A session of boringtun's that the peer has begun may be sent on before the peer is known to have it.
+    SendsUnconfirmed,
 }
 
 #[cfg(feature = "virtual-time")]
@@ -112,7 +114,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 38] = [
+    pub const ALL: [Mutant; 39] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -151,6 +153,7 @@ mod switch {
         Mutant::DepartureUnheard,
         Mutant::ReplaysRaise,
         Mutant::EchoesAreTraffic,
+        Mutant::SendsUnconfirmed,
     ];
 
     thread_local! {

@@ -193,6 +193,15 @@ impl Watch {
         }
     }
 
+    /// A machine is about to handle a datagram.
+    pub fn comes(&mut self, machine: usize, bytes: &[u8]) {
+        self.nonces.came(machine, bytes);
+    }
+
+    pub fn handshakes_answered(&self, machine: usize) -> u64 {
+        self.nonces.responses.get(&machine).copied().unwrap_or(0)
+    }
+
     pub fn arrived(&mut self, node: usize, from: SocketAddr, sender: HostId, now: Moment) {
         self.heard.insert((node, from));
         self.last_from.insert((node, from.ip()), now);

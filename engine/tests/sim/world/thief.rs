@@ -128,6 +128,7 @@ impl World {
 
     /// Notes what a node is about to handle.
     pub(super) fn begin(&mut self, (node, sender): (usize, HostId), bytes: &[u8]) -> Handled {
+        self.watch.comes(node, bytes);
         let is_his = Some(sender) == self.thief.host;
         let watched = is_his || self.net.now < self.thief.until;
         let what = (node, self.nodes[node].life, digest(bytes));
