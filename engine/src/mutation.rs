@@ -85,6 +85,9 @@ pub enum Mutant {
     EchoesAreTraffic,
     /// A session of boringtun's that the peer has begun may be sent on before the peer is known to have it.
     SendsUnconfirmed,
+    /// What a tunnel remembers of a peer's former life counts against the one after, once this node has begun a
+    /// session with it.
+    FormerLifeRemembered,
 }
 
 #[cfg(feature = "virtual-time")]
@@ -114,7 +117,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 39] = [
+    pub const ALL: [Mutant; 40] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -154,6 +157,7 @@ mod switch {
         Mutant::ReplaysRaise,
         Mutant::EchoesAreTraffic,
         Mutant::SendsUnconfirmed,
+        Mutant::FormerLifeRemembered,
     ];
 
     thread_local! {

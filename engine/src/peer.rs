@@ -256,7 +256,7 @@ impl Peer {
     /// new one. Of a session that the peer has begun the tunnel knows the time from then on; one that this
     /// node has begun tells it nothing, and each later handshake of the peer's would seem old to it.
     pub(crate) fn is_first_word(&mut self) -> bool {
-        if self.began {
+        if self.began || mutation::is(Mutant::FormerLifeRemembered) {
             self.may_reset = false;
         }
         std::mem::take(&mut self.reborn)

@@ -8,6 +8,7 @@ use crate::drops::DropReason;
 use crate::engine::Engine;
 use crate::forwarding::{LinkState, PeerLink};
 use crate::membership::holdings::MemberId;
+use crate::mutation::{self, Mutant};
 use crate::output::{Output, Received, Transmit};
 use crate::packet::control_packet;
 use crate::path_id::{PathId, SocketId};
@@ -285,6 +286,9 @@ impl Engine {
         let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.may_reset) else {
             return;
         };
+        if mutation::is(Mutant::FormerLifeRemembered) {
+            return;
+        }
         let mut state = peer.link.lock();
         if state.coming.is_some() {
             return;

@@ -12,6 +12,7 @@ use podmesh_engine::mutation::{self, Mutant};
 use crate::bounds::{ASIDE, most};
 use crate::faults::Fault;
 use crate::life::{Life, Report};
+use crate::reborn::renews;
 use crate::twins::{copy_goes, left_behind};
 use crate::walk::Walk;
 
@@ -91,8 +92,11 @@ const COPIED: [Mutant; 4] = [
     Mutant::SameLifeUnshown,
 ];
 
+/// Rules whose breach shows where one thing comes to another that is rare in random lives.
+const DIRECTED: [(Mutant, fn(u64)); 1] = [(Mutant::FormerLifeRemembered, renews)];
+
 /// Rules of lives, disks, clocks and large meshes.
-const WALKED: [Mutant; 13] = [
+const WALKED: [Mutant; 14] = [
     Mutant::RenewalUnsaved,
     Mutant::RequestUnsaved,
     Mutant::RotationUnsaved,
@@ -106,10 +110,11 @@ const WALKED: [Mutant; 13] = [
     Mutant::SleepsEarly,
     Mutant::NeverWakes,
     Mutant::ReplaysRaise,
+    Mutant::EchoesAreTraffic,
 ];
 
 /// Rules whose breach shows in one walk of several hundred, from the first of those on.
-const RARE: [(Mutant, u64); 1] = [(Mutant::EchoesAreTraffic, 1_336)];
+const RARE: [(Mutant, u64); 1] = [(Mutant::EchoesAreTraffic, 1_455)];
 
 /// `SIM_WALKS` says how many.
 #[test]
@@ -227,16 +232,18 @@ fn every_broken_rule_is_noticed() {
         {
             continue;
         }
-        let live = if WALKED.contains(&mutant) {
-            walk
-        } else if COPIED.contains(&mutant) {
-            copied
-        } else {
-            random_life
+        let first = RARE.iter().find(|(rare, _)| *rare == mutant);
+        let first = number("SIM_FIRST", first.map_or(0, |(_, first)| *first));
+        let directed = DIRECTED.iter().find(|(of, _)| *of == mutant);
+        let live = |seed| match directed {
+            Some((_, play)) => {
+                play(seed);
+                Report::default()
+            }
+            None if COPIED.contains(&mutant) => copied(seed),
+            None if WALKED.contains(&mutant) => walk(seed),
+            None => random_life(seed),
         };
-        let rare = RARE.iter().find(|(rare, _)| *rare == mutant);
-        let (live, first): (fn(u64) -> Report, u64) =
-            rare.map_or((live, 0), |(_, first)| (walk, *first));
         let (reports, failures) = lives(first..first + most, Some(mutant), live);
         match failures.first() {
             Some(failure) => {

@@ -27,6 +27,7 @@ mod nat;
 mod net;
 mod nonces;
 mod random;
+mod reborn;
 mod scale;
 mod scenarios;
 mod trial;

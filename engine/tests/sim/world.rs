@@ -10,18 +10,16 @@ use std::time::Duration;
 use ipnet::IpNet;
 use podmesh_engine::config::Thresholds;
 use podmesh_engine::engine::Engine;
-use podmesh_engine::output::{Output, PlanetEvent, Received, Transmit};
-use podmesh_engine::path_id::SocketId;
+use podmesh_engine::output::{Output, PlanetEvent};
 use podmesh_engine::tunnel;
 use podmesh_planet::rules::records::Record;
 use podmesh_planet::rules::relaying::{RelayQuota, Relaying};
 use podmesh_planet::rules::{Input, Planet};
-use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
 use podmesh_proto::time::{Moment, Now};
 
-use crate::authority::{Authority, Keys, PLANET_PORT, START};
+use crate::authority::{Authority, Keys, START};
 use crate::nat::{Nat, NatKind};
 use crate::net::{HostId, Net, Occurrence, SiteId};
 use crate::random::Random;
@@ -29,6 +27,7 @@ use crate::watch::Watch;
 
 mod changes;
 mod control;
+mod datagrams;
 mod disk;
 mod mending;
 mod planets;
@@ -155,6 +154,8 @@ pub struct World {
     next_connection: u64,
     clock: Moment,
     thief: Thief,
+    /// What of a machine's datagrams gets lost, whatever the ways carry.
+    pub loses: Option<fn(usize, &[u8]) -> bool>,
     /// The last of the nodes is a machine that waits for a copy of another's disk; whose it has.
     spare: bool,
     pub twin_of: Option<usize>,
@@ -197,6 +198,7 @@ impl World {
             next_connection: 0,
             clock,
             thief: Thief::default(),
+            loses: None,
             spare: false,
             twin_of: None,
             twin_before: None,
@@ -509,92 +511,5 @@ impl World {
             Output::JoinDone(result) => self.joined(index, result),
             Output::Forwarding(_) | Output::PingDone { .. } => {}
         }
-    }
-
-    fn transmit(&mut self, index: usize, transmit: Transmit) {
-        let Transmit {
-            socket,
-            to,
-            passage,
-            bytes,
-        } = transmit;
-        self.watch.transmitted(index, to, &bytes, self.net.now);
-        let to_thief = self.overhear(index, to, &bytes);
-        let probe = DatagramKind::of(&bytes) == DatagramKind::Probe;
-        assert!(
-            !probe || to_thief || self.watch.is_candidate(index, to) || self.is_recorded(index, to),
-            "node {index} probes {to}, which is nobody's candidate"
-        );
-        let node = &self.nodes[index];
-        let port = node.keys.ports[usize::from(socket.0)];
-        if probe {
-            self.keep_probe(index, to, &bytes);
-        }
-        let node = &self.nodes[index];
-        if !self.net.send((node.host, port), to, passage.reach(), bytes) {
-            let now = self.now_of(index);
-            if let Some(engine) = &mut self.nodes[index].engine {
-                engine.handle_unreachable(socket, to, now);
-            }
-        }
-    }
-
-    /// Whether a node has this endpoint from a record that came through a tunnel and was replaced
-    /// before anybody looked.
-    fn is_recorded(&self, index: usize, endpoint: SocketAddr) -> bool {
-        let now = self.now();
-        let Some(engine) = &self.nodes[index].engine else {
-            return false;
-        };
-        engine.peers(now).iter().any(|view| {
-            let detail = engine.peer(view.name.as_str(), now);
-            detail.is_some_and(|detail| {
-                detail
-                    .candidates
-                    .iter()
-                    .any(|trial| trial.endpoint == Some(endpoint) && trial.kind != "peer-reflexive")
-            })
-        })
-    }
-
-    fn datagram(
-        &mut self,
-        (host, port): (HostId, u16),
-        (from, sender): (SocketAddr, HostId),
-        bytes: Vec<u8>,
-    ) {
-        if let Some(planet) = self.planets.iter().position(|planet| planet.host == host) {
-            if port == PLANET_PORT {
-                self.planet_datagram(planet, from, &bytes);
-            }
-            return;
-        }
-        let Some(index) = self.nodes.iter().position(|node| node.host == host) else {
-            return;
-        };
-        let Some(socket) = self.nodes[index]
-            .keys
-            .ports
-            .iter()
-            .position(|one| *one == port)
-        else {
-            return;
-        };
-        let handled = self.begin((index, sender), &bytes);
-        if !handled.is_his {
-            self.watch.arrived(index, from, sender, self.net.now);
-        }
-        let now = self.now_of(index);
-        if let Some(engine) = &mut self.nodes[index].engine {
-            let received = Received {
-                socket: SocketId(socket as u8),
-                from,
-                relay: None,
-                bytes,
-            };
-            engine.handle_datagram(received, now);
-            self.drain(index);
-        }
-        self.end(&handled);
     }
 }
