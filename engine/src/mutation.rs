@@ -88,6 +88,10 @@ pub enum Mutant {
     /// What a tunnel remembers of a peer's former life counts against the one after, once this node has begun a
     /// session with it.
     FormerLifeRemembered,
+    /// What a peer's probes say of a later life of this node's isn't heard.
+    LifeUnnamed,
+    /// A later life of a peer's that has no way to this node isn't told to others.
+    LifeNotPassedOn,
 }
 
 #[cfg(feature = "virtual-time")]
@@ -117,7 +121,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 40] = [
+    pub const ALL: [Mutant; 42] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -158,6 +162,8 @@ mod switch {
         Mutant::EchoesAreTraffic,
         Mutant::SendsUnconfirmed,
         Mutant::FormerLifeRemembered,
+        Mutant::LifeUnnamed,
+        Mutant::LifeNotPassedOn,
     ];
 
     thread_local! {

@@ -76,8 +76,12 @@ pub(crate) struct Peer {
     pub(crate) deadline: Option<Moment>,
     /// That its word is of a life that is over.
     pub(crate) showing: Repeats,
+    /// The same, to others that may reach it.
+    pub(crate) passing: Repeats,
     /// To it, this node's life is at least this one.
     pub(crate) raised: u64,
+    /// That its probe named a later life of this node's.
+    pub(crate) raising: Repeats,
     /// This node's present record, to which it answers with that of a later life if it believes one.
     pub(crate) asking: Repeats,
     counter: u64,
@@ -147,7 +151,9 @@ impl Peer {
             mtu: limits::MIN_MTU,
             deadline: None,
             showing: Repeats::default(),
+            passing: Repeats::default(),
             raised: 0,
+            raising: Repeats::default(),
             asking: Repeats::default(),
             counter: 0,
             incarnation: 0,
@@ -170,7 +176,9 @@ impl Peer {
             initiations: before.initiations,
             mtu: before.mtu,
             showing: before.showing,
+            passing: before.passing,
             raised: before.raised,
+            raising: before.raising,
             asking: before.asking,
             counter: before.counter,
             incarnation: before.incarnation,

@@ -36,6 +36,9 @@ pub struct Probe {
     pub counter: u64,
     /// Ping or pong.
     pub body: ProbeBody,
+    /// The latest incarnation of the receiver's that the sender knows of, and to which it listens. Zero if it
+    /// knows of none, and in probes of programs that don't say: what is behind a body is zero.
+    pub known: u64,
 }
 
 /// Ping or pong.
@@ -111,7 +114,7 @@ impl ProbeKeys {
     #[must_use]
     pub fn seal(&self, probe: &Probe, nonce: &[u8; NONCE]) -> Vec<u8> {
         let mut body = [0; BODY];
-        // The longest body (an IPv6 pong) has 10 + 10 + 1 + 10 + 1 + 16 + 3 = 51 bytes.
+        // The longest body (an IPv6 pong) has 10 + 10 + 1 + 10 + 1 + 16 + 3 + 10 = 61 bytes.
         let encoded = postcard::to_slice(probe, &mut body).map(|used| used.len());
         debug_assert!(encoded.is_ok(), "a probe fits its fixed body");
         let mut datagram = Vec::with_capacity(PROBE_LENGTH);
@@ -199,6 +202,7 @@ mod tests {
             incarnation: u64::MAX,
             counter: u64::MAX,
             body,
+            known: u64::MAX,
         }
     }
 
@@ -209,6 +213,7 @@ mod tests {
             incarnation: 1,
             counter: 0,
             body: ProbeBody::Ping { transaction: 7 },
+            known: 0,
         };
         for probe in [ping, longest()] {
             let datagram = a.seal(&probe, &[5; 24]);
@@ -220,6 +225,24 @@ mod tests {
                 "a probe doesn't open in its own direction"
             );
         }
+    }
+
+    /// Programs that know of no such thing end with the body, and read no further.
+    #[test]
+    fn a_body_without_the_last_field_says_that_nothing_is_known() {
+        let body = ProbeBody::Ping { transaction: 7 };
+        let probe = Probe {
+            known: 0,
+            body,
+            ..longest()
+        };
+        let mut padded = postcard::to_allocvec(&(probe.incarnation, probe.counter, body)).unwrap();
+        padded.resize(BODY, 0);
+        let (read, _) = postcard::take_from_bytes::<Probe>(&padded).unwrap();
+        assert_eq!(read, probe);
+        let with = postcard::to_allocvec(&Probe { known: 9, ..probe }).unwrap();
+        let (read, _) = postcard::take_from_bytes::<(u64, u64, ProbeBody)>(&with).unwrap();
+        assert_eq!(read, (probe.incarnation, probe.counter, body));
     }
 
     #[test]

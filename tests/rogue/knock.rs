@@ -68,6 +68,7 @@ fn ping(keys: &Keys, node: &NodeCertificate, network: &NetworkId) -> Result<Opti
         body: ProbeBody::Ping {
             transaction: random::number()?,
         },
+        known: 0,
     };
     Ok(Some(probes.seal(&probe, &random::bytes()?)))
 }

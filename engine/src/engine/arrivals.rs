@@ -136,6 +136,7 @@ impl Engine {
             }
             return Err(DropReason::StaleProbe);
         }
+        self.knows_of_life(&node, probe.known, now);
         self.wake(&node, now);
         let path = received.path();
         tracing::trace!(peer = %node.short(), %path, body = ?probe.body, "probe came in");

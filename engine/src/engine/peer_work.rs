@@ -175,6 +175,7 @@ impl Engine {
                     incarnation: incarnation.max(peer.raised),
                     counter,
                     body,
+                    known: peer.incarnation(),
                 };
                 let bytes = peer.probes.seal(&probe, &nonce);
                 let link = std::sync::Arc::clone(&peer.link);

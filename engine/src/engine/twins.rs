@@ -124,6 +124,7 @@ impl Engine {
             return;
         };
         peer.showing.begin(SHOWS);
+        peer.passing.begin(SHOWS);
         if !peer.showing.said_within(SHOWN, now.moment) {
             self.show(node, now);
         }
@@ -169,6 +170,21 @@ impl Engine {
         }
     }
 
+    /// A peer's probe says which life of this node it listens to. Where there is a way through the tunnel, it is
+    /// shown there; without one this is all that the peer can say, and what this node says to it is lost.
+    pub(super) fn knows_of_life(&mut self, node: &NodeId, incarnation: u64, now: Now) {
+        let own = self.incarnation;
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| !peer.hears()) else {
+            return;
+        };
+        let is_later = incarnation > own.max(peer.raised);
+        let unheard = mutation::is(Mutant::LifeUnnamed);
+        if is_later && !unheard && !peer.raising.said_within(SHOWN, now.moment) {
+            peer.raising.said(now.moment);
+            self.outlived_for(node, incarnation, now);
+        }
+    }
+
     /// Says again what peers have to know of lives that are over, theirs and this node's: by itself nobody
     /// would, and it may have been lost.
     pub(super) fn settle_lives(&mut self, now: Now) {
@@ -179,6 +195,7 @@ impl Engine {
         for node in self.hearing(showing) {
             self.show(&node, now);
         }
+        self.pass_on(now);
         let own = self.incarnation;
         let asking = |peer: &&Peer| peer.raised > own && peer.asking.is_due(now.moment);
         let asked = self.hearing(asking);
@@ -191,6 +208,27 @@ impl Engine {
                 peer.asking.said(now.moment);
             }
             self.send_control(&node, &question, now);
+        }
+    }
+
+    /// Other members tell it to whom this node has no way, if they reach it. Planets do that by themselves, while
+    /// there are any.
+    fn pass_on(&mut self, now: Now) {
+        if self.planets.legs().next().is_some() || mutation::is(Mutant::LifeNotPassedOn) {
+            return;
+        }
+        let deaf = |peer: &&Peer| peer.passing.is_due(now.moment) && !peer.hears();
+        let deaf = self.peers.nodes().filter(deaf);
+        let deaf: Vec<NodeId> = deaf.map(|peer| peer.member.node).collect();
+        for node in deaf {
+            let Some(peer) = self.peers.get_mut(&node) else {
+                continue;
+            };
+            peer.passing.said(now.moment);
+            if let Some((_, signed)) = &peer.record {
+                let proof = ControlMessage::Endpoints(Box::new(signed.clone()));
+                self.gossip(&proof, Some(node), now);
+            }
         }
     }
 

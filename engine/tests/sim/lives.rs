@@ -12,7 +12,7 @@ use podmesh_engine::mutation::{self, Mutant};
 use crate::bounds::{ASIDE, most};
 use crate::faults::Fault;
 use crate::life::{Life, Report};
-use crate::reborn::renews;
+use crate::reborn::{renews, tells_by_others, tells_by_probes};
 use crate::twins::{copy_goes, left_behind};
 use crate::walk::Walk;
 
@@ -93,7 +93,11 @@ const COPIED: [Mutant; 4] = [
 ];
 
 /// Rules whose breach shows where one thing comes to another that is rare in random lives.
-const DIRECTED: [(Mutant, fn(u64)); 1] = [(Mutant::FormerLifeRemembered, renews)];
+const DIRECTED: [(Mutant, fn(u64)); 3] = [
+    (Mutant::FormerLifeRemembered, renews),
+    (Mutant::LifeUnnamed, tells_by_probes),
+    (Mutant::LifeNotPassedOn, tells_by_others),
+];
 
 /// Rules of lives, disks, clocks and large meshes.
 const WALKED: [Mutant; 14] = [

@@ -9,6 +9,7 @@ use crate::world::World;
 
 /// Seconds.
 const HOURS: i64 = 3 * 3_600;
+const BEHIND: i64 = 250;
 
 fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -76,6 +77,73 @@ fn begin(world: &mut World) {
         world.run_for(seconds(1));
     }
     world.run_for(seconds(100));
+}
+
+/// A machine is put back to an earlier copy of its disk, by a clock that is behind, and there is no planet. It
+/// speaks as a former life, and its handshakes are older than those of the later one.
+fn put_back(world: &mut World, others: &[usize], moves: bool) {
+    begin(world);
+    let image = world.image(1);
+    world.stop(1);
+    for other in others {
+        world.stop(*other);
+    }
+    world.run_for(seconds(60));
+    world.start(1);
+    world.run_for(seconds(20));
+    world.stop_planet(0);
+    world.run_for(seconds(60));
+    world.stop(1);
+    world.write_image(1, image);
+    world.nodes[1].clock = -BEHIND;
+    if moves {
+        world.set_address(1, [198, 18, 7, 1].into());
+    }
+    for other in others {
+        world.start(*other);
+        world.run_for(seconds(20));
+    }
+    world.start(1);
+}
+
+fn is_believed(world: &World, node: usize) -> bool {
+    let own = world.nodes[node].engine.as_ref().unwrap().life();
+    let others = world.nodes.iter().filter_map(|other| other.engine.as_ref());
+    let mut lives = others.filter_map(|other| other.life_of(&world.nodes[node].id));
+    lives.all(|life| life <= own)
+}
+
+#[test]
+fn without_a_planet_probes_tell_a_machine_of_its_later_life() {
+    for seed in 0..4 {
+        tells_by_probes(seed);
+    }
+}
+
+/// Its peer listens to none of its probes.
+pub fn tells_by_probes(seed: u64) {
+    let mut world = mesh(seed, 2);
+    put_back(&mut world, &[], false);
+    world.run_for(seconds(40));
+    assert!(is_up(&world, 0, 1) && is_up(&world, 1, 0), "{seed}");
+    world.run_for(seconds(60));
+    assert!(is_believed(&world, 1), "{seed}");
+}
+
+#[test]
+fn without_a_planet_others_tell_a_machine_of_its_later_life() {
+    for seed in 0..4 {
+        tells_by_others(seed);
+    }
+}
+
+/// The peer looks for it where it was in its later life, of which a third member has heard nothing.
+pub fn tells_by_others(seed: u64) {
+    let mut world = mesh(seed, 3);
+    put_back(&mut world, &[2], true);
+    world.run_for(seconds(60));
+    assert!(is_up(&world, 0, 1) && is_up(&world, 1, 0), "{seed}");
+    assert!(is_believed(&world, 1), "{seed}");
 }
 
 fn chat(world: &mut World, span: Duration) {

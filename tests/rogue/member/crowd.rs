@@ -254,6 +254,7 @@ impl Peer {
             incarnation,
             counter: self.counter,
             body,
+            known: 0,
         };
         Ok(self.probes.seal(&probe, &random::bytes()?))
     }

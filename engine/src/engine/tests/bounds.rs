@@ -155,6 +155,7 @@ fn answers_and_proofs_to_places_that_nobody_was_seen_at_are_few() {
             body: ProbeBody::Ping {
                 transaction: number.into(),
             },
+            known: 0,
         };
         peer.probes.seal(
             &probe,

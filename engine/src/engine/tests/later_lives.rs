@@ -143,6 +143,7 @@ fn probes(world: &mut World, counter: u64) {
         incarnation: world.engines[0].edition().0,
         counter,
         body: ProbeBody::Ping { transaction: 5 },
+        known: 0,
     };
     let bytes = peer.probes.seal(&probe, &[5; 24]);
     let received = Received {
@@ -172,4 +173,56 @@ fn who_counts_as_another_of_the_same_second_has_is_shown_it() {
     assert_eq!(believed(&world), Some(own.0));
     pass(&mut world, 60);
     assert!(reaches_all(&world, 0) && reaches_all(&world, 1));
+}
+
+/// A probe of node 1, which knows of this life of node 0, comes to node 0.
+fn says_by_a_probe(world: &mut World, known: u64) {
+    let (node, now) = (world.engines[0].node_id(), world.now);
+    let incarnation = world.engines[1].edition().0;
+    let peer = world.engines[1].peers.get_mut(&node).unwrap();
+    let probe = Probe {
+        incarnation,
+        counter: peer.next_probe(),
+        body: ProbeBody::Ping { transaction: 6 },
+        known,
+    };
+    let bytes = peer.probes.seal(&probe, &[6; 24]);
+    let received = Received {
+        socket: SocketId::MAIN,
+        from: "198.51.100.2:7002".parse().unwrap(),
+        relay: None,
+        bytes,
+    };
+    world.engines[0].handle_datagram(received, now);
+}
+
+/// Where there is no other way to say it.
+#[test]
+fn a_peer_without_a_path_says_by_its_probes_which_life_it_listens_to() {
+    let mut world = joined(2);
+    let (own, life) = (
+        world.engines[0].edition().0,
+        of_a_copy(&world).0.incarnation,
+    );
+    says_by_a_probe(&mut world, life);
+    assert_eq!(world.engines[0].latest_life(), own, "it may say so");
+    let node = world.engines[1].node_id();
+    let link = &world.engines[0].peers.get(&node).unwrap().link;
+    link.lock().path = None;
+    for former in [0, own - 1, own] {
+        says_by_a_probe(&mut world, former);
+        assert_eq!(world.engines[0].latest_life(), own);
+    }
+    says_by_a_probe(&mut world, life);
+    assert_eq!(world.engines[0].latest_life(), life + 1);
+    assert_eq!(
+        world.engines[0].edition().0,
+        own,
+        "of that there is no proof"
+    );
+    says_by_a_probe(&mut world, life + 10);
+    assert_eq!(world.engines[0].latest_life(), life + 1, "so soon after");
+    world.now.moment = world.now.moment + Duration::from_secs(6);
+    says_by_a_probe(&mut world, life + 10);
+    assert_eq!(world.engines[0].latest_life(), life + 11);
 }
