@@ -15,6 +15,7 @@
     reason = "tests may ask for seeds and the time"
 )]
 
+mod asleep;
 mod authority;
 mod bounds;
 mod fake;

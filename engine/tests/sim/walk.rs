@@ -22,7 +22,7 @@ const SETTLE: u64 = 60;
 /// Two of a large mesh between which there is no traffic sleep this long after they have met: when they are
 /// idle, and one of them may have asked for the other once more.
 const ASLEEP: Duration = Duration::from_secs(50);
-const ASLEEP_WHY: &str = "no traffic wants it";
+pub const ASLEEP_WHY: &str = "no traffic wants it";
 const LOOK: Duration = Duration::from_secs(2);
 /// Who has left, and doesn't know it, has this long to find its planet again.
 const HEARS: Duration = Duration::from_secs(30);
