@@ -212,8 +212,6 @@ impl Engine {
         });
         peer.is_new_life(record.incarnation);
         peer.record = Some((record.clone(), signed));
-        peer.showing.end();
-        peer.passing.end();
         self.spread_relays_to(&node, now);
         self.with_paths(&node, now, |paths| paths.set_remote(&record, now));
         self.paths_changed(now);

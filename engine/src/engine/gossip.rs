@@ -156,6 +156,11 @@ impl Engine {
             return;
         }
         self.take_record(record, signed.clone(), now);
+        // What comes by other ways may be a copy's, that was said before it was gone.
+        if let Some(peer) = self.peers.get_mut(&node).filter(|_| from == node) {
+            peer.showing.end();
+            peer.passing.end();
+        }
         // Planets spread records by themselves, while there are any.
         if self.planets.legs().next().is_none() {
             let message = ControlMessage::Endpoints(Box::new(signed));
