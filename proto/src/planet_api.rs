@@ -68,7 +68,8 @@ pub enum NodeMessage {
     Heartbeat,
     /// Let my membership go on, or my keys change. Answered by `Renewed` or `NotRenewed`.
     Renew(Box<RenewalRequest>),
-    /// What I am by now, after another planet's receipt.
+    /// What I am by now, after another planet's receipt; or what a member is of which the planet has told
+    /// an older state.
     Membership(Box<Membership>),
     /// What I hold in buckets in which the planet's `Summary` differs, or which it named by `Held`. Since
     /// version 2.

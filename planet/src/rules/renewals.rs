@@ -197,13 +197,28 @@ impl Planet {
         self.transact(granted.changes, vec![send(answer)], otherwise);
     }
 
-    /// A node shows what another planet has receipted.
+    /// A node shows what another planet has receipted: its own membership, or the one of a member of which
+    /// this planet has told it less.
     pub(super) fn shown(&mut self, node: NodeId, membership: &Membership, now: Now) {
-        match self.learn(membership, Some(node), now) {
+        let of_other = self.may_pass_on(node, membership, now);
+        match self.learn(membership, (!of_other).then_some(node), now) {
             Ok(changes) if changes.is_empty() => {}
             Ok(changes) => self.remember(changes, Vec::new(), Vec::new()),
             Err(reason) => self.note(Event::NotLearned(node, reason)),
         }
+    }
+
+    /// Whether `node` is a member that may show this membership, whosever it is: members are told of its node,
+    /// or of the one whose place it has.
+    fn may_pass_on(&self, node: NodeId, membership: &Membership, now: Now) -> bool {
+        let application = &membership.application;
+        let of = application.certificate.unverified().ok();
+        let grant = application.grant.unverified().ok();
+        let of = of.map(|of| of.node).into_iter();
+        let mut about = of.chain(grant.and_then(|grant| grant.replaces));
+        let is_told =
+            |one: NodeId| self.books.entry(&one).is_some() || self.books.departure(&one).is_some();
+        self.books.member(&node, now.unix).is_some() && about.any(is_told)
     }
 
     /// The identity that speaks for a node by now.

@@ -393,6 +393,46 @@ fn a_planet_that_forgot_learns_the_newest_state_from_the_members() {
     assert!(own);
 }
 
+/// Another planet has receipted it while this one was off, and the node itself is not there.
+#[test]
+fn a_planet_that_was_off_learns_from_a_member_what_another_is_by_now() {
+    let (_, mut stage, mut a, mut b) = scene(69);
+    let backup = stage.backup();
+    let (moved, request) = step(&stage, &a, 41);
+    let (old, mut stranger) = (a.clone(), Node::new(9));
+    a = moved;
+    renew(&mut stage, &mut a, request).unwrap();
+    stage.restore(backup);
+    let shown = || NodeMessage::Membership(Box::new(a.membership().unwrap()));
+    stage.connect(&mut stranger);
+    stage.say(&stranger, shown());
+    let known = |stage: &Stage| member_in_books(stage, &a).map(|member| member.renewal);
+    assert_eq!(known(&stage), Some(0), "a stranger's word");
+    b.cursor = None;
+    stage.connect(&mut b);
+    stage.say(&b, shown());
+    assert_eq!(known(&stage), Some(1));
+    stage.pass(Duration::from_millis(100));
+    stage.listen(&mut b);
+    let records = b.heard_records();
+    let last = records.iter().rev().find_map(|record| match record {
+        DirectoryRecord::Member(it) => Some(it.as_ref().clone()),
+        _ => None,
+    });
+    assert_eq!(last, a.membership(), "who told it hears that it was heard");
+    // An older one changes nothing, and of nobody's it learns nothing so.
+    stage.say(
+        &b,
+        NodeMessage::Membership(Box::new(old.membership().unwrap())),
+    );
+    assert_eq!(known(&stage), Some(1));
+}
+
+fn member_in_books(stage: &Stage, node: &Node) -> Option<Member> {
+    let books = stage.planet.books();
+    books.member(&node.id(), stage.now.unix).cloned()
+}
+
 #[test]
 fn a_number_that_a_member_only_says_it_has_seen_stops_no_renewal() {
     let (_, mut stage, mut a, mut b) = scene(60);
