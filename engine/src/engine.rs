@@ -44,6 +44,7 @@ mod directory;
 mod durable;
 mod gossip;
 mod joining;
+mod late;
 mod peer_work;
 mod pings;
 mod planet_work;
@@ -372,6 +373,7 @@ impl Engine {
             Timer::Heartbeat(planet) => self.heartbeat(planet, now),
             Timer::Observe(planet) => self.observe(planet, now),
             Timer::Report(planet) => self.report(planet, now),
+            Timer::Late(planet) => self.tell_late_planet(planet, now),
             Timer::Statements => self.tell_statements(now),
             Timer::Join(planet) => self.ask_again(planet, now),
             Timer::Departures(planet) => self.tell_departures(planet),

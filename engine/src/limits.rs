@@ -69,8 +69,16 @@ pub const MAX_LIES: usize = 64;
 /// The same of one member, of which there are more.
 pub const MAX_LIES_OF_MEMBER: usize = 8;
 /// Seconds that a record gets whose signature none of its node's known identities made: the renewal that
-/// explains it may be on another way. Only afterwards is it a lie.
+/// explains it may be on another way. Also what a planet gets that says the older, from when it is told the
+/// newer: it believes at once, and tells on at once. Only afterwards is it a lie.
 pub const DOUBT: u64 = 4;
+/// Connections of a planet that may break while it is in doubt about something; on the next one it is named
+/// at once.
+pub const DOUBTS: u32 = 3;
+/// Before a planet is told what is newer than its word: mostly it hears that from whom it is about.
+pub const LATE: Duration = Duration::from_secs(1);
+/// Between two such memberships to one planet: it verifies so many of one node in the long run.
+pub const LATE_GAP: Duration = Duration::from_secs(2);
 /// Quarantined members that are remembered.
 pub const MAX_QUARANTINED: usize = 1_024;
 /// Editions of a peer's endpoint record that count at once: a start brings about four, a move as many.

@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use podmesh_proto::candidate::EndpointRecord;
 use podmesh_proto::certificate::{Member, Membership};
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{NodeId, PlanetId, TokenId};
@@ -28,8 +27,10 @@ use podmesh_proto::time::UnixSeconds;
 mod departures;
 mod externals;
 pub mod holdings;
+mod late;
 pub mod lies;
 mod quarantine;
+mod records;
 mod root;
 mod untimely;
 
@@ -37,7 +38,8 @@ pub use self::departures::Parting;
 use self::departures::{Departed, Stranger};
 use self::externals::Externals;
 use self::holdings::{Holdings, MemberId, of_member};
-use self::lies::{Lie, Lies, Source};
+pub use self::late::Better;
+use self::lies::{Lie, Lies, Newer, Source, may_be_late};
 use self::quarantine::Quarantine;
 use self::untimely::Untimely;
 use crate::mutation::{self, Mutant};
@@ -64,6 +66,8 @@ pub struct Members {
     /// Those that are over.
     ended: BTreeSet<(UnixSeconds, NodeId)>,
     lies: Lies,
+    /// Planets that have shown the present edition of the network on this connection.
+    up_to_date: BTreeSet<PlanetId>,
     untimely: Untimely,
     batch: u64,
     changed: BTreeSet<MemberId>,
@@ -115,6 +119,7 @@ impl Members {
             expiries: BTreeSet::new(),
             ended: BTreeSet::new(),
             lies: Lies::default(),
+            up_to_date: BTreeSet::new(),
             untimely: Untimely::default(),
             batch: 0,
             changed: BTreeSet::new(),
@@ -267,6 +272,8 @@ impl Members {
             && let Some(known) = self.known.get(&certificate.node)
             && *known.membership == membership
         {
+            let member = Arc::clone(&known.member);
+            self.says_present(source, &member);
             return Learned::Same;
         }
         #[cfg(feature = "virtual-time")]
@@ -276,24 +283,25 @@ impl Members {
             return self.learn_verified(Arc::new(member), Arc::new(membership), source, now);
         }
         // What this node once believed stays with its holder, also beyond its time.
-        let verified = membership.prove(&self.network).and_then(|member| {
-            // Its own life goes on by a planet's word, whatever this clock says: it has no other.
-            if source != Source::Disk
-                && member.node != self.own
-                && let Err(error) = member.is_in_time(now)
-            {
-                self.untimely.note(source, &member, now);
-                return Err(error);
-            }
-            Ok(member)
-        });
-        match verified {
-            Ok(member) => self.learn_verified(Arc::new(member), Arc::new(membership), source, now),
+        let member = match membership.prove(&self.network) {
+            Ok(member) => member,
             Err(error) => {
                 self.note_unverified(&membership, &error, source, now);
-                Learned::Refused
+                return Learned::Refused;
             }
+        };
+        // Its own life goes on by a planet's word, whatever this clock says: it has no other.
+        if source != Source::Disk
+            && member.node != self.own
+            && let Err(error) = member.is_in_time(now)
+        {
+            self.untimely.note(source, &member, now);
+            let sentence = format!("{} was offered outside of its time: {error}", member.name);
+            let newer = (Lie::OutOfTime, Newer::Time(member.node));
+            self.lies.late(newer, source, sentence, now);
+            return Learned::Refused;
         }
+        self.learn_verified(Arc::new(member), Arc::new(membership), source, now)
     }
 
     fn learn_verified(
@@ -304,8 +312,13 @@ impl Members {
         now: UnixSeconds,
     ) -> Learned {
         if let Err((lie, sentence)) = self.still_in(&member, source) {
-            let told = (member.node.to_string(), sentence);
-            self.lies.note(lie, source, told, now);
+            if lie == Lie::GoneMember {
+                let newer = (lie, Newer::Gone(member.node));
+                self.lies.late(newer, source, sentence, now);
+            } else {
+                let told = (member.node.to_string(), sentence);
+                self.lies.note(lie, source, told, now);
+            }
             return Learned::Refused;
         }
         self.sequence = self.sequence.max(member.sequence);
@@ -313,9 +326,17 @@ impl Members {
             let standing = member.standing(&known.member);
             if standing != Standing::Newer {
                 let told = lies::about_state(&member, &known.member, standing);
-                if let Some((lie, sentence)) = told {
-                    let told = (member.node.to_string(), sentence);
-                    self.lies.note(lie, source, told, now);
+                match told {
+                    Some((lie, sentence)) if may_be_late(&member, &known.member, standing) => {
+                        let newer = (lie, Newer::Member(member.node));
+                        self.lies.late(newer, source, sentence, now);
+                    }
+                    Some((lie, sentence)) => {
+                        let told = (member.node.to_string(), sentence);
+                        self.lies.note(lie, source, told, now);
+                    }
+                    None if standing == Standing::Same => self.says_present(source, &member),
+                    None => {}
                 }
                 let believed = matches!(standing, Standing::Same | Standing::Older);
                 return if believed {
@@ -327,6 +348,7 @@ impl Members {
         } else if self.quarantine.has_same(&member.node, &membership) {
             return Learned::Refused;
         }
+        self.says_present(source, &member);
         if let Some(gone) = member.replaces.filter(|gone| *gone != member.node) {
             // The grant is the root's word.
             self.revoked.entry(gone).or_insert(member.admitted);
@@ -359,14 +381,14 @@ impl Members {
         let contested = self.quarantine.contested_by(&member.node, &wanted);
         let decided = self.resolved.contains_key(&member.node);
         if collisions.is_empty() && (contested.is_none() || decided) {
-            self.settle(member, membership);
+            self.settle(member, membership, now);
             return Learned::New;
         }
         self.quarantine_newcomer((member, membership), collisions, contested, (source, now));
         Learned::Refused
     }
 
-    fn settle(&mut self, member: Arc<Member>, membership: Arc<Membership>) {
+    fn settle(&mut self, member: Arc<Member>, membership: Arc<Membership>, now: UnixSeconds) {
         let id = MemberId::Node(member.node);
         let batch = match self.known.get(&member.node) {
             Some(before) => {
@@ -376,7 +398,7 @@ impl Members {
             None => self.batch,
         };
         self.quarantine.remove(&member.node);
-        self.lies.settle(&member.node.to_string());
+        self.lies.overtake(&member.node.to_string(), now);
         self.holdings.insert(id, &of_member(&member));
         if let Some(expires) = member.expires {
             self.expiries.insert((expires, member.node));
@@ -404,6 +426,7 @@ impl Members {
             self.holdings.remove(id, &of_member(&known.member));
             self.changed.insert(id);
             self.lies.forget(Source::Member(*node));
+            self.lies.nothing_newer(node);
             self.readmit(id);
             self.recall_externals();
         }
@@ -411,6 +434,7 @@ impl Members {
 
     /// A planet serves the network no more: what it said that doesn't hold is nothing to be done about.
     pub fn forget_planet(&mut self, planet: PlanetId) {
+        self.up_to_date.remove(&planet);
         self.lies.forget(Source::Planet(planet));
     }
 
@@ -435,7 +459,7 @@ impl Members {
         {
             let token = token.short();
             let sentence = format!("{name} was admitted by token {token} after its revocation");
-            return Err((Lie::TokenReplay, sentence));
+            return Err((Lie::AfterRevocation, sentence));
         }
         let life = |member: &Member| (member.issued, member.expires);
         let known = self.known.get(&member.node);
@@ -448,7 +472,7 @@ impl Members {
         {
             let token = token.short();
             let sentence = format!("{name} was renewed after the revocation of its token {token}");
-            return Err((Lie::TokenReplay, sentence));
+            return Err((Lie::AfterRevocation, sentence));
         }
         Ok(())
     }
@@ -492,64 +516,6 @@ impl Members {
         member.map_or((*node).into(), |member| member.identity())
     }
 
-    /// The endpoint record, if its node's newest identity signed it.
-    ///
-    /// # Errors
-    /// It can't be read, isn't the node's word, or is of another network.
-    pub fn verify_record(
-        &self,
-        signed: &Signed<EndpointRecord>,
-    ) -> Result<EndpointRecord, CertificateError> {
-        let identity = self.identity_of(&signed.unverified()?.node);
-        EndpointRecord::verify(signed, self.network.id, &identity)
-    }
-
-    /// The endpoint record, if an identity that its node has replaced signed it: who hasn't heard of
-    /// that passes it on in good faith, and who stole the former key makes new ones.
-    #[must_use]
-    pub fn former_record(&self, signed: &Signed<EndpointRecord>) -> Option<EndpointRecord> {
-        let known = self.known.get(&signed.unverified().ok()?.node)?;
-        let mut former = known.member.identities.iter().rev().skip(1);
-        former.find_map(|key| EndpointRecord::verify(signed, self.network.id, key).ok())
-    }
-
-    /// Notes that `source` passed on a record which doesn't hold by what is known of its node. Who has
-    /// changed its identity signs records that go ahead of the news of it.
-    pub fn doubt_record(
-        &mut self,
-        source: Source,
-        signed: &Signed<EndpointRecord>,
-        error: &CertificateError,
-        now: UnixSeconds,
-    ) {
-        let sentence = format!("sent an endpoint record that doesn't hold: {error}");
-        match signed.unverified() {
-            Ok(claimed) => {
-                let name = self.name_of(MemberId::Node(claimed.node));
-                let told = (
-                    format!("endpoints of {}", claimed.node),
-                    format!("about {name}: {sentence}"),
-                );
-                self.lies.doubt(source, told, signed, now);
-            }
-            Err(_) => {
-                let told = ("endpoints".to_owned(), sentence);
-                self.lies.note(Lie::Forged, source, told, now);
-            }
-        }
-    }
-
-    /// Records that were doubted and, by what is known meanwhile, are their nodes' own word; none of them
-    /// counts against anybody any more.
-    pub fn take_explained(&mut self) -> Vec<(Source, Signed<EndpointRecord>)> {
-        let mut lies = std::mem::take(&mut self.lies);
-        let explained = lies.explain(|signed| {
-            self.verify_record(signed).is_ok() || self.former_record(signed).is_some()
-        });
-        self.lies = lies;
-        explained
-    }
-
     fn note_unverified(
         &mut self,
         membership: &Membership,
@@ -585,7 +551,13 @@ impl Members {
         };
         let subject = node.map_or_else(String::new, |node| node.to_string());
         let sentence = format!("{name} was offered {what}: {error}");
-        self.lies.note(lie, source, (subject, sentence), now);
+        let told = (subject, sentence);
+        match error {
+            CertificateError::UnknownPlanet { .. } => {
+                self.note_unknown_planet(lie, source, told, now);
+            }
+            _ => self.lies.note(lie, source, told, now),
+        }
     }
 }
 

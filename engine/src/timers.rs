@@ -20,6 +20,8 @@ pub(crate) enum Timer {
     Observe(PlanetId),
     /// The next part of a report to this planet.
     Report(PlanetId),
+    /// Something newer to this planet than what it said.
+    Late(PlanetId),
     /// The next statements of the root to whoever lacks them.
     Statements,
     /// A join or claim is tried again at this planet.

@@ -190,6 +190,14 @@ impl Statements {
             .collect()
     }
 
+    /// Whether `other` has the same in the bucket in which a statement with this hash is held here.
+    #[must_use]
+    pub fn agrees_on(&self, hash: &[u8; 32], other: &Summary) -> bool {
+        let bucket = bucket_of(hash);
+        let mine = self.summary(Edition::default());
+        self.all.contains_key(hash) && mine.digest(bucket) == other.digest(bucket)
+    }
+
     /// What is held in a bucket.
     #[must_use]
     pub fn held(&self, bucket: u8) -> Held {

@@ -134,7 +134,7 @@ impl Engine {
         if let (Ok(_), Ok(node), Source::Planet(planet)) = (&parting, &node, source) {
             members.planet_knows_departure(planet, node);
         }
-        let (lie, sentence) = match parting {
+        let error = match parting {
             Ok(Parting::News) => {
                 if own {
                     tracing::warn!(
@@ -150,17 +150,20 @@ impl Engine {
             Ok(Parting::Nothing) => return self.follow_members(now),
             // A member that was away is no liar: it tells what it heard last.
             Ok(Parting::Over) if !matches!(source, Source::Planet(_)) => return,
-            Ok(Parting::Over) => (
-                Lie::OldState,
-                "sent an old departure of a node that has come back".to_owned(),
-            ),
-            Err(error) => (
-                Lie::Forged,
-                format!("sent a departure that doesn't hold: {error}"),
-            ),
+            Ok(Parting::Over) => {
+                let sentence = "sent an old departure of a node that has come back".to_owned();
+                if let Ok(node) = node {
+                    let (_, sentence) = about(members, Ok(node), sentence);
+                    members.note_late((Lie::OldState, node), source, sentence, now.unix);
+                }
+                self.answer_late(source, now);
+                return self.follow_members(now);
+            }
+            Err(error) => error,
         };
+        let sentence = format!("sent a departure that doesn't hold: {error}");
         let told = about(members, node, sentence);
-        members.note(lie, source, told, now.unix);
+        members.note(Lie::Forged, source, told, now.unix);
         self.follow_members(now);
     }
 

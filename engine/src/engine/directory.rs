@@ -86,6 +86,7 @@ impl Engine {
             DirectoryRecord::Member(membership) => {
                 members.learn(*membership, source, now.unix);
                 self.follow_members(now);
+                self.answer_late(source, now);
             }
             DirectoryRecord::Endpoints(signed) => match members.verify_record(&signed) {
                 Ok(record) if record.node == self.node => self.heard_own(&record, now),
@@ -107,7 +108,7 @@ impl Engine {
     }
 
     /// A record by an identity that its node has replaced. Not a word of it counts; that it is newer
-    /// than the node's last one shows that somebody has the former key.
+    /// than the node's last one shows that somebody has the former key, or that this node hadn't heard it.
     pub(super) fn heard_former(
         &mut self,
         signed: &Signed<EndpointRecord>,
@@ -126,8 +127,9 @@ impl Engine {
             .and_then(|peer| peer.record.as_ref());
         if known.is_some_and(|(known, _)| record.is_newer_than(known)) {
             let sentence = "sent an endpoint record by an identity that the node has replaced";
-            let told = about(members, Ok(record.node), sentence.to_owned());
-            members.note(Lie::Superseded, source, told, now.unix);
+            let (_, sentence) = about(members, Ok(record.node), sentence.to_owned());
+            members.note_late((Lie::Superseded, record.node), source, sentence, now.unix);
+            self.answer_late(source, now);
         }
     }
 
@@ -256,7 +258,10 @@ impl Engine {
                 self.statement_is_news(statement, (source, fresh), now);
                 true
             }
-            Ok(false) => false,
+            Ok(false) => {
+                self.answer_late(source, now);
+                false
+            }
             Err(error) => {
                 let sentence = format!("passed on a root statement that doesn't hold: {error}");
                 let told = ("statement".to_owned(), sentence);

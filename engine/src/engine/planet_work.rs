@@ -78,6 +78,9 @@ impl Engine {
         }
         entry.error = Some(printable(&reason));
         self.clear_timers_of(planet);
+        if let Some(members) = &mut self.members {
+            members.planet_is_away(planet, now.unix);
+        }
         if was_connected {
             tracing::info!(planet = %self.planets.name(&planet), reason = %printable(&reason), "planet lost");
             self.presence.retain(|(_, at), _| *at != planet);
@@ -90,6 +93,7 @@ impl Engine {
         self.timers.clear(Timer::Heartbeat(planet));
         self.timers.clear(Timer::Observe(planet));
         self.timers.clear(Timer::Report(planet));
+        self.timers.clear(Timer::Late(planet));
         self.timers.clear(Timer::Join(planet));
         self.timers.clear(Timer::Renew(planet));
     }

@@ -379,6 +379,7 @@ impl Engine {
         };
         let learned = members.learn(membership, Source::Member(from), now.unix);
         self.follow_members(now);
+        self.answer_late(Source::Member(from), now);
         // Planets spread it by themselves, while there are any.
         if learned == Learned::New && self.planets.legs().next().is_none() {
             self.gossip(&ControlMessage::Renewed { node, renewed }, Some(from), now);

@@ -85,9 +85,10 @@ impl Engine {
 
     /// A planet says what it holds.
     pub(super) fn planet_summarized(&mut self, planet: PlanetId, summary: Summary) {
-        let Some(members) = &self.members else {
+        let Some(members) = &mut self.members else {
             return;
         };
+        members.planet_holds(planet, &summary);
         let newer = edition(members).is_news_to(&summary.edition);
         let network = newer.then(|| Box::new(members.network_statement().clone()));
         let with = self.comparing.planets.entry(planet).or_default();

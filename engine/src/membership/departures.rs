@@ -14,14 +14,14 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
 
 use super::Members;
-use super::lies::Source;
+use super::lies::{Newer, Source};
 use crate::limits;
 
 /// A node's word that it has left.
 #[derive(Debug, Clone)]
 pub(super) struct Departed {
     pub(super) time: UnixSeconds,
-    signed: Signed<Departure>,
+    pub(super) signed: Signed<Departure>,
     /// This node has known it as a member.
     was_known: bool,
     /// Which one in the order of hearing.
@@ -137,7 +137,7 @@ impl Members {
 
     /// Notes that a planet has said itself that this node has left.
     pub fn planet_knows_departure(&mut self, planet: PlanetId, node: &NodeId) {
-        self.lies.learnt(Source::Planet(planet), &node.to_string());
+        self.lies.learnt(Source::Planet(planet), Newer::Gone(*node));
         if let Some(departed) = self.departed.get_mut(node) {
             departed.told.insert(planet);
         }

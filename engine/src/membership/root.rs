@@ -8,7 +8,7 @@ use podmesh_proto::time::UnixSeconds;
 
 use super::Members;
 use super::holdings::{MemberId, of_member};
-use super::lies::{Lie, Source};
+use super::lies::{Lie, NETWORK, Newer, Source};
 use crate::limits;
 use crate::mutation::{self, Mutant};
 
@@ -25,6 +25,7 @@ impl Members {
     ) -> Result<bool, CertificateError> {
         let hash = statement.hash();
         if self.statements.get(&hash).is_some() || *statement == self.network_statement {
+            self.says_statement(source, statement);
             return Ok(false);
         }
         let said = self.network.verify(statement)?;
@@ -76,27 +77,23 @@ impl Members {
         let (given, known) = (network.version, self.network.version);
         if given <= known {
             // Another signature of the root under the same words is no other edition.
-            let told = match given < known {
-                true => Some((
-                    Lie::OldState,
-                    format!("edition {given} of the network was served, known is {known}"),
-                )),
-                false => (network != self.network).then(|| {
-                    let sentence = format!(
-                        "another edition {given} of the network than this node's is in use"
-                    );
-                    (Lie::TwoEditions, sentence)
-                }),
-            };
-            if let Some((lie, sentence)) = told {
-                self.lies
-                    .note(lie, source, ("network".to_owned(), sentence), now);
+            if given < known {
+                let sentence =
+                    format!("edition {given} of the network was served, known is {known}");
+                let newer = (Lie::OldState, Newer::Edition);
+                self.lies.late(newer, source, sentence, now);
+            } else if network != self.network {
+                let sentence =
+                    format!("another edition {given} of the network than this node's is in use");
+                let told = (NETWORK.to_owned(), sentence);
+                self.lies.note(Lie::TwoEditions, source, told, now);
             }
             return false;
         }
         self.network = network;
         self.network_statement = statement.clone();
-        self.lies.settle("network");
+        self.lies.overtake(NETWORK, now);
+        self.up_to_date.clear();
         self.verify_again();
         true
     }

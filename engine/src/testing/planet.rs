@@ -122,6 +122,9 @@ impl World {
                 self.notes.push(format!("report {}", memberships.len()));
             }
             NodeMessage::Renew(request) => self.renew(node, *request),
+            NodeMessage::Membership(membership) if self.planet_learns => {
+                self.tell_all(DirectoryRecord::Member(membership));
+            }
             NodeMessage::Membership(_) | NodeMessage::Heartbeat => {}
         }
     }

@@ -60,6 +60,8 @@ pub(crate) struct World {
     /// What the disk of a node says of its keys: those that it has moved to, and those that come.
     pub(crate) moved: BTreeMap<u8, u8>,
     pub(crate) next: BTreeMap<u8, u8>,
+    /// The planet believes what members show it of others.
+    pub(crate) planet_learns: bool,
     /// The planet doesn't answer renewals.
     pub(crate) planet_silent: bool,
     /// So many departures the planet has no time for.
@@ -103,6 +105,7 @@ impl World {
             life: None,
             moved: BTreeMap::new(),
             next: BTreeMap::new(),
+            planet_learns: false,
             planet_silent: false,
             busy_to_leave: 0,
             names_are_held: false,

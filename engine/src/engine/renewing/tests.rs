@@ -291,8 +291,45 @@ fn what_a_former_identity_says_of_endpoints_is_refused_and_named() {
     let lure = Signed::seal(&lure, &Keys::new(1).identity).unwrap();
     world.tell_all(DirectoryRecord::Endpoints(lure));
     world.run(Duration::from_secs(1));
+    assert_eq!(
+        codes(&world, 1),
+        Vec::<String>::new(),
+        "it may not have heard"
+    );
+    world.run(limits::LATE + Duration::from_secs(limits::DOUBT));
     assert_eq!(codes(&world, 1), [Lie::Superseded.code()]);
     assert_eq!(world.engines[1].peers.get(&id).unwrap().record, before);
+}
+
+/// The planet was off meanwhile, or was put back to yesterday's books.
+#[test]
+fn a_planet_that_was_away_is_told_the_newer_and_accused_by_nobody() {
+    for (learns, to) in [(true, 51), (true, 52), (false, 51), (false, 52)] {
+        let mut world = joined(3, None);
+        world.planet_learns = learns;
+        let id = world.engines[0].node_id();
+        let members = world.engines[1].members.as_ref().unwrap();
+        let old = Box::new((*members.known(&id).unwrap().membership).clone());
+        world.rotate(0, to);
+        pass(&mut world, Duration::from_secs(10));
+        let newest = known(&world, 1, 1);
+        world.tell_all(DirectoryRecord::Member(old.clone()));
+        for (span, named) in [(1, false), (20, !learns), (3_600, !learns)] {
+            pass(&mut world, Duration::from_secs(span));
+            let lie = if to == 51 {
+                Lie::OldState
+            } else {
+                Lie::Superseded
+            };
+            let expected = if named { vec![lie.code()] } else { Vec::new() };
+            assert_eq!(codes(&world, 1), expected, "{learns} {to} {span}");
+            assert_eq!(known(&world, 1, 1), newest);
+        }
+        // It knows better.
+        world.tell_all(DirectoryRecord::Member(old));
+        world.run(Duration::from_secs(1));
+        assert_eq!(codes(&world, 1).len(), 1, "{learns} {to}");
+    }
 }
 
 /// The record overtakes the renewal which explains it: by a member as by a planet.
