@@ -6,14 +6,15 @@
 
 use std::sync::Arc;
 
-use podmesh_proto::certificate::Membership;
+use podmesh_proto::certificate::{Member, Membership};
 use podmesh_proto::id::{NodeId, PlanetId};
 use podmesh_proto::key::SigningKey;
-use podmesh_proto::limits::MAX_SUCCESSIONS;
+use podmesh_proto::limits::{CLOCK_SKEW, MAX_SUCCESSIONS};
 use podmesh_proto::planet_api::{NodeMessage, Refusal};
 use podmesh_proto::probe::ProbeKeys;
 use podmesh_proto::renewal::{Renewal, RenewalReceipt, RenewalRequest, Renewed, Succession};
 use podmesh_proto::signed::Signed;
+use podmesh_proto::statements::Subject;
 use podmesh_proto::time::{Now, UnixSeconds};
 
 use crate::config::NodeKeys;
@@ -26,6 +27,7 @@ use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
 use crate::membership::{Known, Learned, Members};
 use crate::mutation::{self, Mutant};
+use crate::planets::Planet;
 use crate::timers::Timer;
 use crate::tunnel::Tunnel;
 
@@ -71,7 +73,7 @@ impl Engine {
         if self.renewing.request.is_some() {
             return Err(RequestError::Renewing);
         }
-        let request = self.successor(Some(&keys), now.unix)?;
+        let request = self.successor(Some(&keys), now)?;
         self.config.next = Some(keys);
         self.hand_in(request, true, now);
         self.settle(now);
@@ -132,30 +134,48 @@ impl Engine {
             return;
         }
         let own = self.members.as_ref().and_then(Members::own);
-        let due = own.and_then(|own| own.member.renews());
-        if due.is_some_and(|due| now.unix >= due)
-            && let Ok(request) = self.successor(None, now.unix)
+        let own = own.map(|own| Arc::clone(&own.member));
+        let due = own.as_ref().and_then(|own| own.renews());
+        let is_due = due.is_some_and(|due| now.unix >= due);
+        if (is_due || own.is_some_and(|own| self.not_begun(&own, now).is_some()))
+            && let Ok(request) = self.successor(None, now)
         {
             self.hand_in(request, false, now);
         }
     }
 
+    /// The time by a planet's clock, if this node's present life has not begun by it: it was renewed when
+    /// clocks were ahead, and nobody who doesn't know it takes it for a member until then. Only where this
+    /// node's own clock is not ahead of the planet's: one of the two is wrong then, and the life that is
+    /// asked for would end too soon by the other. A node whose clock is behind goes by the planet's alone.
+    fn not_begun(&self, own: &Member, now: Now) -> Option<UnixSeconds> {
+        own.expires?;
+        // Whose token is revoked has its present life, and no other.
+        let (token, _) = own.admitted_by;
+        let statements = self.members.as_ref()?.statements();
+        if statements.about(Subject::Token(token)).is_some() {
+            return None;
+        }
+        let first = |planet: &Planet| planet.clock_ahead(now);
+        let ahead = self.planets.all().find_map(first)?;
+        let time = UnixSeconds(now.unix.0.saturating_add_signed(ahead));
+        let agrees = now.unix <= time.plus(CLOCK_SKEW);
+        (agrees && own.issued > time.plus(CLOCK_SKEW)).then_some(time)
+    }
+
     /// Signs the successor of this node's newest document: with other keys and the same life, or with
     /// the same keys and a new life.
-    fn successor(
-        &self,
-        keys: Option<&NodeKeys>,
-        now: UnixSeconds,
-    ) -> Result<RenewalRequest, RequestError> {
+    fn successor(&self, keys: Option<&NodeKeys>, now: Now) -> Result<RenewalRequest, RequestError> {
         let members = self.members.as_ref().ok_or(RequestError::NotJoined)?;
         let Known {
             member, membership, ..
         } = members.own().ok_or(RequestError::NotJoined)?;
-        let (issued, expires) = match keys {
-            Some(_) => (member.issued, member.expires),
-            None => {
+        let (issued, expires) = match (self.not_begun(member, now), keys) {
+            (None, Some(_)) => (member.issued, member.expires),
+            (by_planets, _) => {
                 let grant = membership.application.grant.unverified()?;
-                (now, grant.membership.map(|life| now.plus(life)))
+                let from = by_planets.unwrap_or(now.unix);
+                (from, grant.membership.map(|life| from.plus(life)))
             }
         };
         let present = &self.config.keys;

@@ -182,6 +182,13 @@ impl World {
         self.tell_all(DirectoryRecord::Member(Box::new(membership)));
     }
 
+    /// The planet's books have this.
+    pub(crate) fn planet_took(&mut self, membership: Membership) {
+        let certificate = membership.application.certificate.unverified();
+        let node = certificate.unwrap().node;
+        self.planet.members.insert(node, membership);
+    }
+
     /// Node `node` takes the keys of number `to`, as its shell would.
     pub(crate) fn rotate(&mut self, node: usize, to: u8) {
         let number = self.keys[node];

@@ -301,6 +301,67 @@ fn what_a_former_identity_says_of_endpoints_is_refused_and_named() {
     assert_eq!(world.engines[1].peers.get(&id).unwrap().record, before);
 }
 
+/// Node 1's membership was renewed when its clock and the planet's were ahead.
+fn dated_ahead() -> World {
+    const AHEAD: i64 = 450;
+    let mut world = joined(2, Some(LIFE));
+    world.planet_silent = true;
+    world.clocks.insert(0, AHEAD);
+    pass(&mut world, Duration::from_secs(2));
+    let request = world.engines[0].renewing.request.clone().unwrap();
+    let at = world.now_of(0);
+    let receipt = RenewalReceipt {
+        network: world.authority.network.id,
+        planet: world.planet_id(),
+        node: world.engines[0].node_id(),
+        renewal: request.renewal.hash(),
+        time: at.unix,
+    };
+    let receipt = Signed::seal(&receipt, &world.authority.planet).unwrap();
+    world.planet_says(0, PlanetMessage::Renewed(receipt));
+    let members = world.engines[0].members.as_ref().unwrap();
+    world.planet_took(members.own().unwrap().membership.as_ref().clone());
+    assert_eq!((known(&world, 0, 1).0, known(&world, 1, 1).0), (1, 0));
+    world.planet_silent = false;
+    world
+}
+
+fn issued(world: &World, node: usize) -> u64 {
+    let own = world.engines[node].members.as_ref().unwrap().own().unwrap();
+    own.member.issued.0
+}
+
+#[test]
+fn a_life_that_is_dated_ahead_begins_as_soon_as_the_clocks_are_right() {
+    for behind in [0, 1_000] {
+        let mut world = dated_ahead();
+        // A clock that is as wrong as before shows nothing, whoever is right.
+        pass(&mut world, Duration::from_secs(20));
+        assert_eq!(known(&world, 0, 1).0, 1);
+        world.clocks.insert(0, -behind);
+        pass(&mut world, Duration::from_secs(20));
+        assert_eq!(
+            (known(&world, 0, 1).0, known(&world, 1, 1).0),
+            (2, 2),
+            "{behind}"
+        );
+        let age = world.now.unix.0 - issued(&world, 0);
+        assert!(age <= 20, "{behind}: by the planet's clock, {age} s ago");
+        assert_eq!(known(&world, 0, 1).0, 2, "once");
+    }
+}
+
+#[test]
+fn keys_that_change_in_a_life_that_is_dated_ahead_are_in_force_at_once() {
+    let mut world = dated_ahead();
+    world.clocks.clear();
+    world.rotate(0, 51);
+    world.run(Duration::from_millis(900));
+    assert_eq!(world.moved.get(&1), Some(&51));
+    assert_eq!(known(&world, 1, 1).0, 2);
+    assert!(issued(&world, 0) <= world.now.unix.0);
+}
+
 /// The planet was off meanwhile, or was put back to yesterday's books.
 #[test]
 fn a_planet_that_was_away_is_told_the_newer_and_accused_by_nobody() {
