@@ -84,8 +84,22 @@ planet_program_dies_end() { put_back "$one/usr/bin/planet"; }
 planet_config_mode_begin() { chmod 0000 "$planet_config"; }
 planet_config_mode_end() { chmod 0644 "$planet_config"; }
 
-node_is_back() { inside one ping -q -c 1 -W 0.1 "$address"; }
+# One ping goes on throughout, since a new one for each look takes longer on a busy machine than the node does.
+pings=$work/$id.pings
+node_watched() {
+  inside one sh -c 'echo $$ > /run/pings; exec stdbuf -oL ping -n -D -i 0.05 "$0"' "$address" > "$pings" 2>&1 &
+  until grep -qs PING "$pings"; do sleep 0.05; done
+  sleep 0.2
+}
+node_unwatched() { inside one sh -c 'kill $(cat /run/pings)'; rm "$pings"; }
+node_is_back() { grep -q 'bytes from' "$pings"; }
+node_took() { # SINCE
+  grep -m1 'bytes from' "$pings" | sed 's/^\[\([0-9.]*\)\].*/\1/' | python3 -c "print('%.2f' % (float(input()) - $1))"
+}
+planet_watched() { :; }
+planet_unwatched() { :; }
 planet_is_back() { inside one planet status --json; }
+planet_took() { python3 -c "import time; print('%.2f' % (time.time() - $1))"; }
 # The nodes come at their own pace: so many that find a planet gone don't all come at once.
 node_is_connected() {
   inside one meshctl status --json | python3 -c '
@@ -93,15 +107,15 @@ import json, sys
 assert all(p["connected"] for p in json.load(sys.stdin)["planets"])'
 }
 
-now() { python3 -c 'import time; print(time.monotonic())'; }
-since() { python3 -c "import time; print(int(time.monotonic() - $1))"; }
-hundredths() { python3 -c "import time; print('%.2f' % (time.monotonic() - $1))"; }
+now() { date +%s.%N; }
+since() { python3 -c "import time; print(int(time.time() - $1))"; }
 play() { # CONTAINER UNIT LINE FAULT
   local begin out
   inside "$1" systemctl stop "$2"
   "$3_$4_begin" || fail "$2, $4: the fault can't be made"
   inside "$1" systemctl start --no-block "$2"
   sleep "$seconds"
+  "$3_watched"
   if "$3_is_back" >/dev/null 2>&1; then fail "$2, $4: it runs beside the fault, which is none"; fi
   begin=$(now)
   "$3_$4_end"
@@ -109,10 +123,11 @@ play() { # CONTAINER UNIT LINE FAULT
     [ "$(since "$begin")" -lt 30 ] ||
       fail "$2, $4: not back within 30 s after the fault; $(inside "$1" systemctl show -p ActiveState,SubState,Result,NRestarts "$2" | tr '\n' ' ')"
   done
-  out=$(hundredths "$begin")
+  out=$("$3_took" "$begin")
+  "$3_unwatched"
   echo "ok: $2, $4 for $seconds s: back after $out s"
   [ "$3" = node ] || until node_is_connected >/dev/null 2>&1 || [ "$(since "$begin")" -ge 60 ]; do sleep 0.1; done
-  echo "$2 $4 $out $(hundredths "$begin")" >> "$work/$id.outages"
+  echo "$2 $4 $out $(planet_took "$begin")" >> "$work/$id.outages"
 }
 
 echo "port = $port" >> "$meshd_config"
