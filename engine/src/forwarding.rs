@@ -277,20 +277,24 @@ impl PeerLink {
 }
 
 impl LinkState {
-    /// Opens a data message in the tunnel that it is for.
+    /// Opens a data message, which came over `path`, in the tunnel that it is for. Whether it shows that the
+    /// peer is there, too ([`Tunnel::reaches`]).
     ///
     /// # Errors
     /// There is no tunnel, or it is for none of them.
-    pub fn open(&mut self, message: &[u8], out: &mut [u8]) -> Result<Opened, TunnelError> {
-        let mut opened = Err(TunnelError::NotAuthentic);
+    pub fn open(
+        &mut self,
+        (path, message): (PathId, &[u8]),
+        out: &mut [u8],
+    ) -> (Result<Opened, TunnelError>, bool) {
         let tunnels = [&mut self.tunnel, &mut self.coming, &mut self.former];
         for tunnel in tunnels.into_iter().flatten() {
-            opened = tunnel.open(None, message, out);
+            let opened = tunnel.open(None, message, out);
             if opened != Err(TunnelError::NotAuthentic) {
-                break;
+                return (opened, tunnel.reaches(message, path));
             }
         }
-        opened
+        (Err(TunnelError::NotAuthentic), false)
     }
 
     /// Whether there is one tunnel alone, which opens many messages at once.

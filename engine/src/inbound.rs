@@ -87,6 +87,12 @@ impl InboundBatch {
         &mut self.arena
     }
 
+    /// The peer is at the other end of a path.
+    fn reached(&mut self, link: &PeerLink, path: PathId) {
+        let peer = link.index;
+        self.items.push(SlowItem::Reached { peer, path });
+    }
+
     fn clear(&mut self) {
         self.strays.clear();
         self.merger.clear();
@@ -380,7 +386,12 @@ fn open_many(
         tunnel.open_many(&mut batch.arena, places, &mut outcomes);
     }
     for ((data, (start, _)), outcome) in some.iter().zip(places).zip(outcomes) {
-        let (ecn, _) = message_of(data, datagrams);
+        let (ecn, message) = message_of(data, datagrams);
+        if let (Ok(_), Some(tunnel)) = (outcome, state.tunnel.as_mut())
+            && tunnel.reaches(message, data.path)
+        {
+            batch.reached(judge.link, data.path);
+        }
         let start = start + DATA_HEADER;
         let outcome = match outcome {
             // A keepalive.
@@ -416,7 +427,11 @@ fn open_one(
         batch.arena.resize(need, 0);
     }
     let space = batch.arena.get_mut(start..need).unwrap_or_default();
-    let length = match state.open(message, space) {
+    let (opened, reaches) = state.open((path, message), space);
+    if reaches {
+        batch.reached(judge.link, path);
+    }
+    let length = match opened {
         Ok(Opened::Packet(length)) => length,
         Ok(Opened::Keepalive | Opened::Reply(_)) => return Ok(0),
         Err(error) => return Err(reason_of(error)),

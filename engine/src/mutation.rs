@@ -90,6 +90,8 @@ pub enum Mutant {
     FormerLifeRemembered,
     /// What a peer's probes say of a later life of this node's isn't heard.
     LifeUnnamed,
+    /// That a peer answers a handshake doesn't show that it is where the handshake went.
+    HandshakeProvesNothing,
     /// A later life of a peer's that has no way to this node isn't told to others.
     LifeNotPassedOn,
 }
@@ -121,7 +123,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 42] = [
+    pub const ALL: [Mutant; 43] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -163,6 +165,7 @@ mod switch {
         Mutant::SendsUnconfirmed,
         Mutant::FormerLifeRemembered,
         Mutant::LifeUnnamed,
+        Mutant::HandshakeProvesNothing,
         Mutant::LifeNotPassedOn,
     ];
 

@@ -129,6 +129,13 @@ pub enum SlowItem {
         /// The peer.
         peer: PeerIndex,
     },
+    /// The peer has answered from the other end of a path, over which a handshake went there.
+    Reached {
+        /// The peer.
+        peer: PeerIndex,
+        /// The path.
+        path: PathId,
+    },
     /// Data came by another path than the one in use: an external peer may have moved.
     Moved {
         /// The peer.

@@ -228,6 +228,13 @@ impl Paths {
         self.drive(now);
     }
 
+    /// The peer has got a handshake message that went out over `path`, and answers from there: as good as the
+    /// answer to a ping.
+    pub fn handle_reached(&mut self, path: PathId, now: Now) {
+        self.reached(path, now);
+        self.drive(now);
+    }
+
     /// An echo request of `length` bytes came through the tunnel over `path`.
     pub fn handle_echo_request(&mut self, path: PathId, id: u64, length: u16, now: Now) {
         let evidence = self.evidence(&path, now.moment);

@@ -24,9 +24,18 @@ use self::boring::Boring;
 pub use self::boring::{advance_virtual_clock, start_virtual_clock};
 use self::clock::Clock;
 use crate::limits;
+use crate::path_id::PathId;
 use crate::simd::Registers;
 
+/// First bytes of messages (`WireGuard` paper §5.4).
+const INITIATION: u8 = 1;
+const RESPONSE: u8 = 2;
 const MESSAGE_DATA: u8 = 4;
+/// Where a handshake message has its sender's number; its receiver's follows in a response, and data has that
+/// one in the sender's place.
+const SENDER: usize = 4;
+/// Bytes of a number.
+const INDEX: usize = 4;
 /// Session counters take the low byte of a `WireGuard` index, so tunnels are numbered with 24 bits.
 pub const INDEX_BITS: u32 = 24;
 
@@ -58,7 +67,11 @@ pub struct TunnelKeys {
 }
 
 /// One tunnel to one peer.
-pub struct Tunnel(Machine);
+pub struct Tunnel {
+    machine: Machine,
+    /// Number of the last handshake message that went out, and the path that it took.
+    asked: Option<([u8; INDEX], PathId)>,
+}
 
 enum Machine {
     Boring(Box<Boring>),
@@ -197,7 +210,7 @@ impl Tunnel {
         if peer.is_low_order() || index >> INDEX_BITS != 0 {
             return None;
         }
-        Some(Self(match keys.kind {
+        let machine = match keys.kind {
             TunnelKind::Boringtun => {
                 let tunnel = Boring::new(&keys.secret, peer.0, index, &keys.limiter);
                 Machine::Boring(Box::new(tunnel))
@@ -211,7 +224,38 @@ impl Tunnel {
                 };
                 Machine::Batched(Box::new(Batched::new(&shared, peer.0, index)))
             }
-        }))
+        };
+        let asked = None;
+        Some(Self { machine, asked })
+    }
+
+    /// Takes note that a message goes out over a path, for [`Self::reaches`].
+    pub fn asks(&mut self, message: &[u8], path: PathId) {
+        if matches!(message.first(), Some(&(INITIATION | RESPONSE)))
+            && let Some(number) = number_at(message, SENDER)
+        {
+            self.asked = Some((number, path));
+        }
+    }
+
+    /// Whether an authentic message that came over `path` is the first that nobody can send but who has got the
+    /// last handshake message that went out there (RFC 9000 §8.1): the response to an initiation, data on the
+    /// session of a response.
+    #[inline]
+    pub fn reaches(&mut self, message: &[u8], path: PathId) -> bool {
+        let Some((number, way)) = self.asked else {
+            return false;
+        };
+        let at = match message.first() {
+            Some(&RESPONSE) => SENDER + INDEX,
+            Some(&MESSAGE_DATA) => SENDER,
+            _ => return false,
+        };
+        let reaches = way == path && number_at(message, at) == Some(number);
+        if reaches {
+            self.asked = None;
+        }
+        reaches
     }
 
     /// Seals an inner packet into `out`; an empty one is a keepalive.
@@ -222,7 +266,7 @@ impl Tunnel {
         if packet.len() > limits::MAX_PACKET || out.len() < buffer_for(packet.len()) {
             return Err(TunnelError::Size);
         }
-        match &mut self.0 {
+        match &mut self.machine {
             Machine::Boring(tunnel) => tunnel.seal(packet, out),
             Machine::Batched(tunnel) => tunnel.seal(packet, out),
         }
@@ -231,7 +275,7 @@ impl Tunnel {
     /// Writes a message into `out` whose content [`Self::seal_staged`] has to seal before it is sent, and
     /// gives its length. `None` if the tunnel has no session or seals one by one: use [`Self::seal`] then.
     pub fn stage(&mut self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
-        match &mut self.0 {
+        match &mut self.machine {
             Machine::Boring(_) => None,
             Machine::Batched(tunnel) => tunnel.stage(packet, out),
         }
@@ -239,7 +283,7 @@ impl Tunnel {
 
     /// Seals what was staged since the tunnel was locked: where each message begins and ends in `arena`.
     pub fn seal_staged(&self, arena: &mut [u8], messages: &[(usize, usize)]) {
-        if let Machine::Batched(tunnel) = &self.0 {
+        if let Machine::Batched(tunnel) = &self.machine {
             tunnel.seal_staged(arena, messages);
         }
     }
@@ -260,7 +304,7 @@ impl Tunnel {
         if counter_of(message).is_some_and(|counter| counter >= limits::REJECT_AFTER_MESSAGES) {
             return Err(TunnelError::NotAuthentic);
         }
-        match &mut self.0 {
+        match &mut self.machine {
             Machine::Boring(tunnel) => tunnel.open(from, message, out),
             Machine::Batched(tunnel) => tunnel.open(from, message, out),
         }
@@ -269,7 +313,7 @@ impl Tunnel {
     /// Whether [`Self::open_many`] opens anything.
     #[must_use]
     pub fn opens_many(&self) -> bool {
-        matches!(self.0, Machine::Batched(_))
+        matches!(self.machine, Machine::Batched(_))
     }
 
     /// Opens data messages, which begin and end there in `arena`, in order. `outcomes`, all
@@ -281,7 +325,7 @@ impl Tunnel {
         messages: &[(usize, usize)],
         outcomes: &mut [Result<usize, TunnelError>],
     ) {
-        if let Machine::Batched(tunnel) = &mut self.0 {
+        if let Machine::Batched(tunnel) = &mut self.machine {
             tunnel.open_many(arena, messages, outcomes);
         }
     }
@@ -291,7 +335,7 @@ impl Tunnel {
         if out.len() < limits::MIN_TUNNEL_BUFFER {
             return None;
         }
-        match &mut self.0 {
+        match &mut self.machine {
             Machine::Boring(tunnel) => tunnel.initiate(out),
             Machine::Batched(tunnel) => tunnel.initiate(out),
         }
@@ -303,7 +347,7 @@ impl Tunnel {
         if out.len() < limits::MIN_TUNNEL_BUFFER {
             return None;
         }
-        match &mut self.0 {
+        match &mut self.machine {
             Machine::Boring(tunnel) => tunnel.tick(out),
             Machine::Batched(tunnel) => tunnel.tick(out),
         }
@@ -315,7 +359,7 @@ impl Tunnel {
         if !self.can_flush() || out.len() < buffer_for(limits::MAX_PACKET) {
             return None;
         }
-        match &mut self.0 {
+        match &mut self.machine {
             Machine::Boring(tunnel) => tunnel.flush(out),
             Machine::Batched(tunnel) => tunnel.flush(out),
         }
@@ -324,7 +368,7 @@ impl Tunnel {
     /// Whether packets wait that could go now.
     #[must_use]
     pub fn can_flush(&self) -> bool {
-        let waits = match &self.0 {
+        let waits = match &self.machine {
             Machine::Boring(tunnel) => tunnel.waits(),
             Machine::Batched(tunnel) => tunnel.waits(),
         };
@@ -340,7 +384,7 @@ impl Tunnel {
     /// Time since the handshake that made the present session.
     #[must_use]
     pub fn handshake_age(&self) -> Option<Duration> {
-        match &self.0 {
+        match &self.machine {
             Machine::Boring(tunnel) => tunnel.handshake_age(),
             Machine::Batched(tunnel) => tunnel.handshake_age(),
         }
@@ -378,6 +422,10 @@ pub fn ephemeral_of(message: &[u8]) -> Option<[u8; 32]> {
     let initiation = message.first() == Some(&1);
     let key = message.get(8..40).filter(|_| initiation)?;
     key.first_chunk().copied()
+}
+
+fn number_at(message: &[u8], at: usize) -> Option<[u8; INDEX]> {
+    message.get(at..at + INDEX)?.first_chunk().copied()
 }
 
 fn is_data(message: &[u8]) -> bool {

@@ -28,7 +28,10 @@ pub(crate) fn lanes() -> (Lanes, Queues) {
 /// of this host that have no way yet.
 fn lane_of(item: &SlowItem) -> usize {
     match item {
-        SlowItem::Control { .. } | SlowItem::Session { .. } | SlowItem::Moved { .. } => 0,
+        SlowItem::Control { .. }
+        | SlowItem::Session { .. }
+        | SlowItem::Reached { .. }
+        | SlowItem::Moved { .. } => 0,
         SlowItem::Datagram(received) => match DatagramKind::of(&received.bytes) {
             DatagramKind::Probe => 1,
             DatagramKind::WireGuardHandshake => 2,

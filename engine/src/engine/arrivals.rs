@@ -35,6 +35,11 @@ impl Engine {
                     self.look_at_session(id, None, now);
                 }
             }
+            SlowItem::Reached { peer, path } => {
+                if let Some(MemberId::Node(node)) = self.peers.with_index(peer) {
+                    self.with_paths(&node, now, |paths| paths.handle_reached(path, now));
+                }
+            }
             SlowItem::Moved { peer, path } => {
                 if let Some(id @ MemberId::External(_)) = self.peers.with_index(peer) {
                     self.move_external(id, path);

@@ -25,6 +25,17 @@ const COOKIE: u8 = 3;
 /// Bytes of a control packet before its payload.
 const CONTROL_HEADER: usize = 40;
 
+/// A tunnel answers what it has opened with what it wrote, over a path.
+fn answers(
+    tunnel: &mut Tunnel,
+    opened: Result<Opened, TunnelError>,
+    (written, path): (&[u8], PathId),
+) {
+    if let Ok(Opened::Reply(length)) = opened {
+        tunnel.asks(written.get(..length).unwrap_or_default(), path);
+    }
+}
+
 impl Engine {
     /// Sends a datagram for a peer over a path.
     pub(super) fn send_over(
@@ -120,19 +131,24 @@ impl Engine {
         let from = Some(received.from.ip());
         let mut handover = None;
         let mut state = link.lock();
-        let mut opened = match state.coming.as_mut() {
-            Some(coming) => coming.open(from, &received.bytes, &mut self.scratch),
-            None => Err(TunnelError::NotAuthentic),
-        };
-        if opened == Err(TunnelError::NotAuthentic) {
-            let tunnel = state.tunnel.as_mut().ok_or(DropReason::UnknownTunnel)?;
+        let path = received.path();
+        let mut reached = false;
+        let mut opened = Err(TunnelError::NotAuthentic);
+        let LinkState { tunnel, coming, .. } = &mut *state;
+        for tunnel in [coming, tunnel].into_iter().flatten() {
             opened = tunnel.open(from, &received.bytes, &mut self.scratch);
+            if opened != Err(TunnelError::NotAuthentic) {
+                reached = tunnel.reaches(&received.bytes, path);
+                answers(tunnel, opened, (&self.scratch, path));
+                break;
+            }
         }
         if opened == Err(TunnelError::NotAuthentic) && may_reset {
             // A peer whose clock went back with its restart: to a tunnel without memory its
             // initiation is good. A session goes on until the peer has the new one: the answer may be lost.
             if let Some(mut fresh) = Tunnel::new(&self.keys, &key, link.index.0) {
                 opened = fresh.open(from, &received.bytes, &mut self.scratch);
+                answers(&mut fresh, opened, (&self.scratch, path));
                 if matches!(opened, Ok(Opened::Reply(_))) {
                     state.coming = None;
                     handover = state.make_anew(fresh).then_some(now.moment);
@@ -147,17 +163,18 @@ impl Engine {
         }
         let opened = opened.map_err(|_| DropReason::NotAuthentic)?;
         match opened {
-            Opened::Reply(length) => self.answer_handshake(id, received, length, now),
+            Opened::Reply(length) => self.answer_handshake(id, received, (length, reached), now),
             _ => Ok(()),
         }
     }
 
-    /// Answers a handshake message of a member with the first bytes of `scratch`, and goes on from there.
+    /// Answers a handshake message of a member with the first bytes of `scratch`, and goes on from there. That
+    /// it was `reached` by this node's own message shows that the member is where the answer came from.
     fn answer_handshake(
         &mut self,
         id: MemberId,
         received: &Received,
-        length: usize,
+        (length, reached): (usize, bool),
         now: Now,
     ) -> Result<(), DropReason> {
         let (link, _) = self.link_of(id).ok_or(DropReason::UnknownInitiator)?;
@@ -178,6 +195,9 @@ impl Engine {
         self.send_over(&link, path, reply, Passage::Ordinary);
         if cookie {
             return Ok(());
+        }
+        if let (MemberId::Node(node), true) = (id, reached) {
+            self.with_paths(&node, now, |paths| paths.handle_reached(path, now));
         }
         let answers = received.bytes.first() == Some(&RESPONSE);
         if let (MemberId::Node(node), true) = (id, answers) {
@@ -266,10 +286,11 @@ impl Engine {
         };
         let mut state = link.lock();
         let LinkState { tunnel, coming, .. } = &mut *state;
-        let length = coming
-            .as_mut()
-            .or(tunnel.as_mut())
-            .and_then(|tunnel| tunnel.initiate(&mut self.scratch));
+        let length = coming.as_mut().or(tunnel.as_mut()).and_then(|tunnel| {
+            let length = tunnel.initiate(&mut self.scratch)?;
+            tunnel.asks(self.scratch.get(..length)?, path);
+            Some(length)
+        });
         drop(state);
         if let Some(peer) = self.peers.get_mut(node) {
             peer.handshake_path = Some(path);
@@ -310,14 +331,21 @@ impl Engine {
             let Some((link, _)) = self.link_of(id) else {
                 continue;
             };
+            let last = match id {
+                MemberId::Node(node) => self.peers.get(&node).and_then(|peer| peer.handshake_path),
+                MemberId::External(_) => None,
+            };
             let mut state = link.lock();
+            let path = state.path.or(last);
             // While new keys come, the old ones make no session any more.
             let LinkState { tunnel, coming, .. } = &mut *state;
-            let length = coming
-                .as_mut()
-                .or(tunnel.as_mut())
-                .and_then(|tunnel| tunnel.tick(&mut self.scratch));
-            let path = state.path;
+            let length = coming.as_mut().or(tunnel.as_mut()).and_then(|tunnel| {
+                let length = tunnel.tick(&mut self.scratch)?;
+                if let Some(path) = path {
+                    tunnel.asks(self.scratch.get(..length)?, path);
+                }
+                Some(length)
+            });
             let session = state.tunnel.as_ref().is_some_and(Tunnel::has_session);
             let look =
                 session != state.session || state.tunnel.as_ref().is_some_and(Tunnel::can_flush);
@@ -333,11 +361,7 @@ impl Engine {
             if !session {
                 self.stirred = Some(now.moment);
             }
-            let last = match id {
-                MemberId::Node(node) => self.peers.get(&node).and_then(|peer| peer.handshake_path),
-                MemberId::External(_) => None,
-            };
-            if let (Some(length), Some(path)) = (length, path.or(last)) {
+            if let (Some(length), Some(path)) = (length, path) {
                 let bytes = self.scratch.get(..length).unwrap_or_default().to_vec();
                 self.send_over(&link, path, bytes, Passage::Ordinary);
             }

@@ -17,7 +17,9 @@
 //!
 //! Whoever can send with a false source aims answers, too: pongs, echoes that would prove the way back,
 //! responses to handshakes. Until the peer has answered from there, member and network have 34 units of
-//! [`UNIT`] bytes at once for them, and one in two seconds after that. Who hasn't even said who it is gets
+//! [`UNIT`] bytes at once for them, and one in two seconds after that; [`RESERVE`] of them are for what is
+//! short. When it does answer, what went to that address is given back: it was for nobody else, and a peer
+//! that comes and goes has its answers each time. Who hasn't even said who it is gets
 //! cookies, 32 at once and 8 a second to a network that no member has answered from.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -57,6 +59,8 @@ const ANSWERS: Rate = Rate {
     burst: 34,
     refill: 500,
 };
+/// Units that long answers leave to short ones, by which the peer can show that it is there.
+const RESERVE: u64 = 8;
 /// Cookies to one network in which nothing has answered. Each is less than half as long as what it answers.
 const COOKIES: Rate = Rate {
     burst: 32,
@@ -134,6 +138,16 @@ impl Bucket {
     fn take(&mut self, count: u64) {
         self.thousandths = self.thousandths.saturating_sub(count * 1_000);
     }
+
+    fn give_back(&mut self, rate: Rate, count: u64) {
+        let full = rate.burst * 1_000;
+        self.thousandths = self.thousandths.saturating_add(count * 1_000).min(full);
+    }
+
+    fn is_full(&mut self, rate: Rate, now: Moment) -> bool {
+        self.refill(rate, now);
+        self.has(rate.burst)
+    }
 }
 
 /// A probe that left.
@@ -160,8 +174,16 @@ pub struct ProbeBudget {
     sent: BTreeMap<(NodeId, Network), Vec<Sent>>,
     claimed: BTreeMap<Network, Vec<Moment>>,
     proven: BTreeMap<(Network, NodeId), Moment>,
-    answers: BTreeMap<(MemberId, Network), Bucket>,
+    answers: BTreeMap<(MemberId, Network), Answers>,
     cookies: BTreeMap<Network, Bucket>,
+}
+
+/// What went to one address, without an answer from there, of what may go to its network.
+#[derive(Debug)]
+struct Answers {
+    bucket: Bucket,
+    target: IpAddr,
+    units: u64,
 }
 
 impl ProbeBudget {
@@ -238,23 +260,63 @@ impl ProbeBudget {
         if evidence == Evidence::Answers || mutation::is(Mutant::NoBudget) {
             return true;
         }
+        let target = target.to_canonical();
         let key = (member, Network::of(target));
         let units = u64::from(length.div_ceil(UNIT).max(1));
-        take_from(&mut self.answers, key, (ANSWERS, units), now)
+        if !has_room_for(&mut self.answers, &key, |it| {
+            it.bucket.is_full(ANSWERS, now)
+        }) {
+            return false;
+        }
+        let answers = self.answers.entry(key).or_insert_with(|| Answers {
+            bucket: Bucket::full(ANSWERS, now),
+            target,
+            units: 0,
+        });
+        let reserve = if units > 1 { RESERVE } else { 0 };
+        answers.bucket.refill(ANSWERS, now);
+        let granted = answers.bucket.has(units + reserve);
+        if granted {
+            answers.bucket.take(units);
+            if answers.target != target {
+                (answers.target, answers.units) = (target, 0);
+            }
+            answers.units += units;
+        }
+        granted
     }
 
     /// Takes a cookie to somebody at `target` who hasn't said yet who it is out of the budget, if it is in
     /// it.
     pub fn take_cookie(&mut self, target: IpAddr, now: Moment) -> bool {
         let network = Network::of(target);
-        mutation::is(Mutant::NoBudget)
-            || self.is_proven(network, now)
-            || take_from(&mut self.cookies, network, (COOKIES, 1), now)
+        if mutation::is(Mutant::NoBudget) || self.is_proven(network, now) {
+            return true;
+        }
+        if !has_room_for(&mut self.cookies, &network, |it| it.is_full(COOKIES, now)) {
+            return false;
+        }
+        let full = || Bucket::full(COOKIES, now);
+        let bucket = self.cookies.entry(network).or_insert_with(full);
+        bucket.refill(COOKIES, now);
+        let granted = bucket.has(1);
+        if granted {
+            bucket.take(1);
+        }
+        granted
     }
 
     /// A probe or an echo of this node was answered by `member` from `address`.
     pub fn answered(&mut self, member: NodeId, address: IpAddr, now: Moment) {
+        let address = address.to_canonical();
         let network = Network::of(address);
+        if let Some(answers) = self.answers.get_mut(&(member.into(), network))
+            && answers.target == address
+        {
+            answers
+                .bucket
+                .give_back(ANSWERS, std::mem::take(&mut answers.units));
+        }
         if self.proven.insert((network, member), now).is_some() {
             return;
         }
@@ -328,32 +390,17 @@ impl ProbeBudget {
     }
 }
 
-/// Takes so many units out of a bucket. Those that are full again are forgotten when there are too many; a
-/// new one has to wait if that doesn't help.
-fn take_from<K: Ord + Copy>(
-    buckets: &mut BTreeMap<K, Bucket>,
-    key: K,
-    (rate, units): (Rate, u64),
-    now: Moment,
+/// Whether one more may be remembered. Those that are full again are forgotten when there are too many; a new
+/// one has to wait if that doesn't help.
+fn has_room_for<K: Ord, V>(
+    buckets: &mut BTreeMap<K, V>,
+    key: &K,
+    mut is_full: impl FnMut(&mut V) -> bool,
 ) -> bool {
-    if buckets.len() >= MAX_PAIRS && !buckets.contains_key(&key) {
-        buckets.retain(|_, bucket| {
-            bucket.refill(rate, now);
-            !bucket.has(rate.burst)
-        });
-        if buckets.len() >= MAX_PAIRS {
-            return false;
-        }
+    if buckets.len() >= MAX_PAIRS && !buckets.contains_key(key) {
+        buckets.retain(|_, one| !is_full(one));
     }
-    let bucket = buckets
-        .entry(key)
-        .or_insert_with(|| Bucket::full(rate, now));
-    bucket.refill(rate, now);
-    let granted = bucket.has(units);
-    if granted {
-        bucket.take(units);
-    }
-    granted
+    buckets.len() < MAX_PAIRS || buckets.contains_key(key)
 }
 
 #[cfg(test)]

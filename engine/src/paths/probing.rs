@@ -212,6 +212,27 @@ impl Paths {
         }
     }
 
+    /// The peer is at the other end of `path`, and its tunnel has this node's session: an echo that went out
+    /// before it had couldn't be answered.
+    pub(super) fn reached(&mut self, path: PathId, now: Now) {
+        let wanted = self.is_wanted(&path);
+        let up = self.session.is_up();
+        let Some(trial) = self.trials.get_mut(&path).filter(|_| path.is_direct()) else {
+            return;
+        };
+        if mutation::is(Mutant::HandshakeProvesNothing) {
+            return;
+        }
+        trial.answered = Some(now.moment);
+        trial.heard = Some(now.moment);
+        if !trial.echoes.is_proven() && wanted && up {
+            (trial.again, trial.failures) = (None, 0);
+            trial.echoes.stop();
+            trial.echoes.prove();
+        }
+        self.push(PathAction::Answered { path });
+    }
+
     /// Something sealed by the peer came over `path`.
     pub(super) fn heard(&mut self, path: PathId, now: Now) {
         let idle = match self.trials.get_mut(&path) {
@@ -233,7 +254,8 @@ impl Paths {
             return;
         }
         let news = !self.trials.contains_key(&path);
-        let (wanted, up) = (news || self.is_wanted(&path), self.session.is_up());
+        let wanted = news || self.is_wanted(&path);
+        let up = self.session.is_up() && !self.session.is_doubted();
         let Some(trial) = self.ensure(path, TrialKind::PeerReflexive, Gate::Timed) else {
             return;
         };

@@ -78,6 +78,11 @@ impl Session {
         self.up
     }
 
+    /// Whether the peer has probably forgotten the session.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.is_some()
+    }
+
     /// When a path that is in use needs a new session, because nobody has renewed this one.
     fn overdue(&self) -> Option<Moment> {
         let stagger = if self.lower {

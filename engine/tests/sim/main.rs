@@ -29,6 +29,7 @@ mod net;
 mod nonces;
 mod random;
 mod reborn;
+mod returns;
 mod scale;
 mod scenarios;
 mod trial;

@@ -123,6 +123,8 @@ pub struct NodeHost {
     pub image: Option<Image>,
     /// Its disk went back to before it left, and it hasn't left again since.
     pub forgot: bool,
+    /// When it asked to join, of late.
+    applied: Moment,
     /// Seconds by which its wall clock is ahead.
     pub clock: i64,
     pub thresholds: Thresholds,
@@ -243,6 +245,7 @@ impl World {
             older: false,
             image: None,
             forgot: false,
+            applied: self.net.now,
             clock: 0,
             thresholds: Thresholds::default(),
             pods: None,
@@ -271,7 +274,10 @@ impl World {
         let now = self.now_of(index);
         let seed = self.net.random.bytes();
         let node = &mut self.nodes[index];
+        let admitted = node.disk.admitted();
         let stored = node.disk.reopen(std::mem::take(&mut node.older));
+        // It has left that membership since, and has to hear of it.
+        node.forgot |= node.disk.admitted() != admitted;
         let floor = stored.as_ref().map_or(0, |stored| stored.incarnation_floor);
         let mut config = node.keys.config(node.next, stored);
         config.thresholds = node.thresholds;

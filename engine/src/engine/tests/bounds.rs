@@ -11,6 +11,7 @@ use podmesh_proto::relayed::RelayGrant;
 
 use super::*;
 use crate::control::ControlMessage;
+use crate::packet::control_packet;
 use crate::path_id::PathId;
 
 /// What two nodes of a mesh of ten or so may send together to a network that never asked, in bytes per
@@ -168,6 +169,56 @@ fn answers_and_proofs_to_places_that_nobody_was_seen_at_are_few() {
     assert!(sent < 16_000, "{sent} bytes in 5 s after pings");
     let direct = world.engines[0].status(world.now).peers.direct;
     assert_eq!(direct, 1, "the path in use is not touched");
+}
+
+/// It shows that somebody has the answer, but not that it is there.
+#[test]
+fn a_handshake_that_was_answered_elsewhere_speaks_for_no_place() {
+    let mut world = World::new(2);
+    world.join_all();
+    let keys = TunnelKeys::new(&Keys::new(2).wireguard);
+    let target = Keys::new(1).wireguard.public();
+    let mut tunnel = Tunnel::new(&keys, &target, 5).unwrap();
+    let mut out = vec![0; 2_000];
+    for number in 0..200 {
+        world.run(Duration::from_millis(25));
+        let length = tunnel.initiate(&mut out).unwrap();
+        let now = world.now;
+        let received = |from, bytes: &[u8]| Received {
+            socket: SocketId::MAIN,
+            from,
+            relay: None,
+            bytes: bytes.to_vec(),
+        };
+        let home = SocketAddr::from(([198, 51, 100, 2], 7_002));
+        let initiation = received(home, &out[..length]);
+        world.engines[0].handle_datagram(initiation, now);
+        while let Some(output) = world.engines[0].poll_output() {
+            if let Output::Transmit(sent) = output
+                && sent.bytes.first() == Some(&2)
+            {
+                assert_eq!(sent.to, home);
+                tunnel.open(None, &sent.bytes, &mut out).unwrap();
+            }
+        }
+        // The first word on the new session, and what would be answered by as much.
+        for _ in 0..4 {
+            let echo = ControlMessage::EchoRequest { id: number };
+            let peers = [1, 0].map(|node| {
+                let members = world.engines[node].members.as_ref().unwrap();
+                members.own().unwrap().member.overlay6
+            });
+            let packet = control_packet(peers[0], peers[1], &echo.encode(1_240).unwrap());
+            let Ok(Sealed::Data(length)) = tunnel.seal(&packet, &mut out) else {
+                panic!("no session");
+            };
+            let told = received(victim(1), &out[..length]);
+            world.engines[0].handle_datagram(told, now);
+            world.drain(0);
+        }
+    }
+    let sent = bytes_to_victim(&world);
+    assert!((1..12_000).contains(&sent), "{sent} bytes in 5 s");
 }
 
 #[test]

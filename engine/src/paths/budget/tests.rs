@@ -189,3 +189,27 @@ fn the_node_as_a_whole_and_its_memory_are_bounded() {
     assert!(budget.claimed.len() <= MAX_PAIRS);
     assert!(budget.proven.len() <= 500 * MAX_PROVEN);
 }
+
+/// What a peer that comes and goes causes until it has answered, each time.
+#[test]
+fn what_went_to_who_answers_is_given_back_and_what_went_to_its_neighbour_is_not() {
+    let mut budget = ProbeBudget::new(Moment::ZERO);
+    let (home, victim) = (neighbour(7, false), neighbour(8, false));
+    let (full, short) = (1_280, 64);
+    let take = |budget: &mut ProbeBudget, target, length| {
+        budget.take_answer(member(1).into(), (target, length), Evidence::Heard, at(0))
+    };
+    for _ in 0..100 {
+        assert!(take(&mut budget, home, full) && take(&mut budget, home, short));
+        budget.answered(member(1), home, at(0));
+    }
+    let mut sent = [0; 2];
+    for _ in 0..100 {
+        for (length, sent) in [full, short].into_iter().zip(&mut sent) {
+            *sent += u32::from(take(&mut budget, victim, length));
+        }
+        budget.answered(member(1), home, at(0));
+    }
+    // Two of twelve units, since short answers have their share.
+    assert_eq!(sent, [2, 34 - 2 * 12]);
+}

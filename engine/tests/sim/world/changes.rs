@@ -85,6 +85,7 @@ impl World {
         }
         let (token, now) = (self.authority.token(), self.now_of(index));
         let label = name(&format!("n{index}"));
+        self.nodes[index].applied = self.net.now;
         if let Some(engine) = &mut self.nodes[index].engine {
             engine.handle_join(&token, label, now).unwrap();
             self.drain(index);

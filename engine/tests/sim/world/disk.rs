@@ -64,6 +64,12 @@ impl Disk {
         state.map_or(0, |state| state.statements.len())
     }
 
+    /// The certificate of the membership that the node is in by its newest state.
+    pub(super) fn admitted(&self) -> Option<[u8; 32]> {
+        let membership = self.newest()?.membership.as_ref()?;
+        Some(membership.application.certificate.hash())
+    }
+
     pub(super) fn newest(&self) -> Option<&StoredState> {
         self.generations.back().map(AsRef::as_ref)
     }

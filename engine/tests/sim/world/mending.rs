@@ -120,7 +120,10 @@ impl World {
 
     /// What became of a join. Nobody is admitted by a planet whose clock is wrong; the operator tries again.
     pub(super) fn joined(&mut self, index: usize, result: Result<(), JoinError>) {
-        let Err(error) = result else { return };
+        let Err(error) = result else {
+            self.nodes[index].forgot = false;
+            return;
+        };
         if error == JoinError::Cancelled {
             return;
         }
@@ -128,9 +131,12 @@ impl World {
         let wrong = self.planets.iter().any(|planet| planet.clock != 0)
             || error.to_string().contains("this planet's clock says");
         // It was asked for before the machine or the planet was off, for longer than memberships last here.
-        let is_over = self.authority.life.is_some()
-            && error.to_string().contains("the membership would be over");
-        assert!(wrong || is_over, "node {index} does not join: {error}");
+        let age = self.net.now.since(self.nodes[index].applied).as_secs();
+        let is_over = self.authority.life.is_some_and(|life| age >= life);
+        assert!(
+            wrong || is_over,
+            "node {index} does not join, {age} s after it asked for it: {error}"
+        );
         self.join_later(index);
     }
 
