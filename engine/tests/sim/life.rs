@@ -200,6 +200,9 @@ impl Life {
             );
             self.until(self.world.net.now + LOOK);
         }
+        if self.verbose && !self.is_well() {
+            self.explain();
+        }
         assert!(self.is_well(), "well no more: {}", self.troubles());
         self.talk_all();
         if self.world.net.random.chance(30.0) && self.world.planets[0].rules.is_some() {

@@ -174,16 +174,26 @@ impl Court<'_> {
             return Ok(());
         };
         let now = self.now;
-        if issued > now.plus(CLOCK_SKEW) {
-            let ahead = issued.0.saturating_sub(now.0);
-            return Err(format!(
-                "would begin at {issued}, {ahead} s after this planet's {now}"
-            ));
-        }
+        self.has_begun(issued)?;
         if expires <= now {
             let behind = now.0.saturating_sub(issued.0);
             return Err(format!(
                 "would be over since {expires}: it was asked for {behind} s before this planet's {now}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a life that is asked for has begun.
+    ///
+    /// # Errors
+    /// It hasn't; in words, how far it is from it.
+    pub(super) fn has_begun(&self, issued: UnixSeconds) -> Result<(), String> {
+        let now = self.now;
+        if issued > now.plus(CLOCK_SKEW) {
+            let ahead = issued.0.saturating_sub(now.0);
+            return Err(format!(
+                "would begin at {issued}, {ahead} s after this planet's {now}"
             ));
         }
         Ok(())

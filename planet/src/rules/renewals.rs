@@ -107,14 +107,25 @@ impl Court<'_> {
         }
     }
 
-    /// A successor for new keys has the life of the document before it, which was judged.
+    /// A successor for new keys has the life of the document before it, which was judged. One whose own life is
+    /// over was asked for when the planet's clock was wrong, before the node was off: it has signed no other, and
+    /// while its membership is within the tolerance of clocks, the next one can follow.
     fn prolongs(&self, member: &Member, request: &RenewalRequest) -> Result<(), Refusal> {
         let next = request.renewal.unverified();
         let next = next.map_err(|error| refuse(RefusalCode::Unproven, error))?;
         if (next.issued, next.expires) == (member.issued, member.expires) {
             return Ok(());
         }
-        self.is_of_use(next.issued, next.expires).map_err(|reason| {
+        let goes_on = |end: &UnixSeconds| {
+            let longer = member.expires.is_some_and(|before| before <= *end);
+            longer && self.now <= end.plus(CLOCK_SKEW)
+        };
+        let lies_in_the_present = if next.expires.as_ref().is_some_and(goes_on) {
+            self.has_begun(next.issued)
+        } else {
+            self.is_of_use(next.issued, next.expires)
+        };
+        lies_in_the_present.map_err(|reason| {
             let reason = format!("the renewed membership {reason}; check both clocks");
             refuse(RefusalCode::Unproven, reason)
         })

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use podmesh_proto::certificate::Member;
 use podmesh_proto::key::{SecretKey, SigningKey};
+use podmesh_proto::limits::CLOCK_SKEW;
 use podmesh_proto::planet_api::{DirectoryRecord, NodeMessage, PlanetMessage, RefusalCode};
 use podmesh_proto::renewal::{Renewal, RenewalRequest, Renewed, Succession};
 use podmesh_proto::signed::Signed;
@@ -461,4 +462,35 @@ fn a_receipt_that_is_dated_ahead_stops_no_renewal() {
         let soon = renew(&mut stage, &mut b, soon);
         assert_eq!(soon, Err(RefusalCode::Busy), "{ahead} s ahead");
     }
+}
+
+/// It was refused when the planet's clock was wrong, and the node was off until it was right. It may not sign
+/// another one with the same number.
+#[test]
+fn a_renewal_whose_own_life_is_over_makes_room_for_the_next() {
+    let (_, mut stage, mut a, b) = scene(69);
+    let end = member(&stage, &a).expires.unwrap();
+    let (late, of) = request(&stage, &a, |_| {});
+    let (short, _) = request(&stage, &a, |r| r.expires = Some(end.minus(1)));
+    let wait = end.plus(200).0 - stage.now.unix.0;
+    live(&mut stage, &[&b], Duration::from_secs(wait));
+    assert!(of.expires.unwrap() > end);
+    stage.connect(&mut a);
+    assert_eq!(renew(&mut stage, &mut a, short), Err(RefusalCode::Unproven));
+    let wait = of
+        .expires
+        .unwrap()
+        .plus(10)
+        .0
+        .saturating_sub(stage.now.unix.0);
+    assert!(
+        end.plus(CLOCK_SKEW) > stage.now.unix.plus(wait),
+        "its membership is over"
+    );
+    live(&mut stage, &[&a, &b], Duration::from_secs(wait));
+    assert_eq!(renew(&mut stage, &mut a, late), Ok(()));
+    stage.pass(Duration::from_secs(6));
+    let (next, _) = request(&stage, &a, |_| {});
+    assert_eq!(renew(&mut stage, &mut a, next), Ok(()));
+    assert!(member(&stage, &a).expires.unwrap() > stage.now.unix);
 }

@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use podmesh_proto::datagram::DatagramKind;
+use podmesh_proto::id::NodeId;
 use podmesh_proto::time::Moment;
 
 use super::{Work, World};
@@ -33,8 +34,8 @@ pub(super) struct Thief {
     had: BTreeSet<(usize, u32, u64)>,
     /// Nodes that had something from him first.
     fooled: BTreeSet<usize>,
-    /// Probes of all times: sender, its life, where it went.
-    kept: Vec<(usize, u32, SocketAddr, Vec<u8>)>,
+    /// Probes of all times: sender, who it was in which life, where it went.
+    kept: Vec<(usize, (NodeId, u32), SocketAddr, Vec<u8>)>,
     /// What he sends is of former lives, which everybody knows to be over.
     of_former_lives: bool,
     /// What a node is handling comes from him; whether it has had that already.
@@ -94,7 +95,7 @@ impl World {
     pub(super) fn keep_probe(&mut self, from: usize, to: SocketAddr, bytes: &[u8]) {
         if self.thief.host.is_some() && self.thief.kept.len() < KEPT && self.net.random.chance(5.0)
         {
-            let life = self.nodes[from].life;
+            let life = (self.nodes[from].id, self.nodes[from].life);
             self.thief.kept.push((from, life, to, bytes.to_vec()));
         }
     }
@@ -102,8 +103,10 @@ impl World {
     /// Sends what he kept of former lives, when everybody has heard of the present ones.
     pub fn replay_former_lives(&mut self) {
         let nodes = &self.nodes;
-        let over =
-            |(from, life, ..): &mut (usize, u32, SocketAddr, Vec<u8>)| *life < nodes[*from].life;
+        // What a machine said as a copy of another may be of that one's present life.
+        let over = |(from, (id, life), ..): &mut (usize, (NodeId, u32), SocketAddr, Vec<u8>)| {
+            *life < nodes[*from].life && *id == nodes[*from].id
+        };
         let former: Vec<_> = self.thief.kept.extract_if(.., over).collect();
         self.thief.of_former_lives = true;
         let lives = self.latest_lives();
