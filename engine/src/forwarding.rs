@@ -277,8 +277,8 @@ impl PeerLink {
 }
 
 impl LinkState {
-    /// Opens a data message, which came over `path`, in the tunnel that it is for. Whether it shows that the
-    /// peer is there, too ([`Tunnel::reaches`]).
+    /// Opens a data message, which came over `path`, in the tunnel that it is for; and since when the peer has
+    /// been asked there, if this is the answer ([`Tunnel::reached`]).
     ///
     /// # Errors
     /// There is no tunnel, or it is for none of them.
@@ -286,15 +286,16 @@ impl LinkState {
         &mut self,
         (path, message): (PathId, &[u8]),
         out: &mut [u8],
-    ) -> (Result<Opened, TunnelError>, bool) {
+    ) -> (Result<Opened, TunnelError>, Option<Moment>) {
         let tunnels = [&mut self.tunnel, &mut self.coming, &mut self.former];
         for tunnel in tunnels.into_iter().flatten() {
             let opened = tunnel.open(None, message, out);
             if opened != Err(TunnelError::NotAuthentic) {
-                return (opened, tunnel.reaches(message, path));
+                let since = opened.ok().and_then(|_| tunnel.reached(message, path));
+                return (opened, since);
             }
         }
-        (Err(TunnelError::NotAuthentic), false)
+        (Err(TunnelError::NotAuthentic), None)
     }
 
     /// Whether there is one tunnel alone, which opens many messages at once.

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::relayed::{RelayHeader, RelayKind};
+use podmesh_proto::time::Moment;
 
 use crate::drops::DropReason;
 use crate::ecn;
@@ -87,10 +88,10 @@ impl InboundBatch {
         &mut self.arena
     }
 
-    /// The peer is at the other end of a path.
-    fn reached(&mut self, link: &PeerLink, path: PathId) {
+    /// The peer answers at the other end of a path.
+    fn reached(&mut self, link: &PeerLink, path: PathId, since: Moment) {
         let peer = link.index;
-        self.items.push(SlowItem::Reached { peer, path });
+        self.items.push(SlowItem::Reached { peer, path, since });
     }
 
     fn clear(&mut self) {
@@ -388,9 +389,9 @@ fn open_many(
     for ((data, (start, _)), outcome) in some.iter().zip(places).zip(outcomes) {
         let (ecn, message) = message_of(data, datagrams);
         if let (Ok(_), Some(tunnel)) = (outcome, state.tunnel.as_mut())
-            && tunnel.reaches(message, data.path)
+            && let Some(since) = tunnel.reached(message, data.path)
         {
-            batch.reached(judge.link, data.path);
+            batch.reached(judge.link, data.path, since);
         }
         let start = start + DATA_HEADER;
         let outcome = match outcome {
@@ -427,9 +428,9 @@ fn open_one(
         batch.arena.resize(need, 0);
     }
     let space = batch.arena.get_mut(start..need).unwrap_or_default();
-    let (opened, reaches) = state.open((path, message), space);
-    if reaches {
-        batch.reached(judge.link, path);
+    let (opened, reached) = state.open((path, message), space);
+    if let Some(since) = reached {
+        batch.reached(judge.link, path, since);
     }
     let length = match opened {
         Ok(Opened::Packet(length)) => length,

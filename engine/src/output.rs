@@ -8,6 +8,7 @@ use podmesh_proto::id::{PlanetId, RelayAddress};
 use podmesh_proto::local_api::PingView;
 use podmesh_proto::network::PlanetEntry;
 use podmesh_proto::planet_api::{NodeMessage, PlanetMessage};
+use podmesh_proto::time::Moment;
 
 use crate::error::{JoinError, PingError};
 use crate::forwarding::{ForwardingTable, PeerIndex};
@@ -135,6 +136,8 @@ pub enum SlowItem {
         peer: PeerIndex,
         /// The path.
         path: PathId,
+        /// When the handshake went there.
+        since: Moment,
     },
     /// Data came by another path than the one in use: an external peer may have moved.
     Moved {

@@ -228,10 +228,15 @@ impl Paths {
         self.drive(now);
     }
 
-    /// The peer has got a handshake message that went out over `path`, and answers from there: as good as the
-    /// answer to a ping.
-    pub fn handle_reached(&mut self, path: PathId, now: Now) {
-        self.reached(path, now);
+    /// The peer has got a handshake message that went out over a path some time ago, and answers from there: as
+    /// good as the answer to a ping. What follows from that comes right after.
+    pub fn handle_reached(&mut self, (path, since): (PathId, Moment), now: Now) {
+        self.reached(path, since, now.moment);
+    }
+
+    /// The peer has the session that it has begun: its first message came over `path`.
+    pub fn handle_confirmed(&mut self, path: PathId, now: Now) {
+        self.confirmed(path, now.moment);
         self.drive(now);
     }
 

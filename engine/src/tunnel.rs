@@ -15,7 +15,7 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519;
 
 use podmesh_proto::key::{PublicKey, SecretKey};
-use podmesh_proto::time::Now;
+use podmesh_proto::time::{Moment, Now};
 use zeroize::Zeroizing;
 
 use self::batched::{Batched, Shared};
@@ -69,8 +69,16 @@ pub struct TunnelKeys {
 /// One tunnel to one peer.
 pub struct Tunnel {
     machine: Machine,
-    /// Number of the last handshake message that went out, and the path that it took.
-    asked: Option<([u8; INDEX], PathId)>,
+    asked: Option<Asked>,
+}
+
+/// The last handshake message that went out.
+struct Asked {
+    /// First byte of what can answer it: numbers are used again, also of sessions that are still good.
+    answer: u8,
+    number: [u8; INDEX],
+    path: PathId,
+    at: Moment,
 }
 
 enum Machine {
@@ -229,33 +237,40 @@ impl Tunnel {
         Some(Self { machine, asked })
     }
 
-    /// Takes note that a message goes out over a path, for [`Self::reaches`].
-    pub fn asks(&mut self, message: &[u8], path: PathId) {
-        if matches!(message.first(), Some(&(INITIATION | RESPONSE)))
-            && let Some(number) = number_at(message, SENDER)
-        {
-            self.asked = Some((number, path));
-        }
+    /// Takes note that a message goes out over a path, for [`Self::reached`].
+    pub fn asks(&mut self, message: &[u8], path: PathId, at: Moment) {
+        let answer = match message.first() {
+            Some(&INITIATION) => RESPONSE,
+            Some(&RESPONSE) => MESSAGE_DATA,
+            _ => return,
+        };
+        let number = number_at(message, SENDER);
+        self.asked = number.map(|number| Asked {
+            answer,
+            number,
+            path,
+            at,
+        });
     }
 
-    /// Whether an authentic message that came over `path` is the first that nobody can send but who has got the
-    /// last handshake message that went out there (RFC 9000 §8.1): the response to an initiation, data on the
-    /// session of a response.
+    /// When the last handshake message went out over `path`, if this authentic message, which came over it, is
+    /// the first that nobody can send but who has got that one (RFC 9000 §8.1): the response to an initiation,
+    /// data on the session of a response.
     #[inline]
-    pub fn reaches(&mut self, message: &[u8], path: PathId) -> bool {
-        let Some((number, way)) = self.asked else {
-            return false;
+    pub fn reached(&mut self, message: &[u8], path: PathId) -> Option<Moment> {
+        let asked = self.asked.as_ref()?;
+        let at = match asked.answer {
+            RESPONSE => SENDER + INDEX,
+            _ => SENDER,
         };
-        let at = match message.first() {
-            Some(&RESPONSE) => SENDER + INDEX,
-            Some(&MESSAGE_DATA) => SENDER,
-            _ => return false,
-        };
-        let reaches = way == path && number_at(message, at) == Some(number);
-        if reaches {
+        let answers = message.first() == Some(&asked.answer)
+            && asked.path == path
+            && number_at(message, at) == Some(asked.number);
+        let since = asked.at;
+        if answers {
             self.asked = None;
         }
-        reaches
+        answers.then_some(since)
     }
 
     /// Seals an inner packet into `out`; an empty one is a keepalive.

@@ -35,9 +35,14 @@ impl Engine {
                     self.look_at_session(id, None, now);
                 }
             }
-            SlowItem::Reached { peer, path } => {
-                if let Some(MemberId::Node(node)) = self.peers.with_index(peer) {
-                    self.with_paths(&node, now, |paths| paths.handle_reached(path, now));
+            SlowItem::Reached { peer, path, since } => {
+                if let Some(id @ MemberId::Node(node)) = self.peers.with_index(peer) {
+                    // What follows goes by the tunnel that the peer has answered in.
+                    self.look_at_session(id, Some(path), now);
+                    self.with_paths(&node, now, |paths| {
+                        paths.handle_reached((path, since), now);
+                        paths.handle_confirmed(path, now);
+                    });
                 }
             }
             SlowItem::Moved { peer, path } => {

@@ -1,7 +1,7 @@
 //! Handshakes, sessions and timers of the tunnels.
 
 use podmesh_proto::id::NodeId;
-use podmesh_proto::time::Now;
+use podmesh_proto::time::{Moment, Now};
 
 use crate::control::ControlMessage;
 use crate::drops::DropReason;
@@ -25,15 +25,23 @@ const COOKIE: u8 = 3;
 /// Bytes of a control packet before its payload.
 const CONTROL_HEADER: usize = 40;
 
-/// A tunnel answers what it has opened with what it wrote, over a path.
+/// A tunnel has opened a handshake message that came over a path, and answers with what is written there, if
+/// it does: since when the message was waited for from there.
 fn answers(
     tunnel: &mut Tunnel,
-    opened: Result<Opened, TunnelError>,
-    (written, path): (&[u8], PathId),
-) {
-    if let Ok(Opened::Reply(length)) = opened {
-        tunnel.asks(written.get(..length).unwrap_or_default(), path);
+    (message, path, now): (&[u8], PathId, Now),
+    (opened, written): (Result<Opened, TunnelError>, &[u8]),
+) -> Option<Moment> {
+    let Ok(Opened::Reply(length)) = opened else {
+        return None;
+    };
+    if written.first() == Some(&COOKIE) {
+        return None;
     }
+    let reached = tunnel.reached(message, path);
+    let answer = written.get(..length).unwrap_or_default();
+    tunnel.asks(answer, path, now.moment);
+    reached
 }
 
 impl Engine {
@@ -132,14 +140,14 @@ impl Engine {
         let mut handover = None;
         let mut state = link.lock();
         let path = received.path();
-        let mut reached = false;
+        let message = (received.bytes.as_slice(), path, now);
+        let mut reached = None;
         let mut opened = Err(TunnelError::NotAuthentic);
         let LinkState { tunnel, coming, .. } = &mut *state;
         for tunnel in [coming, tunnel].into_iter().flatten() {
             opened = tunnel.open(from, &received.bytes, &mut self.scratch);
             if opened != Err(TunnelError::NotAuthentic) {
-                reached = tunnel.reaches(&received.bytes, path);
-                answers(tunnel, opened, (&self.scratch, path));
+                reached = answers(tunnel, message, (opened, &self.scratch));
                 break;
             }
         }
@@ -148,7 +156,7 @@ impl Engine {
             // initiation is good. A session goes on until the peer has the new one: the answer may be lost.
             if let Some(mut fresh) = Tunnel::new(&self.keys, &key, link.index.0) {
                 opened = fresh.open(from, &received.bytes, &mut self.scratch);
-                answers(&mut fresh, opened, (&self.scratch, path));
+                answers(&mut fresh, message, (opened, &self.scratch));
                 if matches!(opened, Ok(Opened::Reply(_))) {
                     state.coming = None;
                     handover = state.make_anew(fresh).then_some(now.moment);
@@ -168,13 +176,13 @@ impl Engine {
         }
     }
 
-    /// Answers a handshake message of a member with the first bytes of `scratch`, and goes on from there. That
-    /// it was `reached` by this node's own message shows that the member is where the answer came from.
+    /// Answers a handshake message of a member with the first bytes of `scratch`, and goes on from there. What
+    /// has `reached` the member by then shows that it is where this came from.
     fn answer_handshake(
         &mut self,
         id: MemberId,
         received: &Received,
-        (length, reached): (usize, bool),
+        (length, reached): (usize, Option<Moment>),
         now: Now,
     ) -> Result<(), DropReason> {
         let (link, _) = self.link_of(id).ok_or(DropReason::UnknownInitiator)?;
@@ -196,8 +204,10 @@ impl Engine {
         if cookie {
             return Ok(());
         }
-        if let (MemberId::Node(node), true) = (id, reached) {
-            self.with_paths(&node, now, |paths| paths.handle_reached(path, now));
+        if let (MemberId::Node(node), Some(since)) = (id, reached) {
+            self.with_paths(&node, now, |paths| {
+                paths.handle_reached((path, since), now);
+            });
         }
         let answers = received.bytes.first() == Some(&RESPONSE);
         if let (MemberId::Node(node), true) = (id, answers) {
@@ -288,7 +298,7 @@ impl Engine {
         let LinkState { tunnel, coming, .. } = &mut *state;
         let length = coming.as_mut().or(tunnel.as_mut()).and_then(|tunnel| {
             let length = tunnel.initiate(&mut self.scratch)?;
-            tunnel.asks(self.scratch.get(..length)?, path);
+            tunnel.asks(self.scratch.get(..length)?, path, now.moment);
             Some(length)
         });
         drop(state);
@@ -342,7 +352,7 @@ impl Engine {
             let length = coming.as_mut().or(tunnel.as_mut()).and_then(|tunnel| {
                 let length = tunnel.tick(&mut self.scratch)?;
                 if let Some(path) = path {
-                    tunnel.asks(self.scratch.get(..length)?, path);
+                    tunnel.asks(self.scratch.get(..length)?, path, now.moment);
                 }
                 Some(length)
             });

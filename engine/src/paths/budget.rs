@@ -18,8 +18,8 @@
 //! Whoever can send with a false source aims answers, too: pongs, echoes that would prove the way back,
 //! responses to handshakes. Until the peer has answered from there, member and network have 34 units of
 //! [`UNIT`] bytes at once for them, and one in two seconds after that; [`RESERVE`] of them are for what is
-//! short. When it does answer, what went to that address is given back: it was for nobody else, and a peer
-//! that comes and goes has its answers each time. Who hasn't even said who it is gets
+//! short. When it does answer, what went to that address is given back: it is there, whoever else is, and
+//! a peer that comes and goes has its answers each time. Who hasn't even said who it is gets
 //! cookies, 32 at once and 8 a second to a network that no member has answered from.
 
 use std::collections::{BTreeMap, VecDeque};

@@ -105,6 +105,13 @@ impl Echoes {
         }
     }
 
+    /// Begins the gaps of a proof that is under way anew. Answers to what went out before still count.
+    pub(super) fn prove_at_once(&mut self) {
+        if let Phase::Proving { step } = &mut self.phase {
+            *step = 0;
+        }
+    }
+
     /// Something else has shown that the path works both ways; asks at once whether it really does.
     pub(super) fn vouch(&mut self, now: Moment) {
         if !self.is_proven() {

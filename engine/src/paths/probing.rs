@@ -8,7 +8,7 @@ use podmesh_proto::probe::ProbeBody;
 use podmesh_proto::time::{Moment, Now};
 
 use super::pairing::Remote;
-use super::trial::{Gate, Trial, TrialKind};
+use super::trial::{Gate, PING_EXPIRY, Trial, TrialKind};
 use super::{Evidence, MAX_TRIALS, PathAction, Paths};
 use crate::mutation::{self, Mutant};
 use crate::path_id::{PathId, SocketId};
@@ -212,25 +212,32 @@ impl Paths {
         }
     }
 
-    /// The peer is at the other end of `path`, and its tunnel has this node's session: an echo that went out
-    /// before it had couldn't be answered.
-    pub(super) fn reached(&mut self, path: PathId, now: Now) {
+    /// The peer answers at the other end of `path`, where it was asked at `since`.
+    pub(super) fn reached(&mut self, path: PathId, since: Moment, now: Moment) {
+        let late = now.since(since) >= PING_EXPIRY;
+        if !path.is_direct() || late || mutation::is(Mutant::HandshakeProvesNothing) {
+            return;
+        }
+        if let Some(trial) = self.trials.get_mut(&path) {
+            (trial.answered, trial.heard) = (Some(now), Some(now));
+            self.push(PathAction::Answered { path });
+        }
+    }
+
+    /// The peer has this node's session. If it had forgotten the one before, no echo that is under way is
+    /// answered: asks anew, where somebody is known to be.
+    pub(super) fn confirmed(&mut self, path: PathId, now: Moment) {
         let wanted = self.is_wanted(&path);
-        let up = self.session.is_up();
-        let Some(trial) = self.trials.get_mut(&path).filter(|_| path.is_direct()) else {
-            return;
-        };
-        if mutation::is(Mutant::HandshakeProvesNothing) {
-            return;
+        for (way, trial) in &mut self.trials {
+            if way.is_direct() && !trial.answers(now) {
+                continue;
+            }
+            if *way == path && wanted && trial.echoes.is_off() {
+                (trial.again, trial.failures) = (None, 0);
+                trial.echoes.prove();
+            }
+            trial.echoes.prove_at_once();
         }
-        trial.answered = Some(now.moment);
-        trial.heard = Some(now.moment);
-        if !trial.echoes.is_proven() && wanted && up {
-            (trial.again, trial.failures) = (None, 0);
-            trial.echoes.stop();
-            trial.echoes.prove();
-        }
-        self.push(PathAction::Answered { path });
     }
 
     /// Something sealed by the peer came over `path`.

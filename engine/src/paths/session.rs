@@ -244,6 +244,7 @@ mod tests {
 
     use super::*;
     use crate::path_id::SocketId;
+    use crate::paths::Evidence;
 
     const ENDPOINT: &str = "192.0.2.7:7077";
 
@@ -296,6 +297,16 @@ mod tests {
         paths.handle_heard(path, at(40));
         paths.handle_session(true, at(40));
         assert!(!is_taken(&mut paths));
+    }
+
+    #[test]
+    fn the_answer_to_a_handshake_speaks_for_its_place_unless_it_comes_late() {
+        for (millis, evidence) in [(40, Evidence::Answers), (6_000, Evidence::Heard)] {
+            let (mut paths, path) = resumed();
+            paths.handle_heard(path, at(millis));
+            paths.handle_reached((path, at(0).moment), at(millis));
+            assert_eq!(paths.evidence(&path, at(millis).moment), evidence);
+        }
     }
 
     /// When each of the two ends asks for a new session, if none comes of itself.

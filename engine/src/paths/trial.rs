@@ -20,7 +20,7 @@ const AGAIN_GAPS: [u64; 4] = [1, 3, 8, 15];
 /// Pings whose answer is still waited for.
 const MAX_OUTSTANDING: usize = 8;
 /// How long an answer to a ping is waited for.
-const PING_EXPIRY: Duration = Duration::from_secs(5);
+pub(super) const PING_EXPIRY: Duration = Duration::from_secs(5);
 /// After this long without an answer a path doesn't count as answering.
 const ANSWER_FRESH: Duration = Duration::from_secs(40);
 

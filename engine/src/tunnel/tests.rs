@@ -471,3 +471,43 @@ fn opened<'a>(
     end.open_many(&mut arena, &places, &mut outcomes);
     outcomes
 }
+
+/// Numbers come again while a session of the same number is still good: what answers an initiation is a response,
+/// and what answers a response is data.
+#[test]
+fn only_what_answers_a_handshake_message_shows_that_it_arrived() {
+    let path = |port| PathId::Direct {
+        socket: crate::path_id::SocketId::MAIN,
+        endpoint: ([192, 0, 2, 1], port).into(),
+    };
+    let (here, there) = (path(1), path(2));
+    let (number, others) = ([7; 4], [9; 4]);
+    let message = |kind: u8, numbers: [[u8; 4]; 2]| {
+        let mut message = vec![kind, 0, 0, 0];
+        message.extend(numbers.concat());
+        message
+    };
+    for (asked, answer) in [(1, 2), (2, 4)] {
+        for kind in [1, 2, 3, 4] {
+            for (way, receiver) in [(here, number), (there, number), (here, [8; 4])] {
+                let mut pair = Pair::new(KINDS[0]);
+                let (tunnel, at) = (&mut pair.ends[0], pair.now.moment);
+                tunnel.asks(&message(asked, [number, others]), here, at);
+                let expected = kind == answer && way == here && receiver == number;
+                // In a response the receiver's number is the second.
+                let answers = message(
+                    kind,
+                    if kind == 2 {
+                        [others, receiver]
+                    } else {
+                        [receiver, others]
+                    },
+                );
+                for again in [false, true] {
+                    let reached = tunnel.reached(&answers, way) == Some(at);
+                    assert_eq!(reached, expected && !again, "{kind} after {asked}");
+                }
+            }
+        }
+    }
+}

@@ -13,7 +13,7 @@ use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::time::Moment;
 
-use super::{Work, World};
+use super::{NodeHost, Work, World};
 use crate::net::HostId;
 
 const PORT: u16 = 6_666;
@@ -25,6 +25,17 @@ const REPLAYED: f64 = 20.0;
 /// Milliseconds between hearing and sending; the original has arrived by then, if it ever does.
 const AFTER: (u64, u64) = (500, 5_000);
 
+/// A probe.
+#[derive(Debug)]
+struct Kept {
+    /// The machine that sent it, in which life, and who it was then.
+    from: usize,
+    life: u32,
+    id: NodeId,
+    to: SocketAddr,
+    bytes: Vec<u8>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Thief {
     host: Option<HostId>,
@@ -34,8 +45,8 @@ pub(super) struct Thief {
     had: BTreeSet<(usize, u32, u64)>,
     /// Nodes that had something from him first.
     fooled: BTreeSet<usize>,
-    /// Probes of all times: sender, who it was in which life, where it went.
-    kept: Vec<(usize, (NodeId, u32), SocketAddr, Vec<u8>)>,
+    /// Probes of all times.
+    kept: Vec<Kept>,
     /// What he sends is of former lives, which everybody knows to be over.
     of_former_lives: bool,
     /// What a node is handling comes from him; whether it has had that already.
@@ -95,8 +106,15 @@ impl World {
     pub(super) fn keep_probe(&mut self, from: usize, to: SocketAddr, bytes: &[u8]) {
         if self.thief.host.is_some() && self.thief.kept.len() < KEPT && self.net.random.chance(5.0)
         {
-            let life = (self.nodes[from].id, self.nodes[from].life);
-            self.thief.kept.push((from, life, to, bytes.to_vec()));
+            let NodeHost { life, id, .. } = self.nodes[from];
+            let bytes = bytes.to_vec();
+            self.thief.kept.push(Kept {
+                from,
+                life,
+                id,
+                to,
+                bytes,
+            });
         }
     }
 
@@ -104,14 +122,15 @@ impl World {
     pub fn replay_former_lives(&mut self) {
         let nodes = &self.nodes;
         // What a machine said as a copy of another may be of that one's present life.
-        let over = |(from, (id, life), ..): &mut (usize, (NodeId, u32), SocketAddr, Vec<u8>)| {
-            *life < nodes[*from].life && *id == nodes[*from].id
+        let over = |kept: &mut Kept| {
+            let is_anothers = |node: usize| node != kept.from && nodes[node].id == kept.id;
+            kept.life < nodes[kept.from].life && !(0..nodes.len()).any(is_anothers)
         };
         let former: Vec<_> = self.thief.kept.extract_if(.., over).collect();
         self.thief.of_former_lives = true;
         let lives = self.latest_lives();
-        for (.., to, bytes) in former {
-            self.replay(to, bytes);
+        for kept in former {
+            self.replay(kept.to, kept.bytes);
         }
         self.run_for(Duration::from_secs(2));
         self.thief.of_former_lives = false;
