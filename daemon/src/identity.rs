@@ -205,6 +205,13 @@ impl Identity {
         Ok(keys)
     }
 
+    /// The prepared keys, if there are any, will never be in force.
+    pub(crate) fn discard_rotation(&mut self) {
+        if self.next.take().is_some() {
+            self.owe();
+        }
+    }
+
     /// The prepared keys are in force: the old ones leave the disk, the generation before too. They are
     /// this machine's, wherever the former ones came from.
     ///
@@ -590,6 +597,11 @@ mod tests {
             assert!(after.next().is_none());
             assert_eq!(after.keys().wireguard.public(), next.wireguard.public());
         }
+        let mut refused = load(&dir);
+        let next = refused.prepare_rotation(true).unwrap();
+        refused.discard_rotation();
+        assert!(load(&dir).next().is_none(), "a start would go on with them");
+        assert!(!on_disk(&dir, next.wireguard.to_bytes().as_slice()));
     }
 
     #[test]

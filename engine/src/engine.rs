@@ -391,6 +391,7 @@ impl Engine {
             members.expire(now.unix);
         }
         self.ask_planets_again(now);
+        self.resume_rotation(now);
         self.renew_when_due(now);
         self.forget_spent_revocations(now);
         self.take_held_editions(now);

@@ -36,6 +36,8 @@ pub enum Mutant {
     RequestUnsaved,
     /// New keys are asked for though the disk refuses to write that down.
     RotationUnsaved,
+    /// New keys that the last life could not ask for are not asked for.
+    RotationForgotten,
     /// Old keys are wiped before the membership that names the new ones is on disk.
     KeysWipedEarly,
     /// The stored floor of the incarnation is ignored.
@@ -123,7 +125,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 43] = [
+    pub const ALL: [Mutant; 44] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -139,6 +141,7 @@ mod switch {
         Mutant::RenewalUnsaved,
         Mutant::RequestUnsaved,
         Mutant::RotationUnsaved,
+        Mutant::RotationForgotten,
         Mutant::KeysWipedEarly,
         Mutant::FloorIgnored,
         Mutant::FormerLifeProbes,

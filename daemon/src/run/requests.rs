@@ -128,7 +128,8 @@ impl Node {
     }
 
     /// That the node has left is on disk, or can't be written there.
-    pub(super) fn finish_leave(&self, answer: oneshot::Sender<Response>, untold: &str) {
+    pub(super) fn finish_leave(&mut self, answer: oneshot::Sender<Response>, untold: &str) {
+        self.identity.discard_rotation();
         let response = match self.disk_trouble() {
             None => done(&format!(
                 "left the network; the keys stay, coming back needs a valid token{untold}"

@@ -50,6 +50,7 @@ impl Node {
         match self.engine.handle_rotation(keys, now) {
             Ok(()) => self.waiting.rotations.push((now.moment + PATIENCE, answer)),
             Err(error) => {
+                self.identity.discard_rotation();
                 let _ = answer.send(not_done(&error));
             }
         }

@@ -43,6 +43,8 @@ pub(crate) struct Renewing {
     pub(crate) lost_keys: bool,
     /// To planets it is proven by the identity that comes.
     shows_next: bool,
+    /// The last life has made new keys, and its disk has no request for them.
+    pub(super) resumes: bool,
     /// The last successor that everybody was told of: the certificate that it follows, and its serial.
     told: Option<([u8; 32], u64)>,
     /// Peers and planets are told of the newest successor when the state with this number is on disk, or
@@ -141,6 +143,23 @@ impl Engine {
             && let Ok(request) = self.successor(None, now)
         {
             self.hand_in(request, false, now);
+        }
+    }
+
+    /// Asks for the keys that the last life has made, whose request its disk refused. That one was told to
+    /// nobody; or it was, and the disk is older than that: this one is the same, word for word.
+    pub(super) fn resume_rotation(&mut self, now: Now) {
+        let renewing = &self.renewing;
+        if !renewing.resumes || renewing.request.is_some() || !self.is_active() {
+            return;
+        }
+        let own = self.members.as_ref().and_then(Members::own);
+        let present = own.is_some_and(|own| self.config.keys.are_of(&own.member));
+        self.renewing.resumes = false;
+        if let Some(next) = self.config.next.as_ref().filter(|_| present)
+            && let Ok(request) = self.successor(Some(next), now)
+        {
+            self.hand_in(request, true, now);
         }
     }
 

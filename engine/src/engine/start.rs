@@ -52,6 +52,8 @@ impl Engine {
         }
         let me = self.node_id();
         self.renewing.request = stored.renewing.take();
+        self.renewing.resumes =
+            self.renewing.request.is_none() && !mutation::is(Mutant::RotationForgotten);
         self.planets.set(&network.planets);
         self.outputs
             .push_back(Output::Planets(network.planets.clone()));

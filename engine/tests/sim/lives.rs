@@ -104,10 +104,11 @@ const DIRECTED: [(Mutant, fn(u64)); 5] = [
 ];
 
 /// Rules of lives, disks, clocks and large meshes.
-const WALKED: [Mutant; 13] = [
+const WALKED: [Mutant; 14] = [
     Mutant::RenewalUnsaved,
     Mutant::RequestUnsaved,
     Mutant::RotationUnsaved,
+    Mutant::RotationForgotten,
     Mutant::KeysWipedEarly,
     Mutant::FloorIgnored,
     Mutant::FormerLifeProbes,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use podmesh_engine::config::Thresholds;
+use podmesh_engine::engine::Engine;
 use podmesh_proto::local_api::{NodeState, PeerState};
 use podmesh_proto::time::Moment;
 
@@ -211,8 +212,12 @@ impl Walk {
                 self.restart(node);
             }
             Blow::Keys | Blow::Identity if world.twin(node).is_some() => {}
-            Blow::Keys => world.rotate(node, false),
-            Blow::Identity => world.rotate(node, true),
+            Blow::Keys | Blow::Identity => {
+                world.rotate(node, blow == Blow::Identity);
+                // It takes the keys, and no more.
+                let fills = world.net.random.chance(30.0);
+                world.nodes[node].disk.refuses |= fills;
+            }
             Blow::Rejoin => self.rejoin(node),
             Blow::LongOff => {
                 world.stop(node);
@@ -383,6 +388,13 @@ impl Walk {
                 self.explain();
             }
             assert_eq!(state, Some(NodeState::Online), "node {node} after {path}");
+            let asks = self.world.nodes[node].engine.as_ref();
+            let asks = asks.and_then(Engine::renewal_waits).is_some();
+            let forgotten = self.world.nodes[node].next.is_some() && !asks;
+            assert!(
+                !forgotten,
+                "node {node} has made keys after {path} that it doesn't ask for"
+            );
         }
         let before = self.world.watch.counts.clone();
         let every = Duration::from_millis(250);

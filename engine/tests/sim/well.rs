@@ -56,6 +56,9 @@ impl Life {
                 troubles += &format!("{from} is off; ");
                 continue;
             };
+            if self.world.nodes[from].next.is_some() && engine.renewal_waits().is_none() {
+                troubles += &format!("{from} has made keys that it doesn't ask for; ");
+            }
             let views = engine.peers(self.world.now_of(from));
             for to in (0..self.world.count()).filter(|to| *to != from) {
                 let view = views

@@ -485,12 +485,13 @@ fn keys_don_t_change_while_the_disk_refuses_and_do_so_afterwards() {
         Some("the state can't be written to disk")
     );
     assert_eq!((known(&world, 1, 1).0, world.moved.get(&1)), (0, None));
-    // A crash in between: nothing has changed.
+    // A crash in between: nothing has changed, and it isn't forgotten.
     world.restart(0);
     pass(&mut world, Duration::from_secs(10));
     assert_eq!(world.engines[0].status(world.now).state, NodeState::Online);
     assert_eq!(world.engines[0].peers(world.now).len(), 1);
-    world.rotate(0, 51);
+    assert!(world.engines[0].renewal_waits().is_some());
+    assert_eq!((known(&world, 1, 1).0, world.moved.get(&1)), (0, None));
     world.disks.clear();
     world.drain(0);
     pass(&mut world, Duration::from_secs(10));
