@@ -227,6 +227,7 @@ impl Paths {
     /// The peer has this node's session. If it had forgotten the one before, no echo that is under way is
     /// answered: asks anew, where somebody is known to be.
     pub(super) fn confirmed(&mut self, path: PathId, now: Moment) {
+        self.session_confirmed(now);
         let wanted = self.is_wanted(&path);
         for (way, trial) in &mut self.trials {
             if way.is_direct() && !trial.answers(now) {

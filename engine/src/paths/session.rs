@@ -32,7 +32,7 @@ const SHORTEST: Duration = Duration::from_millis(20);
 pub(super) struct Session {
     lower: bool,
     up: bool,
-    /// When the last handshake succeeded.
+    /// When the session was made that both ends have, as far as is known.
     made: Option<Moment>,
     doubted: Option<Moment>,
     wanted: Option<Moment>,
@@ -116,7 +116,10 @@ impl Paths {
         self.session.doubted = None;
         self.session.wanted = None;
         self.session.tries = 0;
-        self.session.made = established.then_some(now.moment);
+        // The peer may not have the answer to its handshake, and answer this node's own, which has crossed it: then
+        // none of the two is a session, and neither end renews the one before.
+        let goes_on = self.session.made.filter(|_| was_up && !answered);
+        self.session.made = established.then_some(goes_on.unwrap_or(now.moment));
         if established {
             self.session.last = Some(now.moment);
             if std::mem::take(&mut self.session.resumes) && !was_up && first_was_answered {
@@ -129,6 +132,13 @@ impl Paths {
                 trial.again = None;
             }
             self.select(None, SwitchReason::SessionEnded, now);
+        }
+    }
+
+    /// The peer has the session that it has begun.
+    pub(super) fn session_confirmed(&mut self, now: Moment) {
+        if self.session.up {
+            self.session.made = Some(now);
         }
     }
 
@@ -309,15 +319,21 @@ mod tests {
         }
     }
 
-    /// When each of the two ends asks for a new session, if none comes of itself.
-    fn renews(lower: bool, renewed: Option<u64>) -> Option<u64> {
+    /// When each of the two ends asks for a new session, if the peer begins one, which it gets an answer for or
+    /// not, or doesn't.
+    fn renews(lower: bool, renewed: Option<u64>, arrives: bool) -> Option<u64> {
         let (me, peer) = if lower { (1, 2) } else { (2, 1) };
         let mut paths = Paths::new(NodeId([me; 32]), NodeId([peer; 32]), 7, at(0));
         paths.handle_session(true, at(0));
-        paths.set_relays(&[PlanetId([3; 32])], at(0));
+        let planet = PlanetId([3; 32]);
+        let path = PathId::Relay { planet };
+        paths.set_relays(&[planet], at(0));
         for millis in (0..180_000).step_by(250) {
             if Some(millis) == renewed {
                 paths.handle_session(true, at(millis));
+                if arrives {
+                    paths.handle_confirmed(path, at(millis + 20));
+                }
             }
             paths.handle_timeout(at(millis));
             for action in asked(&mut paths) {
@@ -336,9 +352,11 @@ mod tests {
     /// Two handshakes crossed, and each end thinks that it is the other's turn.
     #[test]
     fn a_session_that_nobody_renews_is_renewed_by_one_end_before_it_ends() {
-        assert_eq!(renews(true, None), Some(135));
-        assert_eq!(renews(false, None), Some(145));
-        assert_eq!(renews(true, Some(120_000)), None);
+        assert_eq!(renews(true, None, true), Some(135));
+        assert_eq!(renews(false, None, true), Some(145));
+        assert_eq!(renews(true, Some(120_000), true), None);
+        assert_eq!(renews(true, Some(120_000), false), Some(135));
+        assert_eq!(renews(false, Some(120_000), false), Some(145));
     }
 
     /// The way out is cut: what comes in is the peer's own doing, and says nothing of it.

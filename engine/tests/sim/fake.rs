@@ -107,6 +107,8 @@ pub struct Peer {
     pub paths: Paths,
     session: Option<u64>,
     offered: Option<(u64, PathId)>,
+    /// The session that the peer has begun, as long as it may not have the answer, and the path that this took.
+    unconfirmed: Option<(u64, PathId, Moment)>,
     before: Option<u64>,
     sent: u64,
     received: BTreeMap<PathId, u64>,
@@ -263,6 +265,7 @@ impl Fake {
                 paths,
                 session: None,
                 offered: None,
+                unconfirmed: None,
                 before: None,
                 sent: 0,
                 received: BTreeMap::new(),

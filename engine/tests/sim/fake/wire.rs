@@ -241,6 +241,13 @@ impl Fake {
         let Some(peer) = self.nodes[index].peers.get_mut(&sender) else {
             return;
         };
+        if let Wire::Echo { session, .. } | Wire::Data { session } = wire
+            && let Some((_, way, since)) = peer.unconfirmed.take_if(|(own, ..)| *own == session)
+            && way == path
+        {
+            peer.paths.handle_reached((path, since), now);
+            peer.paths.handle_confirmed(path, now);
+        }
         let current = |session: u64| peer.session == Some(session) || peer.before == Some(session);
         match wire {
             Wire::Probe(body) => peer.paths.handle_probe(path, &body, now),
@@ -249,6 +256,7 @@ impl Fake {
                 peer.paths.handle_heard(path, now);
                 self.transmit((index, sender), path, None, Wire::Response(session));
                 let peer = self.nodes[index].peers.get_mut(&sender).unwrap();
+                peer.unconfirmed = Some((session, path, now.moment));
                 peer.paths.handle_session(true, now);
             }
             Wire::Response(session) if peer.offered.is_some_and(|(own, _)| own == session) => {
@@ -257,6 +265,7 @@ impl Fake {
                     peer.proven.push(path);
                 }
                 peer.before = peer.session.replace(session);
+                peer.paths.handle_answered(now);
                 peer.paths.handle_heard(path, now);
                 peer.paths.handle_session(true, now);
             }
