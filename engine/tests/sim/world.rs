@@ -139,6 +139,8 @@ pub struct PlanetHost {
     pub id: PlanetId,
     /// Seconds by which its wall clock is ahead.
     pub clock: i64,
+    /// When it was right again.
+    mended: Moment,
     pub rules: Option<Planet>,
     relaying: Relaying,
     records: BTreeMap<String, Record>,
@@ -182,6 +184,7 @@ impl World {
                 host,
                 id: key.planet_id(),
                 clock: 0,
+                mended: Moment::ZERO,
                 rules: None,
                 relaying: Relaying::new(RelayQuota::default(), [7; 32]),
                 records: BTreeMap::new(),

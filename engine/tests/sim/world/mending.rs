@@ -5,12 +5,14 @@ use std::time::Duration;
 use podmesh_engine::error::JoinError;
 use podmesh_proto::local_api::NodeState;
 
-use super::{Work, World};
+use super::{PlanetHost, Work, World};
 
 /// Who is connected to its planet has heard after this that it has left.
 const HEARD: Duration = Duration::from_secs(5);
 /// What a node says that has heard that it has left.
 const LEFT: &str = "MESH-NODE-005";
+/// An answer is under way for no longer than this.
+const UNDER_WAY: Duration = Duration::from_secs(1);
 /// After this an operator tries again to join.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -46,13 +48,20 @@ impl World {
     pub(super) fn mend(&mut self, mend: Mend) {
         match mend {
             Mend::Clock { node } => self.nodes[node].clock = 0,
-            Mend::PlanetClock { planet } => self.planets[planet].clock = 0,
+            Mend::PlanetClock { planet } => self.mend_planet_clock(planet),
             Mend::Disk { node } => self.nodes[node].disk.refuses = false,
             Mend::Join { node } => self.join(node),
             Mend::Readmit { node } if self.is_over(node) => self.leave(node),
             Mend::Readmit { .. } => {}
             Mend::GoBack { node } => self.go_back(node),
             Mend::Twin => self.end_twin(),
+        }
+    }
+
+    fn mend_planet_clock(&mut self, planet: usize) {
+        let planet = &mut self.planets[planet];
+        if planet.clock != 0 {
+            (planet.clock, planet.mended) = (0, self.net.now);
         }
     }
 
@@ -86,7 +95,7 @@ impl World {
             (link.cut, link.loss) = (false, link.loss.min(2.0));
         }
         for planet in 0..self.planets.len() {
-            self.planets[planet].clock = 0;
+            self.mend_planet_clock(planet);
             if self.planets[planet].rules.is_none() {
                 self.start_planet(planet);
             }
@@ -128,7 +137,10 @@ impl World {
             return;
         }
         // It may be right again by the time that the answer is here.
-        let wrong = self.planets.iter().any(|planet| planet.clock != 0)
+        let was_wrong = |planet: &PlanetHost| {
+            planet.clock != 0 || self.net.now.since(planet.mended) < UNDER_WAY
+        };
+        let wrong = self.planets.iter().any(was_wrong)
             || error.to_string().contains("this planet's clock says");
         // It was asked for before the machine or the planet was off, for longer than memberships last here.
         let age = self.net.now.since(self.nodes[index].applied).as_secs();
