@@ -15,7 +15,6 @@ use podmesh_proto::time::{Moment, Now};
 use crate::control::ControlMessage;
 use crate::engine::Engine;
 use crate::mutation::{self, Mutant};
-use crate::path_id::PathId;
 use crate::peer::Peer;
 
 /// Between two times that this node goes beyond another: two machines that take turns cost their peers no
@@ -145,17 +144,6 @@ impl Engine {
             self.send_control(node, &proof, now);
         }
         self.send_control(node, &ControlMessage::LaterLife { incarnation }, now);
-    }
-
-    /// A session was made by which a peer is reached over `path`: says to which of its lives this node listens.
-    /// Where all goes on well neither end says it otherwise, and the peer may be a machine whose copy was here
-    /// for a while.
-    pub(super) fn name_life(&mut self, node: &NodeId, path: PathId, now: Now) {
-        let known = self.peers.get(node).map_or(0, Peer::incarnation);
-        if known > 0 && !mutation::is(Mutant::LifeUnnamed) {
-            let message = ControlMessage::LaterLife { incarnation: known };
-            self.send_control_over(node, path, (&message, 0), now);
-        }
     }
 
     /// A peer knows a later life of this node than the one in which this node speaks to it. One that names the
