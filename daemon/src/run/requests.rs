@@ -129,11 +129,14 @@ impl Node {
 
     /// That the node has left is on disk, or can't be written there.
     pub(super) fn finish_leave(&mut self, answer: oneshot::Sender<Response>, untold: &str) {
-        self.identity.discard_rotation();
         let response = match self.disk_trouble() {
-            None => done(&format!(
-                "left the network; the keys stay, coming back needs a valid token{untold}"
-            )),
+            None => {
+                // Before, a crash would bring back a membership that may name them.
+                self.identity.discard_rotation();
+                done(&format!(
+                    "left the network; the keys stay, coming back needs a valid token{untold}"
+                ))
+            }
             Some(trouble) => Response::Failed(Failure {
                 code: FailureCode::Failed,
                 message: format!(

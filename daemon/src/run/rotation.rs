@@ -38,6 +38,10 @@ impl Node {
             }));
             return;
         }
+        if let Err(error) = self.engine.may_rotate() {
+            let _ = answer.send(not_done(&error));
+            return;
+        }
         let keys = match self.identity.prepare_rotation(identity) {
             Ok(keys) => keys,
             Err(error) => {

@@ -66,19 +66,30 @@ impl Engine {
     /// Not a member in good standing, or a renewal is under way.
     pub fn handle_rotation(&mut self, keys: NodeKeys, now: Now) -> Result<(), RequestError> {
         self.keys.tell(now);
+        self.may_rotate()?;
+        let request = self.successor(Some(&keys), now)?;
+        self.config.next = Some(keys);
+        self.hand_in(request, true, now);
+        self.settle(now);
+        Ok(())
+    }
+
+    /// Whether this node's keys may change now; to be asked before keys are made, which take the place of those
+    /// that a former life has made.
+    ///
+    /// # Errors
+    /// Not a member in good standing, or a renewal is under way.
+    pub fn may_rotate(&self) -> Result<(), RequestError> {
         if self.members.is_none() {
             return Err(RequestError::NotJoined);
         }
         if !self.is_active() {
             return Err(RequestError::NotActive);
         }
-        if self.renewing.request.is_some() {
+        let resumes = self.renewing.resumes && self.config.next.is_some();
+        if self.renewing.request.is_some() || resumes {
             return Err(RequestError::Renewing);
         }
-        let request = self.successor(Some(&keys), now)?;
-        self.config.next = Some(keys);
-        self.hand_in(request, true, now);
-        self.settle(now);
         Ok(())
     }
 

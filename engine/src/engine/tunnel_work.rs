@@ -27,7 +27,7 @@ const CONTROL_HEADER: usize = 40;
 
 /// A tunnel has opened a handshake message that came over a path, and answers with what is written there, if
 /// it does: since when the message was waited for from there.
-fn answers(
+fn note_answer(
     tunnel: &mut Tunnel,
     (message, path, now): (&[u8], PathId, Now),
     (opened, written): (Result<Opened, TunnelError>, &[u8]),
@@ -147,7 +147,7 @@ impl Engine {
         for tunnel in [coming, tunnel].into_iter().flatten() {
             opened = tunnel.open(from, &received.bytes, &mut self.scratch);
             if opened != Err(TunnelError::NotAuthentic) {
-                reached = answers(tunnel, message, (opened, &self.scratch));
+                reached = note_answer(tunnel, message, (opened, &self.scratch));
                 break;
             }
         }
@@ -156,7 +156,7 @@ impl Engine {
             // initiation is good. A session goes on until the peer has the new one: the answer may be lost.
             if let Some(mut fresh) = Tunnel::new(&self.keys, &key, link.index.0) {
                 opened = fresh.open(from, &received.bytes, &mut self.scratch);
-                answers(&mut fresh, message, (opened, &self.scratch));
+                note_answer(&mut fresh, message, (opened, &self.scratch));
                 if matches!(opened, Ok(Opened::Reply(_))) {
                     state.coming = None;
                     handover = state.make_anew(fresh).then_some(now.moment);
