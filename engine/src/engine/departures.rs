@@ -41,8 +41,8 @@ impl Engine {
         }
         let members = self.members.as_ref().ok_or(RequestError::NotJoined)?;
         let departure = match members.own_departure() {
-            Some(known) => known.clone(),
-            None => self.sign_departure(members, now)?,
+            Some(known) if !self.outgrows(known, members) => known.clone(),
+            _ => self.sign_departure(members, now)?,
         };
         let heard = self.tell_planets(&departure, Source::Operator);
         let message = ControlMessage::Left(Box::new(departure.clone()));
@@ -66,7 +66,9 @@ impl Engine {
         let own = members.own();
         let apart = members.kept_apart(&node);
         let member = own.map(|own| &own.member).or(apart);
-        let admitted = member.map(|member| member.admitted);
+        let known = members.own_departure().map(Signed::unverified);
+        let known = known.transpose()?.map(|departure| departure.time);
+        let admitted = member.map(|member| member.admitted).or(known);
         let (successions, identity) = self.newest_identity(members);
         let departure = Departure {
             network: members.network().id,
@@ -82,9 +84,17 @@ impl Engine {
         Ok(Signed::seal(&departure, identity)?)
     }
 
+    /// Whether this node has changed its identity since it left, because it had forgotten that: whoever knows the
+    /// new one doesn't believe what the one before has signed.
+    fn outgrows(&self, departure: &Signed<Departure>, members: &Members) -> bool {
+        let (steps, _) = self.newest_identity(members);
+        let named = departure.unverified().map(|known| known.successions.len());
+        named.is_ok_and(|named| named < steps.len())
+    }
+
     /// The steps to the newest identity that may speak for this node, and its key. One that was asked for may be
-    /// in force already: this node did not live to hear that, or its disk has gone back to before it. Whoever
-    /// knows only an identity before it believes it by the steps.
+    /// in force already: this node did not live to hear that, or its disk has gone back to before it, perhaps to
+    /// before it asked. Whoever knows only an identity before it believes it by the steps.
     fn newest_identity(&self, members: &Members) -> (Vec<Signed<Succession>>, &SigningKey) {
         let (node, network) = (self.node_id(), members.network().id);
         let present = &self.config.keys.identity;
@@ -100,7 +110,11 @@ impl Engine {
         };
         let mut chains = requests.map(|request| &request.successions);
         let chain = chains.find_map(|steps| Some((steps.clone(), key_of(steps)?)));
-        chain.unwrap_or((Vec::new(), present))
+        let (mut steps, key) = chain.unwrap_or((Vec::new(), present));
+        let coming = coming.filter(|_| key.public() == present.public());
+        let step = |coming: &&SigningKey| self.step_to(coming, network, &mut steps) == Ok(true);
+        let key = coming.filter(step).unwrap_or(key);
+        (steps, key)
     }
 
     /// Forgets the network and tells nobody, for the copy of a machine: its word would put the machine that

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use podmesh_proto::certificate::{Member, Membership};
-use podmesh_proto::id::{NodeId, PlanetId};
+use podmesh_proto::id::{NetworkId, NodeId, PlanetId};
 use podmesh_proto::key::SigningKey;
 use podmesh_proto::limits::{CLOCK_SKEW, MAX_SUCCESSIONS};
 use podmesh_proto::planet_api::{NodeMessage, Refusal};
@@ -215,20 +215,7 @@ impl Engine {
             .as_ref()
             .map_or_else(Vec::new, |renewed| renewed.request.successions.clone());
         let network = members.network().id;
-        if keys.identity.public() != present.identity.public() {
-            if successions.len() >= MAX_SUCCESSIONS {
-                return Err(RequestError::TooManyIdentities);
-            }
-            let step = Succession {
-                network,
-                node: member.node,
-                number: u32::try_from(successions.len())
-                    .unwrap_or(u32::MAX)
-                    .saturating_add(1),
-                next: keys.identity.public(),
-            };
-            successions.push(Signed::seal(&step, &present.identity)?);
-        }
+        self.step_to(&keys.identity, network, &mut successions)?;
         let renewal = Renewal {
             network,
             node: member.node,
@@ -245,6 +232,31 @@ impl Engine {
             successions,
             renewal: Signed::seal(&renewal, &keys.identity)?,
         })
+    }
+
+    /// Adds the step from this node's present identity to `next`, unless they are the same; whether it did.
+    pub(super) fn step_to(
+        &self,
+        next: &SigningKey,
+        network: NetworkId,
+        successions: &mut Vec<Signed<Succession>>,
+    ) -> Result<bool, RequestError> {
+        let present = &self.config.keys.identity;
+        if next.public() == present.public() {
+            return Ok(false);
+        }
+        if successions.len() >= MAX_SUCCESSIONS {
+            return Err(RequestError::TooManyIdentities);
+        }
+        let number = u32::try_from(successions.len()).unwrap_or(u32::MAX);
+        let step = Succession {
+            network,
+            node: self.node_id(),
+            number: number.saturating_add(1),
+            next: next.public(),
+        };
+        successions.push(Signed::seal(&step, present)?);
+        Ok(true)
     }
 
     fn hand_in(&mut self, request: RenewalRequest, new_keys: bool, now: Now) {

@@ -257,3 +257,33 @@ fn who_leaves_while_its_identity_changes_is_believed_by_everybody() {
         assert_eq!(state(&world, 0), NodeState::Online, "{receipted}");
     }
 }
+
+/// Its request is on disk, or the disk has gone back to before that one, too.
+#[test]
+fn who_forgot_that_it_had_left_and_changed_its_identity_leaves_by_the_new_one() {
+    for asked in [true, false] {
+        let mut world = joined(2);
+        world.kill_planet();
+        let (before, now) = (world.stored[0].clone(), world.now);
+        world.engines[0].handle_leave(now).unwrap();
+        let departure = world.engines[0].left.clone().unwrap();
+        world.stored[0] = before;
+        world.restart(0);
+        if asked {
+            world.rotate(0, 52);
+        }
+        world.engines[0].take_departure(&departure, Source::Operator, now);
+        world.drain(0);
+        if !asked {
+            world.next = BTreeMap::from([(1, 52)]);
+        }
+        world.restart(0);
+        assert!(says(&world, 0, "MESH-NODE-005"), "{asked}");
+        world.engines[0].handle_leave(now).unwrap();
+        let left = world.engines[0].left.clone().unwrap();
+        let verified = Departure::verify(&left, world.authority.network.id);
+        let (again, identities) = verified.unwrap();
+        assert_eq!(identities.len(), 2, "{asked}");
+        assert_eq!(again.time, departure.unverified().unwrap().time);
+    }
+}
