@@ -60,6 +60,8 @@ pub(crate) struct Peer {
     pub(crate) may_reset: bool,
     /// An initiation of the peer's was accepted since its process is known to be a new one.
     began: bool,
+    /// With so many sessions to come the peer is told which of its lives this node listens to.
+    pub(crate) naming: u8,
     /// The last initiations of the peer's that were accepted, and when.
     initiations: VecDeque<(Moment, [u8; 32])>,
     /// Since when a tunnel of other keys is being made, or has taken over.
@@ -143,6 +145,7 @@ impl Peer {
             reborn: false,
             may_reset: false,
             began: false,
+            naming: 0,
             initiations: VecDeque::new(),
             handover: None,
             sampled: Sampled::default(),

@@ -43,6 +43,7 @@ impl Engine {
                         paths.handle_reached((path, since), now);
                         paths.handle_confirmed(path, now);
                     });
+                    self.name_life(&node, path, now);
                 }
             }
             SlowItem::Moved { peer, path } => {

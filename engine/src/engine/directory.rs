@@ -14,6 +14,7 @@ use podmesh_proto::signed::Signed;
 use podmesh_proto::time::Now;
 
 use crate::engine::Engine;
+use crate::engine::twins::NAMES;
 use crate::error::RequestError;
 use crate::limits;
 use crate::membership::Members;
@@ -212,6 +213,9 @@ impl Engine {
                 .iter()
                 .any(|range| range.contains(&candidate.endpoint.ip()))
         });
+        if record.incarnation > peer.incarnation() {
+            peer.naming = NAMES;
+        }
         peer.is_new_life(record.incarnation);
         peer.record = Some((record.clone(), signed));
         self.spread_relays_to(&node, now);

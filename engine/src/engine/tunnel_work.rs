@@ -214,6 +214,9 @@ impl Engine {
             self.with_paths(&node, now, |paths| paths.handle_answered(now));
         }
         self.after_handshake(id, path, now);
+        if let (MemberId::Node(node), true) = (id, answers) {
+            self.name_life(&node, path, now);
+        }
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use podmesh_proto::time::{Moment, Now};
 use crate::control::ControlMessage;
 use crate::engine::Engine;
 use crate::mutation::{self, Mutant};
+use crate::path_id::PathId;
 use crate::peer::Peer;
 
 /// Between two times that this node goes beyond another: two machines that take turns cost their peers no
@@ -24,6 +25,8 @@ const GAP: Duration = Duration::from_secs(10);
 const SHOWN: Duration = Duration::from_secs(5);
 /// How often, until its word is a later one: what comes may have been lost, or what was overtaken.
 const SHOWS: u8 = 4;
+/// With how many sessions a peer is told which life of its a record has brought.
+pub(super) const NAMES: u8 = 3;
 /// How often a peer is asked in vain for the later life that it has named: whoever knew of it by probes alone
 /// believes the record with which it is asked, and is silent.
 const ASKS: u8 = 20;
@@ -144,6 +147,21 @@ impl Engine {
             self.send_control(node, &proof, now);
         }
         self.send_control(node, &ControlMessage::LaterLife { incarnation }, now);
+    }
+
+    /// A session was made by which a peer is reached over `path`: says to which of its lives this node listens,
+    /// if that is one that it has heard of lately. Where all goes on well neither end says it otherwise, and the
+    /// peer may be a machine whose copy was here for a while.
+    pub(super) fn name_life(&mut self, node: &NodeId, path: PathId, now: Now) {
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.naming > 0) else {
+            return;
+        };
+        peer.naming -= 1;
+        let incarnation = peer.incarnation();
+        if !mutation::is(Mutant::LifeUnnamed) {
+            let message = ControlMessage::LaterLife { incarnation };
+            self.send_control_over(node, path, (&message, 0), now);
+        }
     }
 
     /// A peer knows a later life of this node than the one in which this node speaks to it. One that names the

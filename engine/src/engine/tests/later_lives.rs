@@ -93,6 +93,23 @@ fn a_later_life_is_shown_as_soon_as_there_is_a_path() {
     assert_eq!(world.engines[0].edition().0, life + 1);
 }
 
+/// All goes well, so that neither of the two has a reason for a probe or a record.
+#[test]
+fn a_copy_that_was_on_for_a_moment_is_told_of_with_the_next_session() {
+    let mut world = joined(2);
+    let life = of_a_copy(&world).0.incarnation;
+    hears_the_copy(&mut world);
+    pass(&mut world, 200);
+    assert_eq!(believed(&world), Some(life + 1));
+    assert_eq!(world.engines[0].edition().0, life + 1);
+    assert!(reaches_all(&world, 0) && reaches_all(&world, 1));
+    let node = world.engines[0].node_id();
+    pass(&mut world, 600);
+    let peer = world.engines[1].peers.get(&node).unwrap();
+    assert_eq!(peer.naming, 0, "then no more");
+    assert_eq!(world.engines[0].edition().0, life + 1);
+}
+
 /// Whoever stole the key, or runs a copy, could outlive the node for good with an identity that it has replaced.
 #[test]
 fn the_later_life_of_a_former_identity_counts_against_nothing() {
