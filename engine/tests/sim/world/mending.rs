@@ -11,8 +11,6 @@ use super::{PlanetHost, Work, World};
 const HEARD: Duration = Duration::from_secs(5);
 /// What a node says that has heard that it has left.
 const LEFT: &str = "MESH-NODE-005";
-/// An answer is under way for no longer than this.
-const UNDER_WAY: Duration = Duration::from_secs(1);
 /// After this an operator tries again to join.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -136,10 +134,9 @@ impl World {
         if error == JoinError::Cancelled {
             return;
         }
-        // It may be right again by the time that the answer is here.
-        let was_wrong = |planet: &PlanetHost| {
-            planet.clock != 0 || self.net.now.since(planet.mended) < UNDER_WAY
-        };
+        // It may be right again by the time that the answer is here, or the machine awake to hear it.
+        let asked = self.nodes[index].applied;
+        let was_wrong = |planet: &PlanetHost| planet.clock != 0 || planet.mended >= asked;
         let wrong = self.planets.iter().any(was_wrong)
             || error.to_string().contains("this planet's clock says");
         // It was asked for before the machine or the planet was off, for longer than memberships last here.
