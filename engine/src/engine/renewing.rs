@@ -157,6 +157,14 @@ impl Engine {
         }
     }
 
+    /// Whether a request is for the keys that are to come into force.
+    pub(super) fn asks_for_next(&self, request: &RenewalRequest) -> bool {
+        let wanted = self.config.next.as_ref();
+        let wanted = wanted.map(|next| next.wireguard.public());
+        let asked = request.renewal.unverified().ok();
+        asked.map(|renewal| renewal.wireguard) == wanted
+    }
+
     /// Asks for the keys that the last life has made, whose request its disk refused. That one was told to
     /// nobody; or it was, and the disk is older than that: this one is the same, word for word.
     pub(super) fn resume_rotation(&mut self, now: Now) {

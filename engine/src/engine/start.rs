@@ -52,8 +52,10 @@ impl Engine {
         }
         let me = self.node_id();
         self.renewing.request = stored.renewing.take();
-        self.renewing.resumes =
-            self.renewing.request.is_none() && !mutation::is(Mutant::RotationForgotten);
+        // One that is asked for by old keys is from before they were to change: the disk has gone back.
+        let asks = self.renewing.request.as_ref();
+        let asks = asks.is_some_and(|request| self.asks_for_next(request));
+        self.renewing.resumes = !asks && !mutation::is(Mutant::RotationForgotten);
         self.planets.set(&network.planets);
         self.outputs
             .push_back(Output::Planets(network.planets.clone()));

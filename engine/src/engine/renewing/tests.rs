@@ -498,6 +498,26 @@ fn keys_don_t_change_while_the_disk_refuses_and_do_so_afterwards() {
     assert_eq!((known(&world, 1, 1).0, world.moved.get(&1)), (1, Some(&51)));
 }
 
+/// The disk has gone back to when the membership was to be renewed by the keys of before.
+#[test]
+fn keys_made_after_a_renewal_that_the_disk_takes_for_pending_are_asked_for() {
+    let mut world = joined(2, Some(LIFE));
+    world.planet_silent = true;
+    pass(&mut world, Duration::from_secs(LIFE * 2 / 3 + 5));
+    let before = world.stored[0].clone();
+    world.planet_silent = false;
+    pass(&mut world, limits::RENEW_RETRY + Duration::from_secs(10));
+    assert_eq!(known(&world, 0, 1).0, 1);
+    world.planet_silent = true;
+    world.rotate(0, 51);
+    world.stored[0] = before;
+    world.restart(0);
+    world.planet_silent = false;
+    pass(&mut world, limits::RENEW_RETRY + Duration::from_secs(10));
+    assert_eq!((known(&world, 1, 1).0, world.moved.get(&1)), (2, Some(&51)));
+    assert_eq!(known(&world, 0, 1), known(&world, 1, 1));
+}
+
 /// The disk fails between the request and its receipt: whichever life comes next has the keys that its
 /// state names.
 #[test]
