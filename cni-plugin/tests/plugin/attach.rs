@@ -13,17 +13,17 @@ fn two_pods_reach_each_other_and_their_node() {
     assert_eq!(one.addresses(), ["10.42.3.1", "fd12:3456:789a:103::1"]);
     assert_eq!(two.addresses(), ["10.42.3.2", "fd12:3456:789a:103::2"]);
     for address in two.addresses() {
-        first.command(&format!("ping -c1 -W2 {address}"));
-        node.namespace.command(&format!("ping -c1 -W2 {address}"));
+        first.command(&format!("ping -c1 -W10 {address}"));
+        node.namespace.command(&format!("ping -c1 -W10 {address}"));
     }
     for address in ["10.77.0.3", "fd12:3456:789a::3"] {
-        second.command(&format!("ping -c1 -W2 {address}"));
+        second.command(&format!("ping -c1 -W10 {address}"));
     }
     // The very first packet arrives: nobody has to be asked for an address.
     let third = pod();
     node.add("three", &third).expect_success();
-    first.command("ping -c1 -W1 10.42.3.3");
-    first.command("ping -c1 -W1 fd12:3456:789a:103::3");
+    first.command("ping -c1 -W10 10.42.3.3");
+    first.command("ping -c1 -W10 fd12:3456:789a:103::3");
 }
 
 #[test]
@@ -102,12 +102,12 @@ fn a_pod_gets_the_hardware_address_that_is_asked_for() {
         let answer = node.run(&call).expect_success();
         assert_eq!(answer.output["interfaces"][1]["mac"], mac);
         assert_eq!(pod.command("cat /sys/class/net/eth0/address").trim(), mac);
-        pod.command("ping -c1 -W2 10.77.0.3; ping -c1 -W2 fd12:3456:789a::3");
+        pod.command("ping -c1 -W10 10.77.0.3; ping -c1 -W10 fd12:3456:789a::3");
         // Whoever checks need not be told it again.
         let check = node.call("CHECK", id, Some(&pod.path()));
         node.run(&check).expect_success();
     }
-    pods[0].command("ping -c1 -W2 10.42.3.2");
+    pods[0].command("ping -c1 -W10 10.42.3.2");
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn the_same_add_again_gives_the_same_answer() {
         .command(&format!("ip link del {}", node.interfaces()[0]));
     let rebuilt = node.add("one", &pod).expect_success();
     assert_eq!(first.output, rebuilt.output);
-    pod.command("ping -c1 -W2 10.77.0.3");
+    pod.command("ping -c1 -W10 10.77.0.3");
 }
 
 #[test]

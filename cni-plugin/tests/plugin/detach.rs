@@ -171,7 +171,7 @@ fn garbage_collection_frees_what_is_not_listed() {
     assert_eq!(left.len(), 1, "{left:?}");
     assert_eq!(node.pod_routes(), 2);
     assert!(node.namespace.command("ip -br link").contains("vethx"));
-    pods[0].command("ping -c1 -W2 10.77.0.3");
+    pods[0].command("ping -c1 -W10 10.77.0.3");
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn garbage_collection_leaves_what_other_ledgers_made() {
             node.run(&call).expect_success();
             assert_eq!(node.interfaces().len(), 2, "{}", call.config);
             for pod in &pods {
-                pod.command("ping -c1 -W2 10.77.0.3");
+                pod.command("ping -c1 -W10 10.77.0.3");
             }
         }
         // Again whole, for the next damage.

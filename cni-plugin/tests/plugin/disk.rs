@@ -201,7 +201,7 @@ fn a_range_that_is_full_of_the_dead_is_free_at_once() {
     let elapsed = started.elapsed();
     assert!(elapsed < Duration::from_secs(30), "by waiting: {elapsed:?}");
     for pod in living.iter().chain(&new) {
-        pod.command("ping -c1 -W2 10.77.0.3");
+        pod.command("ping -c1 -W10 10.77.0.3");
     }
     let addresses = node.namespace.command("ip route show table 7077 proto 178");
     assert_eq!(addresses.lines().count(), 6, "{addresses}");
@@ -259,5 +259,5 @@ fn a_living_pod_keeps_its_address_when_the_ledger_is_lost() {
     }
     let after = ends();
     assert!(after.starts_with(&before), "{before}\n{after}");
-    pods[0].command(&format!("ping -c1 -W2 {}", given[1][0]));
+    pods[0].command(&format!("ping -c1 -W10 {}", given[1][0]));
 }

@@ -63,7 +63,7 @@ fn each_add_repairs_what_was_flushed() {
     assert!(node.namespace.command("ip rule").contains("lookup 7077"));
     // The first pod's route went with the flush; its own ADD brings it back.
     node.add("one", &pods[0]).expect_success();
-    pods[0].command("ping -c1 -W2 10.42.3.2");
+    pods[0].command("ping -c1 -W10 10.42.3.2");
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn flushed_routes_to_pods_are_restored_without_the_plugin() {
     assert_eq!(other[0], "10.42.3.3");
     assert_eq!(restore().len(), 4);
     assert_eq!(restore().len(), 0);
-    pods[0].command("ping -c1 -W2 10.42.3.2; ping -c1 -W2 fd12:3456:789a:103::2");
+    pods[0].command("ping -c1 -W10 10.42.3.2; ping -c1 -W10 fd12:3456:789a:103::2");
     node.del("one").expect_success();
     assert_eq!((restore().len(), node.pod_routes()), (0, 4));
 }
@@ -101,7 +101,7 @@ fn a_pods_packet_for_the_network_never_shows_on_the_underlay() {
     neighbour.command("ip addr add 10.42.9.9/32 dev eth0; ip route add 10.42.3.0/24 via 192.0.2.1");
     let pod = pod();
     node.add("one", &pod).expect_success();
-    pod.command("ping -c1 -W2 192.0.2.2");
+    pod.command("ping -c1 -W10 192.0.2.2");
     let count = "nft list chain inet watch in | grep -o \"packets [0-9]*\"";
     neighbour.command(
         "nft add table inet watch
@@ -150,7 +150,7 @@ fn a_pod_speaks_for_itself_alone() {
     );
     assert!(!drops.contains("oif 0 counter packets 0 "), "{drops}");
     // The honest pod is not disturbed by it.
-    honest.command("ping -c1 -W2 192.0.2.2");
+    honest.command("ping -c1 -W10 192.0.2.2");
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn what_a_pod_announces_changes_nothing() {
         .namespace
         .command("ip neigh show | grep -v PERMANENT || true");
     assert_eq!(learned, "");
-    honest.command("ping -c1 -W2 10.77.0.3");
+    honest.command("ping -c1 -W10 10.77.0.3");
 }
 
 #[test]

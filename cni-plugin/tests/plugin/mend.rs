@@ -67,7 +67,7 @@ impl Keeper {
                 "10.77.0.3".to_owned(),
                 "fd12:3456:789a::3".to_owned(),
             ] {
-                self.pods[pod].command(&format!("ping -c1 -W2 {address}"));
+                self.pods[pod].command(&format!("ping -c1 -W10 {address}"));
             }
         }
     }

@@ -77,12 +77,12 @@ fn a_pod_keeps_its_way_to_the_world_and_reaches_the_mesh() {
             assert_eq!(way(&pod, destination), device, "{name}: {destination}");
         }
         pod.command(
-            "ping -c1 -W2 10.77.0.3; ping -c1 -W2 fd12:3456:789a::3
-             ping -c1 -W2 198.51.100.7; ping -c1 -W2 fd98::7
-             ping -c1 -W2 -I 10.42.3.1 198.51.100.7",
+            "ping -c1 -W10 10.77.0.3; ping -c1 -W10 fd12:3456:789a::3
+             ping -c1 -W10 198.51.100.7; ping -c1 -W10 fd98::7
+             ping -c1 -W10 -I 10.42.3.1 198.51.100.7",
         );
         node.namespace
-            .command("ping -c1 -W2 10.42.3.1; ping -c1 -W2 -I 198.51.100.7 10.42.3.1");
+            .command("ping -c1 -W10 10.42.3.1; ping -c1 -W10 -I 198.51.100.7 10.42.3.1");
         let routes = answer.output["routes"].to_string();
         assert!(
             routes.contains("10.96.0.0/12") && !routes.contains("0.0.0.0/0"),
@@ -101,7 +101,7 @@ fn a_pod_keeps_its_way_to_the_world_and_reaches_the_mesh() {
         verb(&node, "DEL", &pod, "net1").expect_success();
         assert!(!pod.command("ip rule").contains("7077"));
         assert_eq!((node.records(), node.pod_routes()), (0, 0));
-        pod.command("ping -c1 -W2 198.51.100.7");
+        pod.command("ping -c1 -W10 198.51.100.7");
     }
 }
 
@@ -114,7 +114,7 @@ fn each_family_is_decided_by_itself() {
     assert_eq!(way(&pod, "198.51.100.7"), "net1");
     assert_eq!(way(&pod, "fd98::7"), "eth0");
     assert_eq!(way(&pod, "fd12:3456:789a::3"), "net1");
-    pod.command("ping -c1 -W2 10.77.0.3; ping -c1 -W2 fd12:3456:789a::3");
+    pod.command("ping -c1 -W10 10.77.0.3; ping -c1 -W10 fd12:3456:789a::3");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn the_configuration_decides_where_it_says_so() {
     // An only interface that shall reach the mesh alone.
     let without = json!({ "defaultRoute": false });
     add(&node, "two", &pods[1], ("eth0", without)).expect_success();
-    pods[1].command("ping -c1 -W2 10.77.0.3; ! ip route get 198.51.100.7");
+    pods[1].command("ping -c1 -W10 10.77.0.3; ! ip route get 198.51.100.7");
     let wrong = add(
         &node,
         "three",
@@ -162,13 +162,13 @@ fn a_pod_may_be_in_the_mesh_twice() {
         assert!(main.contains(line.trim()), "{line} is not in {main}");
     }
     for address in ["10.42.3.2", "10.42.3.3"] {
-        pod.command(&format!("ping -c1 -W2 -I {address} 10.77.0.3"));
-        pod.command(&format!("ping -c1 -W2 -I {address} 10.42.3.1"));
-        other.command(&format!("ping -c1 -W2 {address}"));
+        pod.command(&format!("ping -c1 -W10 -I {address} 10.77.0.3"));
+        pod.command(&format!("ping -c1 -W10 -I {address} 10.42.3.1"));
+        other.command(&format!("ping -c1 -W10 {address}"));
     }
     for address in ["fd12:3456:789a:103::2", "fd12:3456:789a:103::3"] {
-        pod.command(&format!("ping -c1 -W2 -I {address} fd12:3456:789a::3"));
-        other.command(&format!("ping -c1 -W2 {address}"));
+        pod.command(&format!("ping -c1 -W10 -I {address} fd12:3456:789a::3"));
+        other.command(&format!("ping -c1 -W10 {address}"));
     }
     for ifname in ["eth0", "net1"] {
         verb(&node, "CHECK", &pod, ifname).expect_success();
@@ -176,7 +176,7 @@ fn a_pod_may_be_in_the_mesh_twice() {
     assert_eq!((node.interfaces().len(), node.records()), (3, 3));
     // The second goes without the first, and comes back without leavings of its former self.
     verb(&node, "DEL", &pod, "net1").expect_success();
-    pod.command("ping -c1 -W2 10.42.3.1");
+    pod.command("ping -c1 -W10 10.42.3.1");
     let mut call = node.call("DEL", "one", None);
     for _ in 0..2 {
         add(&node, "one", &pod, ("net1", json!({}))).expect_success();

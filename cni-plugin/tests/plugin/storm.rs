@@ -137,7 +137,7 @@ fn killed_calls_leave_nothing_that_garbage_collection_does_not_free() {
         (1, 1, 2)
     );
     node.add("survivor", &survivor).expect_success();
-    survivor.command("ping -c1 -W2 10.77.0.3");
+    survivor.command("ping -c1 -W10 10.77.0.3");
     node.del("survivor").expect_success();
     node.gc(&[]).expect_success();
     assert_eq!(
@@ -207,7 +207,7 @@ fn a_kill_before_any_step_leaves_nothing_that_garbage_collection_does_not_free()
         );
         node.gc(&["survivor"]).expect_success();
     }
-    survivor.command("ping -c1 -W2 10.77.0.3");
+    survivor.command("ping -c1 -W10 10.77.0.3");
 }
 
 /// The address of a pod that comes and goes.
