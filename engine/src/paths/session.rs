@@ -184,6 +184,11 @@ impl Paths {
         };
         self.session.last = Some(now);
         self.session.tries += 1;
+        // A new life tries the former path once. What the peer begins meanwhile begins the count of tries anew: to
+        // go there again would take the place of the handshake that is under way, at both ends by turns.
+        if self.session.tries > 1 {
+            self.session.resumes = false;
+        }
         self.session.direct = path.is_direct();
         self.session.over = Some(path);
         self.push(PathAction::Handshake { path });
@@ -289,6 +294,31 @@ mod tests {
         let selects =
             |action: &PathAction| matches!(action, PathAction::Select { path: Some(_), .. });
         asked(paths).iter().any(selects)
+    }
+
+    /// Both ends are in a new life, and the path of the former one is dead: each hears the other's handshake before
+    /// the answer to its own.
+    #[test]
+    fn the_former_path_is_tried_once_whatever_the_peer_begins() {
+        let (mut paths, former) = resumed();
+        let planet = PlanetId([3; 32]);
+        paths.set_relays(&[planet], at(0));
+        let over = |paths: &mut Paths| {
+            asked(paths).into_iter().find_map(|action| match action {
+                PathAction::Handshake { path } => Some(path),
+                _ => None,
+            })
+        };
+        paths.handle_timeout(at(400));
+        let relay = PathId::Relay { planet };
+        assert_eq!(over(&mut paths), Some(relay));
+        for millis in (450..20_000).step_by(50) {
+            if millis % 300 == 0 {
+                paths.handle_session(false, at(millis));
+            }
+            paths.handle_timeout(at(millis));
+            assert_ne!(over(&mut paths), Some(former), "after {millis} ms");
+        }
     }
 
     #[test]
