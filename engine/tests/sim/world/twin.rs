@@ -41,9 +41,13 @@ impl World {
 
     /// Machines that are, or were a moment ago, taken for a node.
     pub fn machines_of(&self, node: usize) -> impl Iterator<Item = usize> {
-        let spare = self.count();
-        let is_twin = [self.twin_of, self.twin_before].contains(&Some(node));
-        std::iter::once(node).chain(is_twin.then_some(spare))
+        let (spare, copied) = (self.count(), [self.twin_of, self.twin_before]);
+        let is_twin = copied.contains(&Some(node));
+        // What it was copied from may have another identity since, and spoke by this one a moment ago.
+        let of_spare = copied.into_iter().flatten().filter(move |_| node == spare);
+        std::iter::once(node)
+            .chain(is_twin.then_some(spare))
+            .chain(of_spare)
     }
 
     /// The copy of a node, while it lives.
