@@ -96,6 +96,8 @@ pub enum Mutant {
     HandshakeProvesNothing,
     /// A later life of a peer's that has no way to this node isn't told to others.
     LifeNotPassedOn,
+    /// A new life tries the former path again whenever the peer begins a handshake.
+    GoesBackAgain,
 }
 
 #[cfg(feature = "virtual-time")]
@@ -125,7 +127,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 44] = [
+    pub const ALL: [Mutant; 45] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -170,6 +172,7 @@ mod switch {
         Mutant::LifeUnnamed,
         Mutant::HandshakeProvesNothing,
         Mutant::LifeNotPassedOn,
+        Mutant::GoesBackAgain,
     ];
 
     thread_local! {

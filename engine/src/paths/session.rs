@@ -5,6 +5,7 @@ use std::time::Duration;
 use podmesh_proto::time::{Moment, Now};
 
 use super::{PathAction, Paths, SwitchReason};
+use crate::mutation::{self, Mutant};
 use crate::path_id::PathId;
 
 /// Seconds between handshakes that get no answer.
@@ -43,8 +44,10 @@ pub(super) struct Session {
     over: Option<PathId>,
     /// When the peer answered one of this node's last.
     pub(super) answered: Option<Moment>,
-    /// This node was restarted: the peer thinks that all is well, so that this one must begin.
+    /// This node was restarted: the peer thinks that all is well, so that this one must begin. Until its second try.
     resumes: bool,
+    /// The next try goes to where the former life ended.
+    goes_back: bool,
 }
 
 impl Session {
@@ -61,17 +64,19 @@ impl Session {
             over: None,
             answered: None,
             resumes: false,
+            goes_back: false,
         }
     }
 
     /// Paths of a former life are known.
     pub(super) fn resume(&mut self) {
         self.resumes = true;
+        self.goes_back = true;
     }
 
     /// Whether the next handshake is the first of a new life.
     fn is_resuming(&self) -> bool {
-        self.resumes && self.tries == 0 && !self.up
+        self.goes_back && self.tries == 0 && !self.up
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -184,10 +189,13 @@ impl Paths {
         };
         self.session.last = Some(now);
         self.session.tries += 1;
-        // A new life tries the former path once. What the peer begins meanwhile begins the count of tries anew: to
-        // go there again would take the place of the handshake that is under way, at both ends by turns.
-        if self.session.tries > 1 {
+        // A new life tries the former path once, though what the peer begins meanwhile begins the count of tries
+        // anew: to go there again would take the place of the handshake that is under way, at both ends by turns.
+        if !self.session.goes_back {
             self.session.resumes = false;
+        }
+        if !mutation::is(Mutant::GoesBackAgain) {
+            self.session.goes_back = false;
         }
         self.session.direct = path.is_direct();
         self.session.over = Some(path);
@@ -300,6 +308,13 @@ mod tests {
     /// the answer to its own.
     #[test]
     fn the_former_path_is_tried_once_whatever_the_peer_begins() {
+        for every in [50, 100, 300, 1_100] {
+            former_path_is_tried_once(every);
+        }
+    }
+
+    /// The peer begins a handshake every so many milliseconds.
+    fn former_path_is_tried_once(every: u64) {
         let (mut paths, former) = resumed();
         let planet = PlanetId([3; 32]);
         paths.set_relays(&[planet], at(0));
@@ -309,16 +324,17 @@ mod tests {
                 _ => None,
             })
         };
-        paths.handle_timeout(at(400));
-        let relay = PathId::Relay { planet };
-        assert_eq!(over(&mut paths), Some(relay));
-        for millis in (450..20_000).step_by(50) {
-            if millis % 300 == 0 {
+        let mut relayed = false;
+        for millis in (50..20_000).step_by(50) {
+            if millis % every == 0 {
                 paths.handle_session(false, at(millis));
             }
             paths.handle_timeout(at(millis));
-            assert_ne!(over(&mut paths), Some(former), "after {millis} ms");
+            let way = over(&mut paths);
+            assert_ne!(way, Some(former), "after {millis} ms, one each {every}");
+            relayed |= way == Some(PathId::Relay { planet });
         }
+        assert!(relayed, "one each {every} ms");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use podmesh_proto::time::Moment;
+
 use crate::nat::NatKind::N0;
 use crate::whole::is_direct;
 use crate::world::World;
@@ -10,6 +12,8 @@ use crate::world::World;
 const EVERY: Duration = Duration::from_millis(20);
 /// A round trip takes 2 ms here, and the first handshake of a new life may get lost with what was under way.
 const SOON: Duration = Duration::from_millis(350);
+/// Both have to find their planet first, and to try the former path; handshakes of both may cross.
+const RELAYED: Duration = Duration::from_secs(3);
 
 fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -63,6 +67,38 @@ fn comes_back(seed: u64, away: Duration, planet: bool) {
     }
 }
 
+/// Both were away, and start while the direct path that they had is dead.
+#[test]
+fn two_that_start_at_once_get_through_over_a_relay() {
+    for seed in 0..4 {
+        start_at_once(seed);
+    }
+}
+
+pub fn start_at_once(seed: u64) {
+    for apart in [0, 5, 40, 150, 290, 310, 900] {
+        let mut world = pair(seed, true);
+        world.links(|_, _, random| random.millis(10, 80));
+        for node in 0..2 {
+            world.stop(node);
+        }
+        let sites = [0, 1].map(|node: usize| world.net.hosts[world.nodes[node].host].site);
+        for ((from, to), link) in &mut world.net.links {
+            link.cut = sites.contains(from) && sites.contains(to) && from != to;
+        }
+        world.run_for(millis(3_000));
+        let until = world.net.now + Duration::from_secs(10);
+        world.talk(0, 1, EVERY, until);
+        world.talk(1, 0, EVERY, until);
+        let begin = world.net.now;
+        world.start(0);
+        world.run_for(millis(apart));
+        world.start(1);
+        world.run_for(RELAYED);
+        is_heard(&world, begin, RELAYED, &format!("{seed}: {apart} ms apart"));
+    }
+}
+
 fn pair(seed: u64, planet: bool) -> World {
     let mut world = World::new(seed, 1);
     for _ in 0..2 {
@@ -97,9 +133,13 @@ fn starts_well(world: &mut World, title: &str) {
     let begin = world.net.now;
     world.start(1);
     world.run_for(SOON);
+    is_heard(world, begin, SOON, title);
+}
+
+fn is_heard(world: &World, begin: Moment, bound: Duration, title: &str) {
     for pair in [(0, 1), (1, 0)] {
         let last = world.watch.last_packet.get(&pair);
         let heard = last.is_some_and(|at| *at > begin);
-        assert!(heard, "{title}: {pair:?} is out for more than {SOON:?}");
+        assert!(heard, "{title}: {pair:?} is out for more than {bound:?}");
     }
 }
