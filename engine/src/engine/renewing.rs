@@ -142,6 +142,16 @@ impl Engine {
         Some(reason.unwrap_or_else(|| silent().to_owned()))
     }
 
+    /// When the life that this node asks for was over, if no planet can grant it any more: this node's clock and
+    /// a planet's were behind when it was dated, and one more successor of that serial would be a lie.
+    pub(crate) fn asked_in_vain(&self, own: &Member, now: Now) -> Option<UnixSeconds> {
+        self.renewing.refusal.as_ref()?;
+        let request = self.renewing.request.as_ref()?;
+        let end = request.renewal.unverified().ok()?.expires?;
+        let is_shorter = own.expires.is_some_and(|present| end < present);
+        (is_shorter && end <= now.unix).then_some(end)
+    }
+
     pub(super) fn renew_when_due(&mut self, now: Now) {
         if self.renewing.request.is_some() || self.renewing.lost_keys || !self.is_active() {
             return;

@@ -155,10 +155,18 @@ impl Engine {
         })
     }
 
-    /// A renewal that doesn't get through, once it should have.
+    /// A renewal that doesn't get through, once it should have, or never will.
     fn renewal_health(&self, now: Now) -> Option<HealthView> {
         let own = self.members.as_ref()?.own()?;
         let expires = own.member.expires.filter(|_| !own.expired)?;
+        if let Some(end) = self.asked_in_vain(&own.member, now) {
+            let message = format!(
+                "this node's membership ends at {expires} and can't be renewed: the clocks were behind when it \
+                 asked for that, and the new one would be over since {end}"
+            );
+            let next = "leave and join with a new token before that time";
+            return Some(entry("MESH-NODE-004", &message, next));
+        }
         let late = own.member.renews()?.plus(RENEWAL_PATIENCE);
         let reason = self.renewal_waits().filter(|_| now.unix >= late)?;
         let message =

@@ -137,6 +137,26 @@ fn who_is_not_renewed_is_told_in_time_and_let_go() {
 }
 
 #[test]
+fn a_renewal_that_was_dated_too_early_is_in_vain_and_told_at_once() {
+    let mut world = joined(2, Some(LIFE));
+    world.planet_silent = true;
+    let mut then = world.now;
+    then.unix = then.unix.minus(2 * LIFE);
+    let request = world.engines[0].successor(None, then).unwrap();
+    world.engines[0].renewing.request = Some(request);
+    assert_eq!(codes(&world, 0), Vec::<String>::new());
+    let refusal = Refusal {
+        code: RefusalCode::Unproven,
+        reason: "the renewed membership would be over".to_owned(),
+        retry_in: None,
+    };
+    world.planet_says(0, PlanetMessage::NotRenewed(refusal));
+    let health = &world.engines[0].status(world.now).health[0];
+    let next = health.next.as_deref().unwrap_or_default();
+    assert!(next.starts_with("leave and join"), "{health:?}");
+}
+
+#[test]
 fn keys_change_under_traffic_and_the_old_ones_are_dead() {
     // An odd number leaves the identity, an even one doesn't.
     for to in [51, 52] {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podmesh_engine::error::JoinError;
-use podmesh_proto::local_api::NodeState;
+use podmesh_proto::local_api::{HealthView, NodeState};
 
 use super::{PlanetHost, Work, World};
 
@@ -11,6 +11,8 @@ use super::{PlanetHost, Work, World};
 const HEARD: Duration = Duration::from_secs(5);
 /// What a node says that has heard that it has left.
 const LEFT: &str = "MESH-NODE-005";
+/// What a node says whose membership isn't renewed, and how it goes on if it never will be.
+const UNRENEWED: (&str, &str) = ("MESH-NODE-004", "leave and join");
 /// After this an operator tries again to join.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -108,15 +110,20 @@ impl World {
         }
     }
 
-    /// Whether a node has ended by its own and the right clock, or has left and says so; an operator has to
-    /// help.
+    /// Whether a node has ended by its own and the right clock, or has left or can't be renewed and says so; an
+    /// operator has to help.
     pub fn is_over(&self, node: usize) -> bool {
         let now = self.now();
         let Some(engine) = &self.nodes[node].engine else {
             return false;
         };
         let status = engine.status(now);
-        if status.health.iter().any(|entry| entry.code == LEFT) {
+        let in_vain = |entry: &HealthView| {
+            let next = entry.next.as_deref().unwrap_or_default();
+            entry.code == UNRENEWED.0 && next.starts_with(UNRENEWED.1)
+        };
+        let says_so = |entry: &HealthView| entry.code == LEFT || in_vain(entry);
+        if status.health.iter().any(says_so) {
             return true;
         }
         let expires = status.node.and_then(|own| own.expires);
