@@ -48,26 +48,36 @@ part "lints" "$CARGO" clippy --locked --workspace --all-targets -- -D warnings
 part "lints of the simulator" "$CARGO" clippy --locked -p podmesh-engine --features virtual-time --all-targets -- -D warnings
 part "documentation" env RUSTDOCFLAGS="-D warnings" "$CARGO" doc -q --locked --workspace --no-deps
 part "fuzz targets" fuzz_compiles
-# Cargo's own lock is held while it builds, not while tests run. These mostly wait, so what is needed next is built beside
-# them, once they have the lock behind them.
-units() { "$CARGO" test -q --locked --profile checked --workspace --exclude podmesh-tests --exclude podmesh-engine "$@"; }
+# What cargo would play, listed once: another choice of crates is another set of features, and most of all is built once
+# more for that.
+listed=target/tests.list
+tests_built() { tests/programs.sh > "$listed"; }
+# PROGRAMS ARGUMENTS...: plays these lines of the list.
+play() {
+  local folder program programs=$1
+  shift
+  [ -n "$programs" ] || { echo "error: no program of tests has that name; see $listed" >&2; return 1; }
+  while read -r folder program <&3; do
+    (cd "$folder" && exec "$program" "$@") || { local code=$?; echo "error: $program failed (in $folder)" >&2; return "$code"; }
+  done 3<<< "$programs"
+}
+called() { grep -E "/($1)-[0-9a-f]+\$" "$listed"; }
+# All that has no part of its own below.
+units() { play "$(grep -Ev '/(house|podmesh_lab|scenarios)-[0-9a-f]+$' "$listed")" --quiet; }
 engine() { "$CARGO" test -q --locked --profile checked -p podmesh-engine --features virtual-time "$@"; }
-part "unit and integration tests, built" units --no-run
+part "all tests but the engine's, built" tests_built
+# These mostly wait, so what is needed next is built beside them.
 beside target/units.out 0 "unit and integration tests" units
-until grep -q '^running ' target/units.out || ! kill -0 "$background" 2>/dev/null; do sleep 0.2; done
-part "the simulator, built" engine --no-run
-part "the scenarios, built" "$CARGO" test -q --locked --profile checked -p podmesh-tests --no-run
+part "the engine's tests and the simulator, built" engine --no-run
 joined
-part "house rules" "$CARGO" test -q --locked --profile checked -p podmesh-tests --test house
+part "house rules" play "$(called house)" --quiet
 part "disks that fail" python3 tests/disk/run.py 12 7
 # The simulator only computes, in a time of its own; these scenarios mostly wait for something to be due, so both
 # are played at once, and who waits goes first. The other scenarios want the machine for themselves.
 patient=(trust:: renewal:: ended:: revocation:: cold_boot:: planet_loss:: kube_proxy:: settings:: many_statements::)
 beside target/simulator.out 19 "engine and simulator" engine
-part "patient scenarios" \
-  "$CARGO" test --locked --profile checked -p podmesh-tests --test scenarios -- --test-threads=3 "${patient[@]}"
+part "patient scenarios" play "$(called scenarios)" --test-threads=3 "${patient[@]}"
 joined
-part "lab and scenarios" \
-  "$CARGO" test --locked --profile checked -p podmesh-tests --lib --test scenarios -- --test-threads=1 "${patient[@]/#/--skip=}"
+part "lab and scenarios" play "$(called 'podmesh_lab|scenarios')" --test-threads=1 "${patient[@]/#/--skip=}"
 part "the story of the demo" target/release/lab demo
 echo "== all of it: ok in $((SECONDS - started)) s"

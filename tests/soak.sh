@@ -12,7 +12,7 @@ touch "$log"
 
 # A name that no test has any more must not count as passed.
 one() { "$@" | awk '{ print; fflush() } /^test result: ok. 1 passed/ { seen = 1 } END { exit !seen }'; }
-scenario() { one env LAB_LONG=1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-tests --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
+scenario() { one env LAB_LONG=1 ${CARGO:-cargo} test --locked --profile checked -q --workspace --exclude podmesh-engine --test scenarios -- --exact "$1" --nocapture --include-ignored --test-threads=1; }
 slow_disk() { one ${CARGO:-cargo} test --locked --release -q -p podmesh-planet --test program -- --exact "slow_disk::a_hello_takes_no_longer_while_a_slow_disk_has_much_to_write" --nocapture --include-ignored; }
 scale() { one env SIM_SCALE=$1 ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --exact scale::thousands_of_statements_hold_nobody_up --nocapture; }
 sim() { one env "${@:2}" ${CARGO:-cargo} test --locked --profile checked -q -p podmesh-engine --features virtual-time --test sim -- --exact "$1" --nocapture; }
@@ -42,7 +42,7 @@ bars() {
   bar cni-20-shapes-of-del plugin detach::twenty_shapes_of_del_succeed_and_free_everything
   while read -r name; do
     bar "${name##*::}" scenario "$name"
-  done < <(${CARGO:-cargo} test --locked --profile checked -q -p podmesh-tests --test scenarios -- --list --format terse 2>/dev/null | sed -n 's/: test$//p' | grep -v '^the_lab')
+  done < <(${CARGO:-cargo} test --locked --profile checked -q --workspace --exclude podmesh-engine --test scenarios -- --list --format terse 2>/dev/null | sed -n 's/: test$//p' | grep -v '^the_lab')
 }
 
 # NAME FIRST COUNT STEP COMMAND: a bar in parts of some minutes, NAME@FIRST each, with the command's first seed and

@@ -3,25 +3,18 @@
 # do meanwhile. Most of a round is waiting, so rounds are played side by side: the first half two at a time, the
 # other half eight at a time beside loops that keep all processors busy. Rounds that were green on this commit are
 # kept in target/steady.jsonl and not played again.
-#   tests/steady.sh [ROUNDS]      100 if absent; STEADY_PACKAGES names the crates (all but engine and tests),
+#   tests/steady.sh [ROUNDS]      100 if absent; STEADY_CRATES names the crates' folders (all but engine and tests),
 #                                 STEADY_LOOPS=0 leaves it to something else to keep the processors busy
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${1:-100}
-read -ra packages <<< "${STEADY_PACKAGES:-podmesh-proto podmesh-kernel podmesh-daemon podmesh-planet podmesh-ctl podmesh-cni-plugin}"
+crates=${STEADY_CRATES:-proto kernel daemon planet ctl cni-plugin service}
 commit=$(git rev-parse --short=12 HEAD)
 [ -z "$(git status --porcelain --untracked-files=no)" ] || commit=$commit-dirty
 log=target/steady.jsonl
 mkdir -p target && touch "$log"
 
-# Each test program with the folder that cargo would start it in.
-programs=$(${CARGO:-cargo} test --locked --profile checked --no-run --message-format=json "${packages[@]/#/-p}" 2>/dev/null |
-  python3 -c '
-import json, os, sys
-for line in sys.stdin:
-    made = json.loads(line)
-    if made.get("profile", {}).get("test") and made.get("executable"):
-        print(os.path.dirname(made["manifest_path"]), made["executable"])')
+programs=$(tests/programs.sh | grep -E "/(${crates// /|}) ")
 [ -n "$programs" ] || { echo "error: the tests can't be built; see cargo test --no-run" >&2; exit 1; }
 
 # ROUND: plays it and writes its line. What it said is kept if it failed.
