@@ -15,6 +15,7 @@ use crate::join::Join;
 use crate::limits::CONTROL_WORTH_A_LINE;
 use crate::membership::holdings::MemberId;
 use crate::membership::lies::Source;
+use crate::peer::Peer;
 use crate::planets::Planet;
 use crate::publishing::Witness;
 
@@ -108,10 +109,7 @@ impl Engine {
     fn planet_health(&self, now: Now) -> Vec<HealthView> {
         let all: Vec<&Planet> = self.planets.all().collect();
         if !all.is_empty() && self.planets.connected().next().is_none() {
-            let message = "no planet is connected; tunnels go on, changes don't get through";
-            let next =
-                "look whether the planet runs (`planet status` there) and UDP gets through to it";
-            return vec![entry("MESH-PLANET-001", message, next)];
+            return vec![self.no_planet()];
         }
         // Before the first try has ended there is nothing to tell.
         let lost = |planet: &&Planet| planet.error.clone().filter(|_| !planet.is_connected());
@@ -124,6 +122,26 @@ impl Engine {
             Some(entry_of(&planet.entry.name, &lost(planet)?))
         });
         told.collect()
+    }
+
+    /// Tunnels need no planet; but where none of them goes on either, the planets are not what is broken.
+    fn no_planet(&self) -> HealthView {
+        // In a large mesh those that nobody talks to are not looked for.
+        let wanted = |peer: &&Peer| peer.paths.is_some();
+        let mut peers = self.peers.nodes().filter(wanted).peekable();
+        let (message, next) = if peers.peek().is_none() || peers.any(Peer::hears) {
+            (
+                "no planet is connected; tunnels go on, changes don't get through",
+                "look whether the planet runs (`planet status` there) and UDP gets through to it",
+            )
+        } else {
+            (
+                "no planet is connected, and no peer is reached",
+                "look whether this machine's network is up and lets UDP out, also its own firewall, and whether the \
+                 planet runs (`planet status` there)",
+            )
+        };
+        entry("MESH-PLANET-001", message, next)
     }
 
     /// By the planet whose clock differs most. Judged anew each time: a clock goes wrong, and is put

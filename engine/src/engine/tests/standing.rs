@@ -116,6 +116,28 @@ fn a_machine_that_boots_with_a_wrong_clock_finds_everybody_without_a_planet() {
     );
 }
 
+/// Whoever reaches nobody has something else to look after than its planet.
+#[test]
+fn without_planet_and_peers_nobody_says_that_tunnels_go_on() {
+    let mut world = joined(2);
+    pass(&mut world, 20);
+    world.kill_planet();
+    pass(&mut world, 20);
+    let said = |world: &World| {
+        let health = world.engines[0].status(world.now).health;
+        let lost = health.iter().find(|entry| entry.code == "MESH-PLANET-001");
+        lost.unwrap().message.clone()
+    };
+    assert!(said(&world).contains("tunnels go on"), "{}", said(&world));
+    world.off.insert(1);
+    pass(&mut world, 60);
+    assert!(
+        said(&world).ends_with("no peer is reached"),
+        "{}",
+        said(&world)
+    );
+}
+
 /// The disk has the keys, and the membership from before they changed; a planet knows better.
 #[test]
 fn a_node_whose_membership_is_older_than_its_keys_comes_back_with_a_planet() {
