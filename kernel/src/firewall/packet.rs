@@ -411,8 +411,8 @@ fn tunnel(way: Way, is_ipv4: bool, traffic: &Traffic) -> Option<Packet> {
     let (source_port, destination_port) = if is_out { (port, None) } else { (None, port) };
     Some(Packet {
         is_ipv4,
-        incoming: Some(underlay()),
-        outgoing: Some(underlay()),
+        incoming: Some(uplink(traffic.uplinks(is_ipv4))),
+        outgoing: Some(uplink(traffic.uplinks(is_ipv4))),
         source: None,
         destination: None,
         protocol: Value::new([UDP], Nature::Certain),
@@ -421,6 +421,14 @@ fn tunnel(way: Way, is_ipv4: bool, traffic: &Traffic) -> Option<Packet> {
         mark: Some(mark),
         state: Some(if is_out { NEW } else { ESTABLISHED }),
     })
+}
+
+/// The interface of the tunnels' datagrams: certain where there is but one.
+fn uplink(uplinks: &[String]) -> Value {
+    match uplinks {
+        [one] => Value::new(name(one), Nature::Certain),
+        _ => underlay(),
+    }
 }
 
 fn underlay() -> Value {

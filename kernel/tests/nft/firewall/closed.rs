@@ -153,6 +153,9 @@ fn chains_of_uplinks_that_drop_the_tunnels_are_named_where_no_other_uplink_is_le
             "table netdev d {{ chain c {{ type filter hook {hook} devices = {{ {devices} }} priority 0; {rules} }}\n}}"
         )
     };
+    let by_name = |hook: &str, rules: &str| {
+        format!("table inet d {{ chain c {{ type filter hook {hook} priority 0; {rules} }}\n}}")
+    };
     for (rules, said) in [
         (
             of("ingress", "eth0", "policy drop; tcp dport 80 accept;"),
@@ -162,6 +165,21 @@ fn chains_of_uplinks_that_drop_the_tunnels_are_named_where_no_other_uplink_is_le
             of("egress", "lo, eth0", "meta l4proto udp drop;"),
             "the datagrams of the tunnels",
         ),
+        // The same by chains of all interfaces, whose rules name it.
+        (
+            by_name("output", "oifname eth0 meta l4proto udp drop;"),
+            "the datagrams of the tunnels",
+        ),
+        (
+            by_name("postrouting", "oifname != lo meta l4proto udp drop;"),
+            "the datagrams of the tunnels",
+        ),
+        (
+            by_name("input", "iifname { eth0, eth7 } meta l4proto udp drop;"),
+            "the answers to the datagrams of the tunnels",
+        ),
+        (by_name("output", "oifname eth7 meta l4proto udp drop;"), ""),
+        (by_name("output", "oifname eth0 udp dport 53 drop;"), ""),
         (of("ingress", "lo", "policy drop;"), ""),
         (
             of(
