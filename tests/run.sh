@@ -16,6 +16,20 @@ part() {
   echo "== $title: ok in $((SECONDS - begin)) s (at $((SECONDS - started)) s)"
 }
 
+# What goes on beside this is ended with it, and what killed tests have left is removed.
+background=
+ended() {
+  local code=$?
+  if [ -n "$background" ]; then
+    kill -- "-$background" 2>/dev/null || true
+    wait "$background" || true
+    cat "$said"
+  fi
+  [ ! -x target/release/lab ] || target/release/lab clean || true
+  exit "$code"
+}
+trap ended EXIT
+
 # FILE NICE TITLE COMMAND...: a part beside those that follow, up to `joined`, which shows what it said (kept in FILE). One
 # at a time, in a process group of its own, so that all of it ends with this script.
 beside() {
@@ -27,13 +41,12 @@ beside() {
   { [ "$nice" = 0 ] || renice -n "$nice" "$BASHPID" > /dev/null; part "$@"; } > "$said" 2>&1 &
   background=$!
   set +m
-  trap 'rc=$?; kill -- "-$background" 2>/dev/null || true; cat "$said"; exit $rc' EXIT
 }
 
 joined() {
   local failed=0
   wait "$background" || failed=$?
-  trap - EXIT
+  background=
   cat "$said"
   return "$failed"
 }

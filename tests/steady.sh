@@ -33,16 +33,32 @@ one_round() {
 export -f one_round
 export programs commit log
 
-# FIRST LAST AT_ONCE: the rounds that are not green yet.
+# FIRST LAST AT_ONCE: the rounds that are not green yet, in a process group of their own, which ends with this script.
+playing=
 play() {
   local round
-  for round in $(seq "$1" "$2"); do
-    grep -q "\"commit\":\"$commit\",\"round\":$round,\"ok\":true" "$log" || echo "$round"
-  done | xargs -r -P "$3" -I{} bash -c 'one_round {}'
+  set -m
+  {
+    for round in $(seq "$1" "$2"); do
+      grep -q "\"commit\":\"$commit\",\"round\":$round,\"ok\":true" "$log" || echo "$round"
+    done | xargs -r -P "$3" -I{} bash -c 'one_round {}'
+  } &
+  playing=$!
+  set +m
+  wait "$playing"
+  playing=
 }
 
 busy=()
-trap '[ ${#busy[@]} = 0 ] || kill "${busy[@]}" 2>/dev/null || true' EXIT
+# Tests that are killed leave what they have made.
+ended() {
+  [ ${#busy[@]} = 0 ] || kill "${busy[@]}" 2>/dev/null || true
+  [ -n "$playing" ] || return 0
+  kill -- "-$playing" 2>/dev/null || true
+  wait "$playing" || true
+  [ ! -x target/release/lab ] || target/release/lab clean
+}
+trap ended EXIT
 play 1 $((rounds / 2)) 2
 for _ in $(seq "${STEADY_LOOPS:-$(nproc)}"); do
   (while :; do :; done) &

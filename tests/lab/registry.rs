@@ -27,6 +27,20 @@ pub const NAMESPACE_PREFIX: &str = "pmlab-";
 /// Every folder of every running lab starts with this inside the temporary folder.
 pub const FOLDER_PREFIX: &str = "podmesh-lab-";
 
+/// The same of the crates' own tests, which end what they made when they fail, and not when they are killed.
+const NAMESPACES_OF_TESTS: [&str; 3] = ["pmc", "pmd", "pmk"];
+
+/// Their folders, inside the temporary one.
+const FOLDERS_OF_TESTS: [&str; 7] = [
+    "meshctl-test-",
+    "pmc",
+    "pmd",
+    "podmesh-meshd-",
+    "podmesh-program-",
+    "podmesh-store-",
+    "podmesh-wire-",
+];
+
 /// Where `ip netns` keeps the names.
 pub const NAMESPACE_FOLDER: &str = "/run/netns";
 
@@ -134,16 +148,23 @@ pub fn tear_down() {
     }
 }
 
-/// Removes what runs that no longer live have left behind, and returns the names.
+/// Removes what runs that no longer live have left behind, labs and the crates' tests, and returns the names.
 ///
 /// Processes are ended only if they live inside such a namespace.
 pub fn remove_leftovers() -> Vec<String> {
-    let namespaces = names_of_dead_runs(Path::new(NAMESPACE_FOLDER), NAMESPACE_PREFIX);
+    let of_dead = |folder: &Path, own: &str, others: &[&str]| -> Vec<String> {
+        let prefixes = std::iter::once(&own).chain(others);
+        prefixes
+            .flat_map(|prefix| names_of_dead_runs(folder, prefix))
+            .collect()
+    };
+    let folder = Path::new(NAMESPACE_FOLDER);
+    let namespaces = of_dead(folder, NAMESPACE_PREFIX, &NAMESPACES_OF_TESTS);
     end_processes_inside(namespaces.iter());
     for name in &namespaces {
         delete_namespace(name);
     }
-    let folders = names_of_dead_runs(&std::env::temp_dir(), FOLDER_PREFIX);
+    let folders = of_dead(&std::env::temp_dir(), FOLDER_PREFIX, &FOLDERS_OF_TESTS);
     for folder in &folders {
         let _ = fs::remove_dir_all(std::env::temp_dir().join(folder));
     }

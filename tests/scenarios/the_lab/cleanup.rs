@@ -123,6 +123,42 @@ fn what_a_killed_run_leaves_is_removed_by_the_next_one() {
     assert!(!status.success(), "the process inside was ended");
 }
 
+/// The tests of the crates make namespaces and folders of their own, and nobody is told when they are killed.
+#[test]
+fn what_a_killed_test_of_a_crate_leaves_is_removed_and_of_a_living_one_is_not() {
+    let mut dead = Command::new("true").spawn().unwrap();
+    dead.wait().unwrap();
+    let living = std::process::id();
+    for (prefix, has_folder) in [("pmc", true), ("pmd", true), ("pmk", false)] {
+        let [left, used] = [dead.id(), living].map(|pid| format!("{prefix}{pid}-cleanup"));
+        for name in [&left, &used] {
+            let made = Command::new("ip").args(["netns", "add", name]).status();
+            assert!(made.unwrap().success());
+            std::fs::create_dir(std::env::temp_dir().join(name)).unwrap();
+        }
+        let mut orphan = Command::new("ip")
+            .args(["netns", "exec", &left, "sleep", "600"])
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        registry::remove_leftovers();
+        assert!(!orphan.wait().unwrap().success(), "{left} has a process");
+        let netns = std::path::Path::new(registry::NAMESPACE_FOLDER);
+        let is_there = |name: &String| {
+            (
+                netns.join(name).exists(),
+                std::env::temp_dir().join(name).exists(),
+            )
+        };
+        let found = [&left, &used].map(is_there);
+        let _ = Command::new("ip").args(["netns", "delete", &used]).status();
+        for name in [&left, &used] {
+            let _ = std::fs::remove_dir(std::env::temp_dir().join(name));
+        }
+        assert_eq!(found, [(false, !has_folder), (true, true)], "{prefix}");
+    }
+}
+
 #[test]
 fn two_labs_with_the_same_names_do_not_meet() {
     let labs = [small_lab("twin"), small_lab("twin")];
