@@ -6,7 +6,9 @@
 //! - member and address: 17 in any 30 s, however many candidates and rounds there are;
 //! - member and network (an IPv4 /24, an IPv6 /64): 34;
 //! - network, over all members, until something in it has answered: 68, and in a mesh of more than 250
-//!   nodes so few that all of them together send less than 2 MB (of probes of 116 bytes);
+//!   nodes so few that all of them together send less than 2 MB (of probes of 116 bytes); the second half
+//!   of them is for members that have had fewer than 4, so that peers that can't be reached don't use up
+//!   what would reach their neighbour, who answers and so speaks for the network;
 //! - member: what a new record of sixteen candidates needs, and 4.5 a second after that;
 //! - the node as a whole: 200 a second, and 400 at once.
 //!
@@ -39,7 +41,10 @@ const PER_ADDRESS: usize = 17;
 const PER_NETWORK: usize = 34;
 /// Probes on behalf of anybody to a network in which nothing has answered, within [`WINDOW`].
 const MOST_UNKNOWN: usize = 68;
-/// The same of all nodes of the mesh together, as long as each of them has a burst to an address.
+/// So many of them each member has of all that may go to such a network, and no more of its second half: as many as
+/// leave within half a second of a try for one candidate.
+const FIRST: usize = 4;
+/// Probes to such a network of all nodes of the mesh together, as long as each of them has a burst to an address.
 const ALL_NODES: usize = 17_000;
 /// Probes that one member may cause at once, and thousandths of a probe in each second after that: less
 /// than sixteen times seventeen in any [`WINDOW`].
@@ -235,11 +240,14 @@ impl ProbeBudget {
         let sent = self.sent.entry((member, network)).or_default();
         sent.retain(|before| now.since(before.at) < WINDOW);
         let alike = || sent.iter().filter(|before| before.claimed == one.claimed);
-        let to_address = alike().filter(|before| before.to == target).count();
-        if alike().count() >= PER_NETWORK || to_address >= PER_ADDRESS {
+        let (to_network, to_address) = (
+            alike().count(),
+            alike().filter(|before| before.to == target).count(),
+        );
+        if to_network >= PER_NETWORK || to_address >= PER_ADDRESS {
             return false;
         }
-        if evidence == Evidence::Claimed && !self.take_unknown(network, now) {
+        if evidence == Evidence::Claimed && !self.take_unknown(network, to_network, now) {
             return false;
         }
         self.sent.entry((member, network)).or_default().push(one);
@@ -375,14 +383,14 @@ impl ProbeBudget {
         answers.any(|(_, at)| now.since(*at) < PROVEN)
     }
 
-    /// Takes one out of what may go to a network that nothing speaks for.
-    fn take_unknown(&mut self, network: Network, now: Moment) -> bool {
+    /// Takes one out of what may go to a network that nothing speaks for, for a member that has had so many.
+    fn take_unknown(&mut self, network: Network, had: usize, now: Moment) -> bool {
         if self.is_proven(network, now) {
             return true;
         }
         let sent = self.claimed.entry(network).or_default();
         sent.retain(|at| now.since(*at) < WINDOW);
-        let granted = sent.len() < self.unknown;
+        let granted = sent.len() < self.unknown && (had < FIRST || sent.len() < self.unknown / 2);
         if granted {
             sent.push(now);
         }

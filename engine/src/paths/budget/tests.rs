@@ -113,6 +113,26 @@ fn a_rack_of_250_in_one_network_comes_up_at_once() {
     }
 }
 
+/// A node whose NAT gives every destination another port tries four such peers and one it can reach, all of
+/// one provider.
+#[test]
+fn peers_that_are_out_of_reach_leave_something_to_their_neighbour() {
+    for v6 in [false, true] {
+        let mut budget = ProbeBudget::new(Moment::ZERO);
+        let mut claim = |number: u8, millis| {
+            let target = neighbour(number, v6);
+            budget.take(member(number.into()), target, Evidence::Claimed, at(millis))
+        };
+        for millis in 0..100 {
+            for number in 0..5 {
+                claim(number, millis);
+            }
+        }
+        let sent = (100..200).filter(|millis| claim(9, *millis)).count();
+        assert_eq!(sent, 4);
+    }
+}
+
 #[test]
 fn who_knocks_or_has_worked_before_is_answered_in_a_network_that_is_used_up() {
     let mut budget = ProbeBudget::new(Moment::ZERO);
