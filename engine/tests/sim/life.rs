@@ -38,6 +38,8 @@ const FAULT_GAP: (u64, u64) = (1_000, 25_000);
 const LOOK: Duration = Duration::from_secs(2);
 /// A path that was just taken has carried something both ways lately.
 const RECENT: Duration = Duration::from_secs(12);
+/// One that was kept beside another direct path, which it took over from, is asked less often.
+const KEPT: Duration = Duration::from_secs(25 + 12);
 const MAX_PENDING: usize = 50_000;
 /// A small mesh that behaves as one of hundreds.
 const LARGE: Thresholds = Thresholds {
@@ -405,6 +407,8 @@ impl Life {
         if before == Some((life, view.path.clone())) {
             return;
         }
+        let was_direct =
+            matches!(&before, Some((of, Some(path))) if *of == life && path.is_direct());
         if self.verbose {
             let at = now.since(self.start);
             println!(
@@ -423,7 +427,7 @@ impl Life {
             | PathView::Direct6 { endpoint },
         ) = view.path
         {
-            self.proven((from, to), endpoint);
+            self.proven((from, to), endpoint, if was_direct { KEPT } else { RECENT });
         }
     }
 
@@ -442,19 +446,19 @@ impl Life {
         }
     }
 
-    /// A path that was taken must have carried something in both directions.
-    fn proven(&self, (from, to): (usize, usize), endpoint: std::net::SocketAddr) {
+    /// A path that was taken must have carried something in both directions of late.
+    fn proven(&self, (from, to): (usize, usize), endpoint: std::net::SocketAddr, recent: Duration) {
         let (now, watch) = (self.world.net.now, &self.world.watch);
         let arrival = watch.arrivals.get(&(from, endpoint));
         let machines = || self.world.machines_of(to);
         let came = arrival.is_some_and(|(at, sender)| {
             let is_his = |machine: usize| *sender == self.world.nodes[machine].host;
-            now.since(*at) < RECENT && machines().any(is_his)
+            now.since(*at) < recent && machines().any(is_his)
         });
         let here = self.world.nodes[from].host;
         let went = machines().any(|machine| {
             let last = watch.between.get(&(here, machine));
-            last.is_some_and(|at| now.since(*at) < RECENT)
+            last.is_some_and(|at| now.since(*at) < recent)
         });
         assert!(
             came && went,
