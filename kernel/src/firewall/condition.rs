@@ -59,11 +59,12 @@ pub(super) fn compare(
             };
             (answer, found == wanted || is_one_of_them)
         }
-        Nature::Address(range) => {
+        Nature::Address(others) => {
             let mask = value.mask.get(..wanted.len()).unwrap_or_default();
-            match network(wanted, mask, &range) {
+            match network(wanted, mask, &others.range) {
                 None => UNKNOWN,
-                Some(named) if is_part(&named, &range) => (Answer::Perhaps, true),
+                Some(named) if others.lack(&named) => (plain, false),
+                Some(named) if is_part(&named, &others.range) => (Answer::Perhaps, true),
                 Some(named) => (plain, found == wanted && named.prefix_len() > 0),
             }
         }
@@ -80,9 +81,16 @@ pub(super) fn lies_between(value: &Value, least: &[u8], most: &[u8]) -> Judged {
         Nature::Certain | Nature::Own if holds => (Answer::Yes, false),
         Nature::Certain | Nature::Own => (Answer::No, false),
         Nature::Any if !holds => (Answer::Few, false),
-        Nature::Address(range) => {
-            let (first, last) = (octets(&range.network()), octets(&range.broadcast()));
-            if first.as_slice() >= least && last.as_slice() <= most {
+        Nature::Address(others) => {
+            let ends = |range: &IpNet| (octets(&range.network()), octets(&range.broadcast()));
+            let (first, last) = ends(&others.range);
+            let is_lacking = others.without.is_some_and(|without| {
+                let (first, last) = ends(&without);
+                first.as_slice() <= least && last.as_slice() >= most
+            });
+            if is_lacking {
+                (Answer::No, false)
+            } else if first.as_slice() >= least && last.as_slice() <= most {
                 (Answer::Yes, true)
             } else if last.as_slice() < least || first.as_slice() > most {
                 (Answer::No, false)
@@ -132,9 +140,8 @@ pub(super) fn may_be(key: &[u8], nature: Nature, veth_prefix: &str) -> bool {
     match nature {
         Nature::Pod => key.starts_with(veth_prefix.as_bytes()),
         Nature::Underlay => !is_loopback(key),
-        Nature::Address(range) => {
-            network(key, &vec![0xff; key.len()], &range).is_none_or(|key| range.contains(&key))
-        }
+        Nature::Address(others) => network(key, &vec![0xff; key.len()], &others.range)
+            .is_none_or(|key| others.range.contains(&key) && !others.lack(&key)),
         Nature::Certain | Nature::Own | Nature::Any => false,
     }
 }

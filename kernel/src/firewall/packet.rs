@@ -114,10 +114,32 @@ pub(super) enum Nature {
     Pod,
     /// The name of an interface of the underlay, whatever that is; not the loopback's.
     Underlay,
-    /// An address of this range; the others have others.
-    Address(IpNet),
+    /// An address of these; the others have others.
+    Address(Addresses),
     /// A port or protocol that stands for those that nobody makes rules about.
     Any,
+}
+
+/// Those that one end of such packets may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Addresses {
+    pub(super) range: IpNet,
+    /// A part of it that is of the other end alone: none of them has such an address.
+    pub(super) without: Option<IpNet>,
+}
+
+impl Addresses {
+    const fn all(range: IpNet) -> Self {
+        Self {
+            range,
+            without: None,
+        }
+    }
+
+    /// Whether none of them lies in that range.
+    pub(super) fn lack(&self, named: &IpNet) -> bool {
+        self.without.is_some_and(|without| without.contains(named))
+    }
 }
 
 /// Bytes of a packet or about it.
@@ -340,12 +362,16 @@ fn pods(way: Way, is_ipv4: bool, traffic: &Traffic) -> Option<Packet> {
     let own = *own.find(|cidr| cidr.addr().is_ipv4() == is_ipv4)?;
     let all = traffic.protected.iter().find(|range| range.contains(&own));
     let all = all.copied().unwrap_or(own);
-    let here = || Some(address(own, own.network()));
+    let here = || Some(address(Addresses::all(own), own.network()));
     // Not the own range's address, unless there is no other.
     let there = || {
         let (first, last) = (all.network(), all.broadcast());
         let address_there = if own.contains(&last) { first } else { last };
-        Some(address(all, address_there))
+        let others = Addresses {
+            range: all,
+            without: (!own.contains(&address_there)).then_some(own),
+        };
+        Some(address(others, address_there))
     };
     let device = || Some(Value::new(name(&traffic.device), Nature::Own));
     let pod = || {
@@ -372,7 +398,7 @@ fn node(way: Way, is_ipv4: bool, traffic: &Traffic) -> Option<Packet> {
     let own = *own.find(|address| address.is_ipv4() == is_ipv4)?;
     let range = traffic.protected.iter().find(|range| range.contains(&own));
     let range = range.copied().unwrap_or_else(|| own.into());
-    let here = Some(address(range, own));
+    let here = Some(address(Addresses::all(range), own));
     let is_pods = matches!(way, Way::PodToNode | Way::NodeToPod);
     let like = if is_pods { Way::Outward } else { Way::Inward };
     let packet = match pods(like, is_ipv4, traffic) {
@@ -385,7 +411,11 @@ fn node(way: Way, is_ipv4: bool, traffic: &Traffic) -> Option<Packet> {
     } else {
         let last = range.broadcast();
         let other = if last == own { range.network() } else { last };
-        Some(address(range, other))
+        let others = Addresses {
+            range,
+            without: (other != own).then(|| own.into()),
+        };
+        Some(address(others, other))
     };
     let device = if is_pods {
         packet.incoming.clone()
@@ -435,8 +465,8 @@ fn underlay() -> Value {
     Value::new([b'?'; NAME_BYTES], Nature::Underlay)
 }
 
-fn address(range: IpNet, address: IpAddr) -> Value {
-    let nature = Nature::Address(range);
+fn address(one_of: Addresses, address: IpAddr) -> Value {
+    let nature = Nature::Address(one_of);
     match address {
         IpAddr::V4(address) => Value::new(address.octets(), nature),
         IpAddr::V6(address) => Value::new(address.octets(), nature),

@@ -49,6 +49,8 @@ const NFTA_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_ELEM_KEY: u16 = 1;
 const NFTA_ELEM_DATA: u16 = 2;
+const NFTA_ELEM_FLAGS: u16 = 3;
+const INTERVAL_END: u32 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
 
 const RTM_GETLINK: u16 = 18;
@@ -220,7 +222,8 @@ impl Ruleset {
             .next())
     }
 
-    /// Whether `matches` holds for a key of the set, with `true` for what nobody knows.
+    /// Whether `matches` holds for a key of the set, or for the last one of an interval; with `true` for what
+    /// nobody knows.
     pub(super) fn may_hold(
         &mut self,
         place: &Place,
@@ -232,12 +235,32 @@ impl Ruleset {
             let list = reply.attributes(HEADER_BYTES).nested(NFTA_LIST_ELEMENTS);
             for element in list {
                 count += 1;
-                let key = Attributes::of(element.value).nested(NFTA_ELEM_KEY);
-                holds |= key.find(NFTA_DATA_VALUE).is_none_or(&matches);
+                let element = Attributes::of(element.value);
+                let is_end = element.be32(NFTA_ELEM_FLAGS).unwrap_or(0) & INTERVAL_END != 0;
+                let key = element.nested(NFTA_ELEM_KEY).find(NFTA_DATA_VALUE);
+                holds |= key.is_none_or(|key| {
+                    if is_end {
+                        matches(&before(key))
+                    } else {
+                        matches(key)
+                    }
+                });
             }
         });
         walked.is_err() || holds || count > MOST_ELEMENTS
     }
+}
+
+/// The key before this one, which as an interval's end isn't in it.
+fn before(key: &[u8]) -> Vec<u8> {
+    let mut key = key.to_vec();
+    for byte in key.iter_mut().rev() {
+        *byte = byte.wrapping_sub(1);
+        if *byte != u8::MAX {
+            break;
+        }
+    }
+    key
 }
 
 fn dormant_tables(conversation: &mut Conversation) -> io::Result<HashSet<(Family, String)>> {

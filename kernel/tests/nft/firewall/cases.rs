@@ -76,7 +76,7 @@ pub(super) enum Rules {
     Shell(&'static str),
 }
 
-pub(super) const CASES: [Case; 17] = [
+pub(super) const CASES: [Case; 21] = [
     Case {
         rules: Rules::Both(DOCKER),
         said: &[
@@ -238,5 +238,43 @@ pub(super) const CASES: [Case; 17] = [
             "table ip6 filter",
         ],
         commands: &["iptables -I OUTPUT -o pm+ -j ACCEPT; iptables -I OUTPUT -o mesh0 -j ACCEPT"],
+    },
+    Case {
+        // What the reference plugin `firewall` makes, one pair of rules for each pod: they let it begin, and nobody
+        // begin with it.
+        rules: Rules::Shell(
+            "iptables -N CNI-FORWARD; iptables -P FORWARD DROP; iptables -A FORWARD -j CNI-FORWARD
+             iptables -A CNI-FORWARD -d 10.42.3.17/32 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+             iptables -A CNI-FORWARD -s 10.42.3.17/32 -j ACCEPT
+             iptables -A CNI-FORWARD -s 10.42.3.32/27 -j ACCEPT",
+        ),
+        said: &["drops packets of other nodes to pods: chain FORWARD of table ip filter"],
+        commands: &["iptables -I FORWARD -o pm+ -j ACCEPT"],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table ip t { set here { type ipv4_addr; flags interval; elements = { 10.42.3.0/24, 192.0.2.1 } }
+                chain c { type filter hook forward priority 0; policy drop
+                ip saddr @here accept; }\n}",
+        ),
+        said: &["drops packets of other nodes to pods: chain c of table ip t"],
+        commands: &["insert rule ip t c oifname \"pm*\" accept"],
+    },
+    Case {
+        rules: Rules::Nft(
+            "table ip t { chain c { type filter hook forward priority 0; policy drop
+                ip daddr 10.42.3.17 accept; ip saddr != 10.42.3.0/24 accept; }\n}",
+        ),
+        said: &["drops packets of pods to other nodes: chain c of table ip t"],
+        commands: &["insert rule ip t c iifname \"pm*\" accept"],
+    },
+    Case {
+        // The own address is nobody else's.
+        rules: Rules::Nft(
+            "table ip t { chain c { type filter hook input priority 0; policy drop
+                iifname { lo, eth0 } accept; iifname \"pm*\" accept; ip saddr 10.77.0.3 accept; }\n}",
+        ),
+        said: &["drops packets of other nodes to this machine itself: chain c of table ip t"],
+        commands: &["iifname \"mesh0\" accept"],
     },
 ];
