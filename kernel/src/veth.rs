@@ -56,9 +56,9 @@ pub(crate) use request::addresses as own_addresses;
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The IPv6 gateway of every pod.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// Together ten seconds.
-const CARRIER_LOOKS: u32 = 2000;
-const CARRIER_POLL: Duration = Duration::from_millis(5);
+/// How often the kernel is asked for what it does in the background, together ten seconds.
+const LOOKS: u32 = 2000;
+const POLL: Duration = Duration::from_millis(5);
 
 /// Where the routes to pods stand.
 const POD_PLACE: request::Place = request::Place {
@@ -373,12 +373,12 @@ fn route_to_pod(link: &PodLink, index: u32) -> Result<(), VethError> {
 fn await_carrier(host_name: &str) -> Result<(), VethError> {
     let asking = || format!("waiting for {host_name}");
     let mut kernel = open()?;
-    for _ in 0..CARRIER_LOOKS {
+    for _ in 0..LOOKS {
         let found = request::find_link(&mut kernel, host_name).map_err(refused(asking))?;
         if found.is_operational {
             return Ok(());
         }
-        thread::sleep(CARRIER_POLL);
+        thread::sleep(POLL);
     }
     Err(refused(asking)(io::ErrorKind::TimedOut.into()))
 }

@@ -6,7 +6,7 @@
 //! leaves by this interface whatever its destination, by a rule and a table of its own, since the
 //! node lets a pod speak for itself by the interface alone that has the address.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, io, net::IpAddr, thread};
 
 use ipnet::IpNet;
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 use super::{
-    PodLink, VethError, carry_out, existing, gateway_of, index_of, open, refused,
+    LOOKS, POLL, PodLink, VethError, carry_out, existing, gateway_of, index_of, open, refused,
     request::{self, Found, Route, SourceRule},
 };
 
@@ -111,7 +111,29 @@ pub(super) fn set_up(link: &PodLink) -> Result<(), VethError> {
             steps.push((format!("ruling where {address} leaves the pod"), adding));
         }
     }
-    carry_out(steps)
+    carry_out(steps)?;
+    await_addresses(&mut kernel, &link.addresses)
+}
+
+/// Waits until the pod receives. An IPv6 address without duplicate address detection may be sent from at once, but
+/// the kernel takes in what is sent to it later, in the background, behind everybody else who changes interfaces;
+/// until then the answers to the pod's first packets are dropped.
+fn await_addresses(kernel: &mut Conversation, addresses: &[IpAddr]) -> Result<(), VethError> {
+    for address in addresses {
+        let asking = || format!("waiting for {address} in the pod");
+        let mut is_local = false;
+        for _ in 0..LOOKS {
+            is_local = request::is_local(kernel, *address).map_err(refused(asking))?;
+            if is_local {
+                break;
+            }
+            thread::sleep(POLL);
+        }
+        if !is_local {
+            return Err(refused(asking)(io::ErrorKind::TimedOut.into()));
+        }
+    }
+    Ok(())
 }
 
 /// Compares what is inside the pod; `host` is the node's end, and `is_answered` whether the node answers

@@ -79,6 +79,7 @@ const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_TABLE: u16 = 15;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 /// In a request to remove a route: whatever its scope.
@@ -414,6 +415,17 @@ pub(super) fn way_onward(
     let replies = kernel.get(message).ok()?;
     let found = replies.iter().find_map(found_route)?;
     found.oif.filter(|_| found.is_unicast)
+}
+
+/// Whether the kernel takes in what is sent to that address.
+pub(super) fn is_local(kernel: &mut Conversation, address: IpAddr) -> io::Result<bool> {
+    let mut header = [0; ROUTE_HEADER_BYTES];
+    (header[0], header[1]) = (family(&address), host_prefix(&address));
+    let mut message = Message::new(RTM_GETROUTE, 0, &header);
+    message.bytes(RTA_DST, &octets(&address));
+    let replies = kernel.get(message)?;
+    let mut kinds = replies.iter().map(|reply| reply.payload.get(7));
+    Ok(kinds.any(|kind| kind == Some(&RTN_LOCAL)))
 }
 
 pub(super) fn routes(kernel: &mut Conversation) -> io::Result<Vec<Route>> {
