@@ -445,9 +445,7 @@ impl Members {
             let sentence = format!("{name} was offered as a member, but the root revoked it");
             return Err((Lie::GoneMember, sentence));
         }
-        if let Some(left) = self.left_at(&member.node)
-            && member.admitted <= left
-        {
+        if let Some(left) = self.left_at(member) {
             let sentence =
                 format!("{name} was offered as a member, but it has left what it was until {left}");
             return Err((Lie::GoneMember, sentence));

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeSet;
 
-use podmesh_proto::certificate::Departure;
+use podmesh_proto::certificate::{Departure, Member};
 use podmesh_proto::error::CertificateError;
 use podmesh_proto::id::{NodeId, PlanetId};
+use podmesh_proto::key::VerifyingKey;
 use podmesh_proto::limits::CLOCK_SKEW;
 use podmesh_proto::signed::Signed;
 use podmesh_proto::time::UnixSeconds;
@@ -20,8 +21,10 @@ use crate::limits;
 /// A node's word that it has left.
 #[derive(Debug, Clone)]
 pub(super) struct Departed {
-    pub(super) time: UnixSeconds,
+    time: UnixSeconds,
     pub(super) signed: Signed<Departure>,
+    /// The node's identities then; the newest one has signed.
+    identities: Vec<VerifyingKey>,
     /// This node has known it as a member.
     was_known: bool,
     /// Which one in the order of hearing.
@@ -31,9 +34,10 @@ pub(super) struct Departed {
 }
 
 /// The departure of a node that was never seen here, by a member's word.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Stranger {
-    pub(super) time: UnixSeconds,
+    time: UnixSeconds,
+    identities: Vec<VerifyingKey>,
     by: NodeId,
 }
 
@@ -71,14 +75,17 @@ impl Members {
             return Ok(Parting::Over);
         }
         let before = self.departed.get(&departure.node);
-        if before.is_some_and(|before| before.time >= departure.time) {
+        let says_as_much = |before: &Departed| {
+            before.time >= departure.time && before.identities.len() >= identities.len()
+        };
+        if before.is_some_and(says_as_much) {
             return Ok(Parting::Nothing);
         }
         let was_known = since.is_some() || self.quarantine.has(&departure.node);
         let known = was_known || before.is_some();
         if !known {
             if let Source::Member(by) = source {
-                self.remember_stranger(&departure, by, now);
+                self.remember_stranger(&departure, identities, by, now);
                 return Ok(Parting::Nothing);
             }
             if self.departed.len() >= limits::MAX_TOLD_DEPARTURES {
@@ -89,6 +96,7 @@ impl Members {
         let entry = Departed {
             time: departure.time,
             signed: signed.clone(),
+            identities,
             was_known: was_known || before.is_some_and(|before| before.was_known),
             order: self.partings,
             told: BTreeSet::new(),
@@ -104,7 +112,13 @@ impl Members {
     }
 
     /// Nobody leaves what was admitted in the future: such a date would outlast every true one.
-    fn remember_stranger(&mut self, departure: &Departure, by: NodeId, now: UnixSeconds) {
+    fn remember_stranger(
+        &mut self,
+        departure: &Departure,
+        identities: Vec<VerifyingKey>,
+        by: NodeId,
+        now: UnixSeconds,
+    ) {
         let of = |one: &NodeId| self.strangers.values().filter(|it| it.by == *one).count();
         let room = self.strangers.len() < limits::MAX_STRANGE_DEPARTURES
             && of(&by) < limits::MAX_STRANGE_DEPARTURES_OF_ONE;
@@ -116,14 +130,27 @@ impl Members {
         if fits && departure.time <= now.plus(CLOCK_SKEW) {
             let time = departure.time;
             let by = before.map_or(by, |before| before.by);
-            self.strangers.insert(departure.node, Stranger { time, by });
+            let stranger = Stranger {
+                time,
+                identities,
+                by,
+            };
+            self.strangers.insert(departure.node, stranger);
         }
     }
 
-    /// The last admission of a node that its own word has ended, whoever told it.
-    pub(super) fn left_at(&self, node: &NodeId) -> Option<UnixSeconds> {
-        let known = self.departed.get(node).map(|departed| departed.time);
-        known.max(self.strangers.get(node).map(|stranger| stranger.time))
+    /// The last admission that a node's own word has ended, whoever told it, if `member` is of that or an earlier
+    /// one. As in [`Self::depart`], whichever comes first: what a former identity says moves nobody who
+    /// has another since.
+    pub(super) fn left_at(&self, member: &Member) -> Option<UnixSeconds> {
+        let ends = |time: UnixSeconds, identities: &[VerifyingKey]| {
+            (time >= member.admitted && identities.starts_with(&member.identities)).then_some(time)
+        };
+        let departed = self.departed.get(&member.node);
+        let stranger = self.strangers.get(&member.node);
+        departed
+            .and_then(|it| ends(it.time, &it.identities))
+            .max(stranger.and_then(|it| ends(it.time, &it.identities)))
     }
 
     /// This node's own departure, where nothing of it is a member since: it has left, and its disk has gone back

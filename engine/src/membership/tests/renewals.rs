@@ -279,6 +279,15 @@ fn a_departure_by_a_former_identity_moves_nobody() {
     let stolen = Signed::seal(&departure, &Keys::new(2).identity).unwrap();
     assert!(table.depart(&stolen).is_err());
     assert!(table.knows(2));
+    // Whoever hears of it first takes the member up all the same.
+    let mut later = Table::new();
+    assert_eq!(later.learn(&short(&later)), Learned::New);
+    assert_eq!(later.depart(&stolen), Ok(Parting::News));
+    assert_eq!(
+        later.take((*table.members.known(&Keys::new(2).id()).unwrap().membership).clone()),
+        Learned::New
+    );
+    assert!(later.knows(2));
     let membership = Arc::clone(&table.members.known(&Keys::new(2).id()).unwrap().membership);
     departure.successions = membership.renewed.clone().unwrap().request.successions;
     let own = Signed::seal(&departure, &SigningKey::from_seed([51; 32])).unwrap();
