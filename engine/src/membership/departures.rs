@@ -75,10 +75,12 @@ impl Members {
             return Ok(Parting::Over);
         }
         let before = self.departed.get(&departure.node);
+        // The newest identity speaks for the node: a former one doesn't take its word back. Of a member none of
+        // them holds, or it would not be known as one.
         let says_as_much = |before: &Departed| {
-            before.time >= departure.time && before.identities.len() >= identities.len()
+            (before.identities.len(), before.time) >= (identities.len(), departure.time)
         };
-        if before.is_some_and(says_as_much) {
+        if since.is_none() && before.is_some_and(says_as_much) {
             return Ok(Parting::Nothing);
         }
         let was_known = since.is_some() || self.quarantine.has(&departure.node);
@@ -124,7 +126,9 @@ impl Members {
             && of(&by) < limits::MAX_STRANGE_DEPARTURES_OF_ONE;
         let before = self.strangers.get(&departure.node);
         let fits = match before {
-            Some(before) => before.time < departure.time,
+            Some(before) => {
+                (before.identities.len(), before.time) < (identities.len(), departure.time)
+            }
             None => room,
         };
         if fits && departure.time <= now.plus(CLOCK_SKEW) {

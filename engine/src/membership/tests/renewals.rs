@@ -288,9 +288,18 @@ fn a_departure_by_a_former_identity_moves_nobody() {
         Learned::New
     );
     assert!(later.knows(2));
+    // Nor does it take the place of what the newest one says, whatever time it names.
+    departure.time = START.plus(60);
+    let later_still = Signed::seal(&departure, &Keys::new(2).identity).unwrap();
+    departure.time = START.plus(50);
     let membership = Arc::clone(&table.members.known(&Keys::new(2).id()).unwrap().membership);
     departure.successions = membership.renewed.clone().unwrap().request.successions;
     let own = Signed::seal(&departure, &SigningKey::from_seed([51; 32])).unwrap();
-    assert_eq!(table.depart(&own), Ok(Parting::News));
-    assert!(!table.knows(2));
+    for table in [&mut table, &mut later] {
+        assert_eq!(table.depart(&own), Ok(Parting::News));
+        assert!(!table.knows(2));
+        for former in [&stolen, &later_still, &own] {
+            assert_eq!(table.depart(former), Ok(Parting::Nothing));
+        }
+    }
 }
