@@ -6,9 +6,9 @@
 //! - member and address: 17 in any 30 s, however many candidates and rounds there are;
 //! - member and network (an IPv4 /24, an IPv6 /64): 34;
 //! - network, over all members, until something in it has answered: 68, and in a mesh of more than 250
-//!   nodes so few that all of them together send less than 2 MB (of probes of 116 bytes); the second half
-//!   of them is for members that have had fewer than 4, so that peers that can't be reached don't use up
-//!   what would reach their neighbour, who answers and so speaks for the network;
+//!   nodes so few that all of them together send less than 2 MB (of probes of 116 bytes); what is
+//!   beyond half of them, and beyond 17, is for members that have had fewer than 4, so that peers that can't
+//!   be reached don't use up what would reach their neighbour, who answers and so speaks for the network;
 //! - member: what a new record of sixteen candidates needs, and 4.5 a second after that;
 //! - the node as a whole: 200 a second, and 400 at once.
 //!
@@ -41,8 +41,8 @@ const PER_ADDRESS: usize = 17;
 const PER_NETWORK: usize = 34;
 /// Probes on behalf of anybody to a network in which nothing has answered, within [`WINDOW`].
 const MOST_UNKNOWN: usize = 68;
-/// So many of them each member has of all that may go to such a network, and no more of its second half: as many as
-/// leave within half a second of a try for one candidate.
+/// So many of them a member may have of the part that is left to those who had none: as many as leave within half a
+/// second of a try for one candidate.
 const FIRST: usize = 4;
 /// Probes to such a network of all nodes of the mesh together, as long as each of them has a burst to an address.
 const ALL_NODES: usize = 17_000;
@@ -390,7 +390,9 @@ impl ProbeBudget {
         }
         let sent = self.claimed.entry(network).or_default();
         sent.retain(|at| now.since(*at) < WINDOW);
-        let granted = sent.len() < self.unknown && (had < FIRST || sent.len() < self.unknown / 2);
+        // Whoever is alone there has a burst to an address in the largest mesh, too.
+        let anybodys = (self.unknown / 2).max(PER_ADDRESS);
+        let granted = sent.len() < self.unknown && (had < FIRST || sent.len() < anybodys);
         if granted {
             sent.push(now);
         }

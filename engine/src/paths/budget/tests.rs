@@ -113,6 +113,18 @@ fn a_rack_of_250_in_one_network_comes_up_at_once() {
     }
 }
 
+#[test]
+fn who_is_alone_in_its_network_has_a_burst_to_an_address_in_a_mesh_of_any_size() {
+    for nodes in [10, 250, 1_000, 10_000] {
+        let mut budget = ProbeBudget::new(Moment::ZERO);
+        budget.set_nodes(nodes);
+        let target = neighbour(7, false);
+        let sent = (0..100)
+            .filter(|millis| budget.take(member(1), target, Evidence::Claimed, at(*millis)));
+        assert_eq!(sent.count(), 17, "{nodes} nodes");
+    }
+}
+
 /// A node whose NAT gives every destination another port tries four such peers and one it can reach, all of
 /// one provider.
 #[test]
