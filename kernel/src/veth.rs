@@ -371,11 +371,17 @@ fn route_to_pod(link: &PodLink, index: u32) -> Result<(), VethError> {
 /// such an interface on later, in the background, behind everybody else who changes interfaces;
 /// until then it drops every packet. Since Linux 6.8 the question alone makes it do so at once.
 fn await_carrier(host_name: &str) -> Result<(), VethError> {
-    let asking = || format!("waiting for {host_name}");
     let mut kernel = open()?;
+    await_that(host_name, || {
+        Ok(request::find_link(&mut kernel, host_name)?.is_operational)
+    })
+}
+
+/// Waits for what the kernel does in the background about `what`.
+fn await_that(what: &str, mut is_done: impl FnMut() -> io::Result<bool>) -> Result<(), VethError> {
+    let asking = || format!("waiting for {what}");
     for _ in 0..LOOKS {
-        let found = request::find_link(&mut kernel, host_name).map_err(refused(asking))?;
-        if found.is_operational {
+        if is_done().map_err(refused(asking))? {
             return Ok(());
         }
         thread::sleep(POLL);

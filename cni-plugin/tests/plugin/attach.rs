@@ -1,5 +1,11 @@
 //! ADD and CHECK: what a pod gets, and that it works.
 
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
 use serde_json::json;
 
 use crate::node::{Node, pod};
@@ -24,6 +30,35 @@ fn two_pods_reach_each_other_and_their_node() {
     node.add("three", &third).expect_success();
     first.command("ping -c1 -W10 10.42.3.3");
     first.command("ping -c1 -W10 fd12:3456:789a:103::3");
+}
+
+/// What the kernel does in the background about a new interface waits for everybody else who changes some.
+#[test]
+fn a_pod_hears_the_answer_to_its_first_packet_on_a_busy_node() {
+    let node = Node::new("busy");
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    pod().command(
+                        "for n in 1 2 3 4 5 6; do
+                           ip link add v$n up type veth peer name w$n; ip link set w$n up
+                         done",
+                    );
+                }
+            });
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            for number in 0..30 {
+                let pod = pod();
+                node.add(&format!("pod{number}"), &pod).expect_success();
+                pod.command("ping -c1 -W2 fd12:3456:789a::3; ping -c1 -W2 10.77.0.3");
+            }
+        }));
+        is_over.store(true, Ordering::Relaxed);
+        outcome.unwrap_or_else(|cause| resume_unwind(cause));
+    });
 }
 
 #[test]

@@ -59,6 +59,7 @@ impl Keeper {
         words[2].to_owned()
     }
 
+    /// Within five seconds: after the node's end was down, the kernel switches the pod's on in the background.
     fn talk(&self) {
         for (pod, other) in [(0, 2), (1, 1)] {
             for address in [
@@ -67,7 +68,7 @@ impl Keeper {
                 "10.77.0.3".to_owned(),
                 "fd12:3456:789a::3".to_owned(),
             ] {
-                self.pods[pod].command(&format!("ping -c1 -W10 {address}"));
+                self.pods[pod].command(&format!("ping -c1 -w5 {address}"));
             }
         }
     }

@@ -6,7 +6,7 @@
 //! leaves by this interface whatever its destination, by a rule and a table of its own, since the
 //! node lets a pod speak for itself by the interface alone that has the address.
 
-use std::{collections::BTreeSet, io, net::IpAddr, thread};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 use super::{
-    LOOKS, POLL, PodLink, VethError, carry_out, existing, gateway_of, index_of, open, refused,
+    PodLink, VethError, await_that, carry_out, existing, gateway_of, index_of, open, refused,
     request::{self, Found, Route, SourceRule},
 };
 
@@ -120,18 +120,8 @@ pub(super) fn set_up(link: &PodLink) -> Result<(), VethError> {
 /// until then the answers to the pod's first packets are dropped.
 fn await_addresses(kernel: &mut Conversation, addresses: &[IpAddr]) -> Result<(), VethError> {
     for address in addresses {
-        let asking = || format!("waiting for {address} in the pod");
-        let mut is_local = false;
-        for _ in 0..LOOKS {
-            is_local = request::is_local(kernel, *address).map_err(refused(asking))?;
-            if is_local {
-                break;
-            }
-            thread::sleep(POLL);
-        }
-        if !is_local {
-            return Err(refused(asking)(io::ErrorKind::TimedOut.into()));
-        }
+        let what = format!("{address} in the pod");
+        await_that(&what, || request::is_local(kernel, *address))?;
     }
     Ok(())
 }

@@ -423,7 +423,12 @@ pub(super) fn is_local(kernel: &mut Conversation, address: IpAddr) -> io::Result
     (header[0], header[1]) = (family(&address), host_prefix(&address));
     let mut message = Message::new(RTM_GETROUTE, 0, &header);
     message.bytes(RTA_DST, &octets(&address));
-    let replies = kernel.get(message)?;
+    let replies = match kernel.get(message) {
+        Ok(replies) => replies,
+        // A pod may have no other route that leads there.
+        Err(cause) if cause.kind() == io::ErrorKind::NetworkUnreachable => return Ok(false),
+        Err(cause) => return Err(cause),
+    };
     let mut kinds = replies.iter().map(|reply| reply.payload.get(7));
     Ok(kinds.any(|kind| kind == Some(&RTN_LOCAL)))
 }
