@@ -40,6 +40,7 @@ mod requests;
 mod showing;
 mod statements;
 mod telling;
+mod twins;
 
 pub use crate::rules::driving::{Action, ConnectionId, Event, Input};
 
@@ -91,6 +92,7 @@ pub struct Planet {
     relearning: relearning::Relearning,
     reconciling: reconciling::Reconciling,
     allowances: allowance::Allowances,
+    twins: twins::Twins,
     random: Random,
     outbox: VecDeque<Action>,
     commits: commits::Commits,
@@ -171,6 +173,7 @@ impl Planet {
             relearning,
             reconciling: reconciling::Reconciling::new(now.moment),
             allowances: allowance::Allowances::default(),
+            twins: twins::Twins::default(),
             random,
             outbox: VecDeque::new(),
             commits: commits::Commits::new(unsaved, now.moment),
@@ -356,6 +359,7 @@ impl Planet {
         }
         self.introductions.sweep(now.moment);
         self.allowances.sweep(now.moment);
+        self.sweep_lives(now);
         for (node, record) in self.allowances.due_records(now.moment) {
             self.take_late_record(node, record, now);
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use podmesh_planet::rules::Event;
 use podmesh_proto::datagram::DatagramKind;
 use podmesh_proto::id::NodeId;
 use podmesh_proto::local_api::PeerState;
@@ -67,6 +68,8 @@ pub struct Watch {
     pub gaps: BTreeMap<(usize, usize), Gap>,
     /// Packets that came to a copy of the machine that they were for.
     pub strayed: u64,
+    /// Who was copied at any time.
+    pub copied: BTreeSet<NodeId>,
 }
 
 /// How long nothing came.
@@ -102,6 +105,16 @@ impl Watch {
                 "{} leaves what no planet has admitted, of {}; admitted {admitted:?}",
                 said.node.short(),
                 said.time
+            );
+        }
+    }
+
+    /// A planet notes something for people.
+    pub fn noted(&self, event: &Event) {
+        if let Event::Twins(node, sentence) = event {
+            assert!(
+                self.copied.contains(node),
+                "nobody was copied, but a planet says: {sentence}"
             );
         }
     }

@@ -127,6 +127,8 @@ pub enum Event {
     Online(NodeId, Name),
     /// A member's connection ended.
     Offline(NodeId, Name),
+    /// Two machines with the identity of one member: a sentence.
+    Twins(NodeId, String),
     /// A request was refused.
     Refused(NodeId, Refusal),
     /// A membership that a node showed was not taken into the books.

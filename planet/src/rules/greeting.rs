@@ -80,6 +80,8 @@ impl Planet {
             .chars()
             .filter(|c| c.is_ascii_graphic() || *c == ' ');
         known.software = printable.take(MAX_SOFTWARE).collect();
+        let life = (hello.incarnation, known.remote);
+        self.watch_lives(hello.node, life, now);
         if let Some(former) = self.online.insert(hello.node, connection) {
             self.supersede(former, now);
         }

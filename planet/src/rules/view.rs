@@ -127,6 +127,7 @@ impl Planet {
             remarks: self
                 .remarks()
                 .into_iter()
+                .chain(self.twins_remarks(now))
                 .chain(self.clock_remark(now))
                 .collect(),
             sequence: self.relearning.highest(&self.books),

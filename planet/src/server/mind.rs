@@ -341,6 +341,7 @@ fn log(event: &Event) {
         Event::Out(node) => tracing::info!(node = %node.short(), "a node was put out"),
         Event::Online(_, name) => tracing::info!(peer = %name, "a member is connected"),
         Event::Offline(_, name) => tracing::info!(peer = %name, "a member is gone"),
+        Event::Twins(node, sentence) => tracing::warn!(node = %node.short(), "{sentence}"),
         Event::Refused(node, refusal) => {
             tracing::debug!(node = %node.short(), code = ?refusal.code, reason = refusal.reason, "refused");
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podmesh_planet::rules::SILENCE;
+use podmesh_planet::rules::{Event, SILENCE};
 use podmesh_proto::planet_api::{DirectoryRecord, NodeMessage, PlanetMessage, RefusalCode};
 
 use crate::story::{Node, Operator, Stage, Told};
@@ -296,4 +296,44 @@ fn members_hear_when_the_planets_clock_jumps_and_when_it_is_put_right() {
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].0.abs_diff(right.plus(heard).0) <= 2, "{told:?}");
     }
+}
+
+#[test]
+fn two_machines_with_one_identity_are_named_and_a_machine_that_starts_anew_is_not() {
+    let (_, mut stage, [a, _]) = two_members(13);
+    let speaks = |stage: &mut Stage, incarnation: u64, from: &str| {
+        stage.pass(Duration::from_secs(2));
+        stage.open_from(&a, from.parse().unwrap());
+        let mut hello = stage.hello(&a);
+        hello.incarnation = incarnation;
+        stage.say(&a, NodeMessage::Hello(hello));
+    };
+    let (home, away) = ("203.0.113.5:4500", "198.51.100.7:4500");
+    // Starts and moves, also with one connection beside the other, and one return from a snapshot.
+    for (incarnation, from) in [(2, home), (3, away), (3, home), (4, away), (3, home)] {
+        speaks(&mut stage, incarnation, from);
+        assert_eq!(stage.status().remarks, Vec::<String>::new());
+    }
+    let lines = |stage: &Stage| {
+        let twins = |event: &&Event| matches!(event, Event::Twins(..));
+        stage.happened.iter().filter(twins).count()
+    };
+    speaks(&mut stage, 4, away);
+    let remarks = stage.status().remarks;
+    assert_eq!(remarks.len(), 1, "{remarks:?}");
+    for word in ["identity of a", home, away, "MESH-IDENTITY-002"] {
+        assert!(remarks[0].contains(word), "{word}: {remarks:?}");
+    }
+    assert_eq!(lines(&stage), 1, "one line");
+    speaks(&mut stage, 3, home);
+    assert_eq!(lines(&stage), 1, "and no other while it goes on");
+    stage.pass(Duration::from_secs(600));
+    assert_eq!(stage.status().remarks, Vec::<String>::new(), "it is over");
+    for (incarnation, from) in [(5, away), (3, home)] {
+        speaks(&mut stage, incarnation, from);
+        assert_eq!(stage.status().remarks, Vec::<String>::new());
+    }
+    speaks(&mut stage, 5, away);
+    speaks(&mut stage, 3, home);
+    assert_eq!((stage.status().remarks.len(), lines(&stage)), (1, 2));
 }

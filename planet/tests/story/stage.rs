@@ -241,11 +241,14 @@ impl Stage {
     }
 
     fn open_for(&mut self, node: &Node) -> ConnectionId {
+        self.open_from(node, "203.0.113.5:4500".parse().unwrap())
+    }
+
+    pub(crate) fn open_from(&mut self, node: &Node, remote: SocketAddr) -> ConnectionId {
         self.next += 1;
         let connection = ConnectionId(self.next);
         self.connections.insert(node.id(), connection);
         self.inboxes.insert(connection, Vec::new());
-        let remote: SocketAddr = "203.0.113.5:4500".parse().unwrap();
         let exported = connection.0.to_le_bytes().to_vec();
         self.handle(Input::Connected {
             connection,

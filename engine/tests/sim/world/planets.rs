@@ -89,7 +89,8 @@ impl World {
                     planet.relaying.open(&grant, (node, home), now.moment);
                 }
                 Action::CloseRelay { session } => planet.relaying.close(session, now.moment),
-                Action::Answer { .. } | Action::Happened(_) => {}
+                Action::Happened(event) => self.watch.noted(&event),
+                Action::Answer { .. } => {}
             }
         }
         let planet = &mut self.planets[index];

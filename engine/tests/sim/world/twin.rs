@@ -100,6 +100,7 @@ impl World {
         let host = &mut self.nodes[spare];
         (host.id, host.thresholds) = (id, thresholds);
         self.watch.host(host.host, id);
+        self.watch.copied.insert(id);
         self.twin_before = self.twin_of.replace(node);
         self.start(spare);
     }
