@@ -98,6 +98,8 @@ pub enum Mutant {
     LifeNotPassedOn,
     /// A new life tries the former path again whenever the peer begins a handshake.
     GoesBackAgain,
+    /// A path whose other end the peer has left, by its own word, is asked until it is known to be dead.
+    WithdrawnStays,
 }
 
 #[cfg(feature = "virtual-time")]
@@ -127,7 +129,7 @@ mod switch {
     use super::Mutant;
 
     /// Every mutant.
-    pub const ALL: [Mutant; 45] = [
+    pub const ALL: [Mutant; 46] = [
         Mutant::NoHold,
         Mutant::NoEcho,
         Mutant::BreakBeforeMake,
@@ -173,6 +175,7 @@ mod switch {
         Mutant::HandshakeProvesNothing,
         Mutant::LifeNotPassedOn,
         Mutant::GoesBackAgain,
+        Mutant::WithdrawnStays,
     ];
 
     thread_local! {

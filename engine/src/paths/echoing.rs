@@ -166,6 +166,11 @@ impl Echoes {
         matches!(self.phase, Phase::Suspect { .. })
     }
 
+    /// Whether the last echo that was waited for got no answer.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.unanswered > 0
+    }
+
     /// Whether the path is proven and has served its probation.
     pub(super) fn is_trusted(&self, now: Moment) -> bool {
         self.phase == Phase::Steady

@@ -83,6 +83,8 @@ impl Local {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Remote {
     pub(super) candidates: Vec<(TrialKind, Gate, SocketAddr)>,
+    /// The peer's own addresses.
+    hosts: Vec<IpAddr>,
     /// Whether the record shows two ports of one socket at one address.
     pub(super) symmetric: bool,
 }
@@ -125,7 +127,18 @@ impl Remote {
         Self {
             symmetric: is_symmetric(record),
             candidates,
+            hosts,
         }
+    }
+
+    /// Whether this is one of the endpoints.
+    pub(super) fn names(&self, endpoint: &SocketAddr) -> bool {
+        self.candidates.iter().any(|(_, _, one)| one == endpoint)
+    }
+
+    /// Whether the peer has an address no more that it had `before`.
+    pub(super) fn has_moved(&self, before: &Self) -> bool {
+        before.hosts.iter().any(|host| !self.hosts.contains(host))
     }
 
     /// The endpoints that are pinged from the main socket without further ado.

@@ -24,28 +24,36 @@ impl Paths {
     pub(super) fn sort_record(&mut self, now: Now) {
         let Some(record) = &self.record else { return };
         let remote = Remote::new(record, &self.local);
-        let named =
-            |endpoint: &SocketAddr| remote.candidates.iter().any(|(_, _, one)| one == endpoint);
+        let before = self.remote.take().unwrap_or_default();
+        let moved = remote.has_moved(&before);
         let (active, good) = (self.active, &self.last_good);
         self.trials.retain(|path, trial| match path {
             PathId::Relay { .. } => true,
             PathId::Direct { endpoint, .. } => {
-                named(endpoint)
+                remote.names(endpoint)
                     || active == Some(*path)
                     || good.contains(path)
                     || trial.kind == TrialKind::PeerReflexive
                     || trial.echoes.is_proven()
             }
         });
+        let mut doubtful = false;
         for (path, trial) in &mut self.trials {
             let PathId::Direct { endpoint, .. } = path else {
                 continue;
             };
-            if let Some((kind, gate, _)) =
-                remote.candidates.iter().find(|(_, _, one)| one == endpoint)
-            {
+            let named = remote.candidates.iter().find(|(_, _, one)| one == endpoint);
+            if let Some((kind, gate, _)) = named {
                 (trial.kind, trial.gate) = (*kind, *gate);
             }
+            // Through a NAT the peer comes from another port then.
+            if moved || named.is_none() && before.names(endpoint) {
+                trial.withdrawn = true;
+                doubtful |= active == Some(*path) && trial.echoes.doubt(now.moment);
+            }
+        }
+        if doubtful {
+            self.alarm(now.moment);
         }
         let open: Vec<(TrialKind, SocketAddr)> = remote.open().collect();
         self.remote = Some(remote);

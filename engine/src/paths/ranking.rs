@@ -63,11 +63,12 @@ impl Paths {
         let Some(current) = active else {
             return self.replace_lost(now);
         };
-        if self
-            .trials
-            .get(&current)
-            .is_some_and(|trial| trial.echoes.is_suspect())
+        if let Some(trial) = self.trials.get(&current)
+            && trial.echoes.is_suspect()
         {
+            if trial.withdrawn && trial.echoes.is_unanswered() {
+                self.leave_withdrawn(current, now);
+            }
             return;
         }
         let Some((best, faster)) = self.best_trusted(now.moment) else {
@@ -77,6 +78,21 @@ impl Paths {
             self.select(Some(best), SwitchReason::Closer, now);
         } else if best != current && faster >= SAMPLES && self.tier(&best) == self.tier(&current) {
             self.select(Some(best), SwitchReason::Faster, now);
+        }
+    }
+
+    /// The peer isn't at the other end of the path in use any more, by its own word, and doesn't answer there: takes
+    /// another one that is as good, if there is one, before this one is known to be dead.
+    fn leave_withdrawn(&mut self, current: PathId, now: Now) {
+        let tier = self.tier(&current);
+        let others = self.trials.iter().filter(|(path, trial)| {
+            trial.echoes.is_proven() && !trial.echoes.is_suspect() && self.tier(path) <= tier
+        });
+        let best = others.min_by_key(|(path, trial)| self.rank(path, trial));
+        if let Some(best) = best.map(|(path, _)| *path)
+            && !mutation::is(Mutant::WithdrawnStays)
+        {
+            self.select(Some(best), SwitchReason::Withdrawn, now);
         }
     }
 

@@ -92,6 +92,7 @@ impl Paths {
         trial.again = None;
         trial.failures = 0;
         trial.worked = true;
+        trial.withdrawn = false;
         trial.pings.stop();
         if path.is_direct() {
             self.push(PathAction::Answered { path });

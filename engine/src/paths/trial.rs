@@ -92,6 +92,8 @@ pub(super) struct Trial {
     pub(super) worked: bool,
     /// Samples in a row in which it was clearly faster than the path in use.
     pub(super) faster: u8,
+    /// The peer has moved or taken this endpoint back, and no echo has come back over it since.
+    pub(super) withdrawn: bool,
 }
 
 impl Trial {
@@ -110,6 +112,7 @@ impl Trial {
             failures: 0,
             worked: false,
             faster: 0,
+            withdrawn: false,
         }
     }
 

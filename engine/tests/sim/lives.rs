@@ -13,6 +13,7 @@ use crate::asleep::falls_asleep;
 use crate::bounds::{ASIDE, most};
 use crate::faults::Fault;
 use crate::life::{Life, Report};
+use crate::moves::moves;
 use crate::reborn::{renews, tells_by_others, tells_by_probes};
 use crate::returns::{comes_back_often, start_at_once};
 use crate::twins::{copy_goes, left_behind};
@@ -95,13 +96,14 @@ const COPIED: [Mutant; 4] = [
 ];
 
 /// Rules whose breach shows where one thing comes to another that is rare in random lives.
-const DIRECTED: [(Mutant, fn(u64)); 6] = [
+const DIRECTED: [(Mutant, fn(u64)); 7] = [
     (Mutant::EchoesAreTraffic, falls_asleep),
     (Mutant::FormerLifeRemembered, renews),
     (Mutant::LifeUnnamed, tells_by_probes),
     (Mutant::HandshakeProvesNothing, comes_back_often),
     (Mutant::LifeNotPassedOn, tells_by_others),
     (Mutant::GoesBackAgain, start_at_once),
+    (Mutant::WithdrawnStays, moves),
 ];
 
 /// Rules of lives, disks, clocks and large meshes.

@@ -24,6 +24,7 @@ mod grid;
 mod lies;
 mod life;
 mod lives;
+mod moves;
 mod nat;
 mod net;
 mod nonces;
