@@ -18,6 +18,8 @@ use rustix::time::{
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::process;
+
 /// Rings once at the moment that it was set to last.
 #[derive(Debug)]
 pub struct Alarm {
@@ -45,20 +47,22 @@ impl Alarm {
     ///
     /// The kernel's answer.
     pub fn set(&mut self, since_boot: Duration) -> io::Result<()> {
-        // Zero would mean never.
-        let at = since_boot.max(Duration::from_nanos(1));
-        if self.set == Some(at) {
+        if self.set == Some(since_boot) {
             return Ok(());
         }
+        // By how long it is from now on: a process that was moved or restored has what it takes for the boot clock, and
+        // the kernel's timer another one. Zero would mean never.
+        let left = since_boot.saturating_sub(process::since_boot());
+        let left = left.max(Duration::from_nanos(1));
         let once = Itimerspec {
             it_interval: Timespec::default(),
             it_value: Timespec {
-                tv_sec: i64::try_from(at.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: at.subsec_nanos().into(),
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
             },
         };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once)?;
-        self.set = Some(at);
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        self.set = Some(since_boot);
         Ok(())
     }
 
