@@ -7,6 +7,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod identity;
+mod memory;
 pub mod problem;
 pub mod restore;
 pub mod rules;

@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::admin::{AdminSocket, Asked, Request, Response};
 use crate::config::{Config, Service};
 use crate::identity;
+use crate::memory;
 use crate::problem::Problem;
 use crate::rules::Planet;
 use crate::rules::books::Books;
@@ -66,6 +67,7 @@ pub async fn run(config: Config, service: &Service) -> Result<(), Problem> {
         .map_err(|error| Problem::listening(config.listen, &error))?;
     let address = server.local_addr().unwrap_or(config.listen);
     tracing::info!(planet = %key.planet_id(), %address, "the planet serves");
+    let small = tokio::spawn(memory::keep_small());
     let served = serve(
         server,
         key.planet_id(),
@@ -73,6 +75,7 @@ pub async fn run(config: Config, service: &Service) -> Result<(), Problem> {
     )
     .await;
     service.say("STOPPING=1");
+    small.abort();
     admin.abort();
     // The socket's file goes with the task.
     let _ = admin.await;

@@ -8,6 +8,9 @@
 
 mod story;
 
+#[path = "program/memory.rs"]
+mod memory;
+
 #[path = "program/restoring.rs"]
 mod restoring;
 
@@ -161,6 +164,17 @@ impl Place {
         assert!(Command::new("kill").arg(pid).status().unwrap().success());
         assert!(running.wait().unwrap().success());
         asked.elapsed()
+    }
+
+    /// Bytes of the program's own that are in the machine's memory; its code is not.
+    fn resident(&self) -> u64 {
+        let id = self.running.as_ref().unwrap().id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let number = line.unwrap().trim().trim_end_matches(" kB");
+        number.parse::<u64>().unwrap() * 1_024
     }
 
     fn records(&self) -> Vec<Record> {

@@ -20,7 +20,10 @@ const OURS: &[(&str, &[&str])] = &[
             "podmesh-service",
         ],
     ),
-    ("podmesh-planet", &["podmesh-proto", "podmesh-service"]),
+    (
+        "podmesh-planet",
+        &["podmesh-proto", "podmesh-kernel", "podmesh-service"],
+    ),
     ("podmesh-ctl", &["podmesh-proto"]),
     ("podmesh-cni-plugin", &["podmesh-proto", "podmesh-kernel"]),
     ("podmesh-tests", &["podmesh-proto"]),
