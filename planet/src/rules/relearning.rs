@@ -9,7 +9,7 @@ mod patience;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use podmesh_proto::certificate::{Member, Membership};
+use podmesh_proto::certificate::{Departure, Member, Membership};
 use podmesh_proto::id::NodeId;
 use podmesh_proto::planet_api::{PlanetMessage, Refusal, RefusalCode};
 use podmesh_proto::renewal::Standing;
@@ -351,8 +351,10 @@ impl Planet {
             .unverified()
             .map_err(|error| error.to_string())?;
         if let Some(departure) = self.books.departure(&member.node) {
-            let left = departure.unverified().map_err(|error| error.to_string())?;
-            if left.time >= receipt.time {
+            let left = Departure::verify(departure, self.books.network.id);
+            let (left, by) = left.map_err(|error| error.to_string())?;
+            // What a former identity said moves nobody who has another since, whichever is heard first.
+            if left.time >= receipt.time && by.starts_with(&member.identities) {
                 return Err(format!("node {} has left", member.name));
             }
         }

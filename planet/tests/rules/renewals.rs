@@ -429,6 +429,39 @@ fn a_planet_that_was_off_learns_from_a_member_what_another_is_by_now() {
     assert_eq!(known(&stage), Some(1));
 }
 
+/// The node told it that it left, its disk went back to before that, and another planet has receipted what it is now.
+#[test]
+fn a_planet_that_heard_a_former_identity_leave_takes_up_the_member_that_it_is_by_now() {
+    let (operator, mut stage, mut a, _) = scene(68);
+    let (backup, old) = (stage.backup(), a.clone());
+    let (moved, request) = step(&stage, &a, 41);
+    a = moved;
+    renew(&mut stage, &mut a, request).unwrap();
+    stage.restore(backup);
+    let mut former = old.clone();
+    stage.connect(&mut former);
+    let departure = old.departure(&operator.network, stage.now.unix);
+    stage.say(&former, NodeMessage::Leave(departure));
+    assert_eq!(member_in_books(&stage, &a), None);
+    stage.connect(&mut former);
+    assert!(former.welcome().is_none_or(|it| it.relay.is_none()));
+    assert_eq!(
+        member_in_books(&stage, &a),
+        None,
+        "by that identity it has left"
+    );
+    stage.connect(&mut a);
+    assert_eq!(member_in_books(&stage, &a).map(|it| it.renewal), Some(1));
+    assert!(a.welcome().is_some_and(|welcome| welcome.relay.is_some()));
+    // By the newest one it leaves for good.
+    let departure = a.departure(&operator.network, stage.now.unix);
+    stage.say(&a, NodeMessage::Leave(departure));
+    for mut node in [a.clone(), old] {
+        stage.connect(&mut node);
+        assert_eq!(member_in_books(&stage, &a), None);
+    }
+}
+
 fn member_in_books(stage: &Stage, node: &Node) -> Option<Member> {
     let books = stage.planet.books();
     books.member(&node.id(), stage.now.unix).cloned()
