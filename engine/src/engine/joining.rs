@@ -27,6 +27,10 @@ const AFTER_NONSENSE: Duration = Duration::from_secs(10);
 /// Between two tries to join when the planet doesn't say.
 pub(super) const JOIN_RETRY: Duration = Duration::from_secs(5);
 
+/// Seconds by which a planet's word may take a serial ahead of this node's clock: a machine without a battery begins
+/// in 1970.
+const MOST_BEHIND: u64 = 100 * 366 * 24 * 3_600;
+
 impl Engine {
     pub(super) fn begin_join(
         &mut self,
@@ -89,7 +93,7 @@ impl Engine {
         receipt: &Signed<AdmissionReceipt>,
         now: Now,
     ) {
-        let serial = self.claim_serial.saturating_add(1).max(now.unix.0);
+        let serial = self.next_serial(0, now);
         let Some(join) = &mut self.join else {
             return;
         };
@@ -111,6 +115,15 @@ impl Engine {
             }
             Err(error) => self.nonsense(planet, "an admission receipt", &error, now),
         }
+    }
+
+    /// The serial of this node's next claim, which has to be above those of all before it. A disk that has gone back has
+    /// forgotten the last ones, and so may the clock have: a planet's says when it is, too.
+    fn next_serial(&self, receipted: u64, now: Now) -> u64 {
+        let latest = now.unix.plus(MOST_BEHIND);
+        let told = self.planets.time(now).min(latest);
+        let spent = self.claim_serial.max(receipted);
+        spent.saturating_add(1).max(now.unix.0).max(told.0)
     }
 
     pub(super) fn claimed(&mut self, planet: PlanetId, receipt: &Signed<ClaimReceipt>, now: Now) {
@@ -269,11 +282,7 @@ impl Engine {
         if own.member.pod_cidrs == self.config.pod_cidrs {
             return;
         }
-        let serial = self
-            .claim_serial
-            .max(own.member.serial)
-            .saturating_add(1)
-            .max(now.unix.0);
+        let serial = self.next_serial(own.member.serial, now);
         let claim = Claim {
             network: self.members.as_ref().map_or_else(
                 || podmesh_proto::id::NetworkId([0; 16]),

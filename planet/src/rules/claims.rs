@@ -56,7 +56,11 @@ impl Court<'_> {
                 });
             }
             if claim.serial <= known.serial {
-                let reason = format!("serial {} is not above {}", claim.serial, known.serial);
+                let reason = format!(
+                    "this node has made claim {} before, and this one is {}: its disk or its clock has gone back; join \
+                     again when the clock is right",
+                    known.serial, claim.serial
+                );
                 return Err(refuse(RefusalCode::Invalid, reason));
             }
         }

@@ -152,3 +152,20 @@ fn a_join_that_is_answered_after_its_time_ends_as_an_ended_membership() {
     world.drain(0);
     assert_eq!(world.engines[0].status(now).state, NodeState::NotJoined);
 }
+
+/// What it had claimed before, its disk has forgotten: a planet takes no claim that isn't later.
+#[test]
+fn a_claim_is_dated_by_a_planet_where_the_clock_is_behind() {
+    for behind in [3 * 3_600, 40 * 365 * 86_400] {
+        let mut world = World::new(1);
+        world.clocks.insert(0, -behind);
+        let begun = world.now.unix;
+        world.join_all();
+        let own = world.engines[0]
+            .members
+            .as_ref()
+            .and_then(|members| members.own());
+        let serial = own.expect("a member").member.serial;
+        assert!(serial >= begun.0, "{serial} by a clock {behind} s behind");
+    }
+}
