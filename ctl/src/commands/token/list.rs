@@ -153,7 +153,7 @@ fn table(tokens: &[TokenRecord], spent: impl Fn(&TokenRecord) -> Spent, screen: 
         let spent = spent(token);
         let (word, tone) = match state(token, spent) {
             State::Open => ("open", Tone::Good),
-            State::NotExpired => ("not expired", Tone::Neutral),
+            State::NotExpired => ("uses unknown", Tone::Neutral),
             State::Spent => ("spent", Tone::Neutral),
             State::Expired => ("expired", Tone::Neutral),
             State::Revoked => ("revoked", Tone::Bad),
