@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that `make test` checks, in the order in which a failure is cheapest to find. Each part
-# prints what it is and how long it took; the first that fails ends the run with its exit code.
+# Everything that `make test` checks. Each part prints what it is and how long it took; the first that fails ends the
+# run with its exit code. `make check` has the lints alone, which come late here: beside what mostly waits.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
@@ -30,15 +30,16 @@ ended() {
 }
 trap ended EXIT
 
-# FILE NICE TITLE COMMAND...: a part beside those that follow, up to `joined`, which shows what it said (kept in FILE). One
-# at a time, in a process group of its own, so that all of it ends with this script.
+# FILE WHEN COMMAND...: what goes on beside the parts that follow, up to `joined`, which shows what it said (kept in
+# FILE); WHEN is `idle` for what gets the processors when nothing else wants them (sched(7), SCHED_IDLE), or `always`.
+# One at a time, in a process group of its own, so that all of it ends with this script.
 beside() {
   said=$1
-  local nice=$2
+  local when=$2
   shift 2
   : > "$said"
   set -m
-  { [ "$nice" = 0 ] || renice -n "$nice" "$BASHPID" > /dev/null; part "$@"; } > "$said" 2>&1 &
+  { set -e; [ "$when" = always ] || chrt --idle --pid 0 "$BASHPID"; "$@"; } > "$said" 2>&1 &
   background=$!
   set +m
 }
@@ -57,10 +58,6 @@ fuzz_compiles() { CUSTOM_LIBFUZZER_PATH=/nowhere "$CARGO" check -q --locked --ma
 
 part "format" "$CARGO" fmt --all --check
 part "the programs, optimised" "$CARGO" build --locked --release --bins
-part "lints" "$CARGO" clippy --locked --workspace --all-targets -- -D warnings
-part "lints of the simulator" "$CARGO" clippy --locked -p podmesh-engine --features virtual-time --all-targets -- -D warnings
-part "documentation" env RUSTDOCFLAGS="-D warnings" "$CARGO" doc -q --locked --workspace --no-deps
-part "fuzz targets" fuzz_compiles
 # What cargo would play, listed once: another choice of crates is another set of features, and most of all is built once
 # more for that.
 listed=target/tests.list
@@ -80,17 +77,25 @@ units() { play "$(grep -Ev '/(house|podmesh_lab|scenarios)-[0-9a-f]+$' "$listed"
 engine() { "$CARGO" test -q --locked --profile checked -p podmesh-engine --features virtual-time "$@"; }
 part "all tests but the engine's, built" tests_built
 # These mostly wait, so what is needed next is built beside them.
-beside target/units.out 0 "unit and integration tests" units
+beside target/units.out always part "unit and integration tests" units
 part "the engine's tests and the simulator, built" engine --no-run
 joined
 part "house rules" play "$(called house)" --quiet
 part "disks that fail" python3 tests/disk/run.py 12 7
-# The simulator only computes, in a time of its own; these scenarios mostly wait for something to be due, so both
-# are played at once, and who waits goes first. The other scenarios want the machine for themselves.
+# The simulator and the compiler only compute, the simulator in a time of its own; the scenarios mostly wait for something
+# to be due. So all are played at once, and who waits goes first. Some scenarios want the machine for themselves, as
+# far as others would wait, too.
+computed() {
+  part "engine and simulator" engine
+  part "lints" "$CARGO" clippy --locked --workspace --all-targets -- -D warnings
+  part "lints of the simulator" "$CARGO" clippy --locked -p podmesh-engine --features virtual-time --all-targets -- -D warnings
+  part "documentation" env RUSTDOCFLAGS="-D warnings" "$CARGO" doc -q --locked --workspace --no-deps
+  part "fuzz targets" fuzz_compiles
+}
 patient=(trust:: renewal:: ended:: revocation:: cold_boot:: planet_loss:: kube_proxy:: settings:: many_statements::)
-beside target/simulator.out 19 "engine and simulator" engine
+beside target/computed.out idle computed
 part "patient scenarios" play "$(called scenarios)" --test-threads=3 "${patient[@]}"
-joined
 part "lab and scenarios" play "$(called 'podmesh_lab|scenarios')" --test-threads=1 "${patient[@]/#/--skip=}"
+joined
 part "the story of the demo" target/release/lab demo
 echo "== all of it: ok in $((SECONDS - started)) s"
