@@ -22,16 +22,19 @@ pub struct MemoryUse {
 /// When the kernel doesn't tell.
 pub fn in_use() -> io::Result<MemoryUse> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let bytes = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        let number = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
-        number.checked_mul(1_024)
-    };
+    let bytes = |name| bytes_of(&status, name);
     let both = bytes("VmRSS:").zip(bytes("VmHWM:"));
     let (resident, peak) = both.ok_or(io::ErrorKind::InvalidData)?;
     // The kernel brings the peak up to date later.
     let peak = peak.max(resident);
     Ok(MemoryUse { resident, peak })
+}
+
+/// A number of `/proc/PID/status` (proc(5)).
+fn bytes_of(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let number = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
+    number.checked_mul(1_024)
 }
 
 /// Bytes from which on a piece of memory is one of the kernel's own.
@@ -49,6 +52,34 @@ pub fn keep_large_apart() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
     }
+}
+
+/// Bytes of the machine's memory that this program holds though there is nothing in them: the allocator keeps them for
+/// later. None where the kernel or the C library doesn't tell.
+#[must_use]
+pub fn freed() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let held = bytes_of(&status, "RssAnon:").unwrap_or_default();
+    held.saturating_sub(allocated().unwrap_or(held))
+}
+
+/// Bytes that the program has from the allocator, which counts no further than 4 GiB (`mallinfo(3)`; its
+/// successor came with glibc 2.33).
+fn allocated() -> Option<u64> {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: nobody's memory is touched; the allocator counts.
+        let counted = unsafe { libc::mallinfo() };
+        let pieces = [counted.uordblks, counted.hblkhd];
+        Some(
+            pieces
+                .map(|bytes| u64::from(bytes.cast_unsigned()))
+                .iter()
+                .sum(),
+        )
+    }
+    #[cfg(not(target_env = "gnu"))]
+    None
 }
 
 /// Has the allocator give back every whole page that it keeps for later (`malloc_trim(3)`): of what many small pieces
@@ -83,11 +114,17 @@ pub fn give_back(bytes: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
     use super::*;
+
+    /// Both count what the whole program holds.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     #[test]
     fn pages_that_are_given_back_are_held_no_more() {
         const SIZE: usize = 32 << 20;
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = vec![0x55_u8; SIZE].into_boxed_slice();
         let full = in_use().unwrap();
         give_back(&mut bytes);
@@ -99,6 +136,26 @@ mod tests {
         assert!(bytes[SIZE / 2..][..8_192].iter().all(|byte| *byte == 0));
         bytes.fill(0xaa);
         assert!(bytes.iter().all(|byte| *byte == 0xaa));
+    }
+
+    #[test]
+    fn what_many_small_pieces_needed_is_given_back() {
+        const PIECES: usize = 200_000;
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pieces: Vec<Box<[u8; 200]>> = (0..PIECES).map(|_| Box::new([1; 200])).collect();
+        let before = freed();
+        // One in a hundred stays, so that nothing lies free at the end.
+        let mut number = 0;
+        pieces.retain(|_| {
+            number += 1;
+            number % 100 == 0
+        });
+        let kept = freed().saturating_sub(before);
+        assert!(kept > 30 << 20, "{kept} bytes are kept");
+        give_back_freed();
+        let left = freed().saturating_sub(before);
+        assert!(left < kept / 2, "{left} of {kept} bytes are still kept");
+        assert!(pieces.iter().all(|piece| piece[199] == 1));
     }
 
     #[test]

@@ -6,40 +6,29 @@
 use std::time::Duration;
 
 use podmesh_kernel::memory;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 
-/// Between two looks.
+/// Between two looks, and after one that was worth it.
 const LOOK: Duration = Duration::from_secs(1);
-/// Looks between two times that memory is given back, at most: where there was nothing to give, they become more.
-const SELDOM: u32 = 64;
-/// Bytes that are worth a look sooner.
-const WORTH: u64 = 1 << 20;
+const SOON: Duration = Duration::from_millis(200);
+/// Bytes that are worth it.
+const WORTH: u64 = 2 << 20;
 
 /// Gives freed memory back, for as long as the task runs.
 pub(crate) async fn keep_small() {
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut kept, mut every, mut left) = (resident(), 1, 1);
+    // What can't be given back: pages that something is still in.
+    let mut stuck = 0;
+    let mut wait = LOOK;
     loop {
-        looks.tick().await;
-        let held = resident();
-        if held >= kept.saturating_add(WORTH) {
-            (every, left) = (1, 1);
+        sleep(wait).await;
+        let freed = memory::freed();
+        stuck = freed.min(stuck);
+        wait = LOOK;
+        if freed >= stuck + WORTH {
+            // It takes longer the more there is.
+            let _ = tokio::task::spawn_blocking(memory::give_back_freed).await;
+            stuck = memory::freed();
+            wait = SOON;
         }
-        left -= 1;
-        if left > 0 {
-            continue;
-        }
-        // It takes longer the more there is.
-        let _ = tokio::task::spawn_blocking(memory::give_back_freed).await;
-        kept = resident();
-        let gained = held.saturating_sub(kept) >= WORTH;
-        every = if gained { 1 } else { SELDOM.min(every * 2) };
-        left = every;
     }
-}
-
-/// Bytes in the machine's memory; none where the kernel doesn't tell.
-fn resident() -> u64 {
-    memory::in_use().map_or(0, |held| held.resident)
 }
